@@ -1,0 +1,228 @@
+"""What a task type is: one frozen record of functions (PROTOCOL section 5).
+
+Everything here is pure and imports no JAX: the market parses and prices, the orchestrator splits and audits,
+and only the worker's executor calls `execute`, which imports JAX inside.
+
+Which of a record's functions a caller needs:
+
+    market         parse, price, jobs
+    orchestrator   parse, split, layout, expected_digests (some units), recompute (all units), assemble
+    worker         layout, execute_all
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
+
+if TYPE_CHECKING:
+    from computemesh.trust.audit import Layout
+
+DIGEST_BYTES = 32
+MAX_PARAMS_BYTES = 4096
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """One job as a worker gets it and an auditor judges it.
+
+    `params` is the task type's own fixed layout, at most 4,096 bytes, never JSON. `needs` are indices of the
+    jobs whose results this one reads. `device_memory_bytes` is the peak the job asks of a device; 0 = little.
+    `binding` is `worker_seed(...)` of this assignment, 32 bytes; empty until a worker is chosen (`bind`).
+    """
+
+    task_id: bytes
+    index: int
+    params: bytes
+    needs: tuple[int, ...] = ()
+    device_memory_bytes: int = 0
+    binding: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a task costs at most: arithmetic operations, and base units (1 CPC = 10**6)."""
+
+    flops: int
+    upper_bound_units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an execution leaves: `count` digests of 32 bytes, in unit order, padding excluded.
+
+    `units(i)` gives unit i's canonical bytes for an opening; None where the task type is exact, because the
+    auditor then makes those bytes itself.
+    """
+
+    digests: bytes
+    units: Callable[[int], bytes] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """The task's answer, ready to be stored."""
+
+    media_type: str
+    data: bytes
+
+
+def _ignore(_fraction: float) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the executor lends an execution.
+
+    `device` is a jax.Device, None = JAX's default. `inputs` holds the results named in `JobSpec.needs`, by job
+    index. `progress` is told the done fraction, 0..1, of the call; an exception it raises ends the work early
+    (that is how a lost lease stops a long job).
+    """
+
+    device: Any = None
+    inputs: Mapping[int, bytes] = field(default_factory=dict)
+    progress: Callable[[float], None] = _ignore
+
+
+class Claim(NamedTuple):
+    """One challenged unit, as far as the task type must know it.
+
+    `unit` is empty for exact types. `previous_root` is the root of the segment before (32 bytes, already proven
+    to be in the same tree), None in the first segment. A `trust.audit.Opening` has the same three names.
+    """
+
+    index: int
+    unit: bytes = b""
+    previous_root: bytes | None = None
+
+
+class JobList(Sequence[JobSpec], Generic[P]):
+    """The jobs of a task, made when asked for: a million of them cost nothing until then."""
+
+    __slots__ = ("_make", "_params", "_range", "_task_id")
+
+    def __init__(
+        self, make: Callable[[P, bytes, range], list[JobSpec]], params: P, task_id: bytes, which: range
+    ) -> None:
+        self._make, self._params, self._task_id, self._range = make, params, task_id, which
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    @overload
+    def __getitem__(self, at: int) -> JobSpec: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[JobSpec]: ...
+    def __getitem__(self, at: int | slice) -> JobSpec | list[JobSpec]:
+        """One job, or a slice of them made together, which is the cheap way."""
+        if isinstance(at, slice):
+            return self._make(self._params, self._task_id, self._range[at])
+        index = self._range[at]
+        return self._make(self._params, self._task_id, range(index, index + 1))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload(Generic[P]):
+    """A task type. A module of this package that has one as `TASK` is registered by being there.
+
+    parse(payload)          Params from a Struct's values (numbers may come as floats). Raises
+                            `trust.errors.InvalidArgument` naming field, value and limit.
+    price(params)           `Estimate`; an upper bound.
+    jobs(params)            number of jobs, without making them.
+    make_jobs(params, task_id, range)  the jobs of an ascending range; `split` is the usual way to it.
+    layout(spec)            `trust.audit.Layout` of the job's units. Raises InvalidArgument on params that are
+                            not this type's layout: they come from the network.
+    execute(spec, context)  `Outcome`; imports JAX inside.
+    check(spec, index, unit, previous_root)  the digest unit `index` must have, recomputed alone in numpy; the
+                            auditor folds it up the path. Types that are not exact judge the opened bytes and
+                            return their digest, or None where they are wrong.
+    assemble(params, result_hashes)  the artifact, from the jobs' result hashes in job order.
+
+    Optional, where doing several at once is cheaper: `execute_batch(specs, context)`, `check_batch(spec,
+    claims)`, `recompute_batch(specs)` (every unit's digest of each job, no JAX; exact types).
+
+    `exact`: units are integers recomputable bit for bit, so an opening carries no unit bytes.
+    `sample_size`: k, the units challenged per job.
+    """
+
+    name: str
+    exact: bool
+    sample_size: int
+    parse: Callable[[Mapping[str, object]], P]
+    price: Callable[[P], Estimate]
+    jobs: Callable[[P], int]
+    make_jobs: Callable[[P, bytes, range], list[JobSpec]]
+    layout: Callable[[JobSpec], Layout]
+    execute: Callable[[JobSpec, Context], Outcome]
+    check: Callable[[JobSpec, int, bytes, bytes | None], bytes | None]
+    assemble: Callable[[P, Sequence[bytes]], Artifact]
+    agree: Callable[[bytes, bytes], bool] = bytes.__eq__
+    execute_batch: Callable[[Sequence[JobSpec], Context], list[Outcome]] | None = None
+    check_batch: Callable[[JobSpec, Sequence[Claim]], list[bytes | None]] | None = None
+    recompute_batch: Callable[[Sequence[JobSpec]], list[bytes]] | None = None
+
+    def split(self, params: P, task_id: bytes) -> JobList[P]:
+        """The task's jobs as a lazy sequence; slice it to get many at once."""
+        return JobList(self.make_jobs, params, task_id, range(self.jobs(params)))
+
+    def execute_all(self, specs: Sequence[JobSpec], context: Context) -> list[Outcome]:
+        """Run jobs that arrived together, in order, batched where the type can."""
+        if self.execute_batch is not None:
+            return self.execute_batch(specs, context)
+        return [self.execute(spec, context) for spec in specs]
+
+    def expected_digests(self, spec: JobSpec, claims: Sequence[Claim]) -> list[bytes | None]:
+        """The digest each challenged unit must have (None: its bytes are wrong), sharing work where it can."""
+        if self.check_batch is not None:
+            return self.check_batch(spec, claims)
+        return [self.check(spec, *claim) for claim in claims]
+
+    def recompute(self, specs: Sequence[JobSpec]) -> list[bytes]:
+        """Every unit digest of each job, as `Outcome.digests` must be, without JAX.
+
+        For exact types with no more units than `sample_size`: the auditor then needs no opening.
+        Raises TypeError where the type is not exact.
+        """
+        if not self.exact:
+            raise TypeError(f"{self.name} is not exact: its units cannot be recomputed bit for bit")
+        if self.recompute_batch is not None:
+            return self.recompute_batch(specs)
+        return [self._recompute(spec) for spec in specs]
+
+    def _recompute(self, spec: JobSpec) -> bytes:
+        from computemesh.trust.audit import JobTree, Layout
+
+        layout = self.layout(spec)
+        done, previous = b"", None
+        for segment in range(layout.segments):
+            first = segment * layout.units
+            claims = [Claim(first + i, b"", previous) for i in range(layout.units)]
+            digests = b"".join(d for d in self.expected_digests(spec, claims) if d is not None)
+            done += digests
+            if layout.segments > 1:
+                tree = JobTree(Layout(segment + 1, layout.units), done)
+                previous = tree.segment_root(segment)
+        return done
+
+
+def worker_seed(block_hash: bytes, worker_address: str) -> bytes:
+    """The binding of an assignment: SHA-256(latest block hash (32 bytes) || worker address (UTF-8)).
+
+    Bound to the worker, so that nobody can hand in another's answer; bound to a block, so that nobody can work
+    ahead. Raises ValueError where the hash is not 32 bytes.
+    """
+    if len(block_hash) != DIGEST_BYTES:
+        raise ValueError(f"a block hash has 32 bytes, not {len(block_hash)}")
+    return hashlib.sha256(block_hash + worker_address.encode()).digest()
+
+
+def bind(spec: JobSpec, binding: bytes) -> JobSpec:
+    """The job as assigned to one worker; `binding` is 32 bytes from `worker_seed`."""
+    if len(binding) != DIGEST_BYTES:
+        raise ValueError(f"a binding has 32 bytes, not {len(binding)}")
+    return replace(spec, binding=binding)
