@@ -1,0 +1,1 @@
+"""What every party must compute identically: digests, trees, statements and their verification. No I/O."""

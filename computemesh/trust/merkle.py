@@ -1,0 +1,230 @@
+"""RFC 9162 section 2.1 Merkle trees over SHA-256 (docs/PROTOCOL.md section 2).
+
+Everything here works on *leaf hashes* (32 bytes, `leaf_hash(data)`), so a tree never holds the data.
+
+A tree is kept as levels: level 0 are the leaf hashes, and a last node without a sibling moves up unchanged.
+Node `i` of level `l` is then the RFC's MTH over leaves `[i * 2^l, min((i + 1) * 2^l, n))`, which is every
+range the RFC's PATH and SUBPROOF ever name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+from computemesh.trust.errors import InvalidProof
+
+HASH_BYTES = 32
+EMPTY_ROOT = sha256(b"").digest()
+
+
+def leaf_hash(data: bytes) -> bytes:
+    """SHA-256(0x00 || data), 32 bytes."""
+    return sha256(b"\x00" + data).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """SHA-256(0x01 || left || right), 32 bytes."""
+    return sha256(b"\x01" + left + right).digest()
+
+
+def _next_level(level: Sequence[bytes]) -> list[bytes]:
+    pairs = iter(level)
+    nodes = [sha256(b"\x01" + left + right).digest() for left, right in zip(pairs, pairs, strict=False)]
+    if len(level) & 1:
+        nodes.append(level[-1])
+    return nodes
+
+
+def root(hashes: Sequence[bytes]) -> bytes:
+    """MTH of these leaf hashes (section 2.1.1); SHA-256 of nothing for no leaves."""
+    if not hashes:
+        return EMPTY_ROOT
+    level = hashes
+    while len(level) > 1:
+        level = _next_level(level)
+    return level[0]
+
+
+def inclusion_path(hashes: Sequence[bytes], index: int) -> list[bytes]:
+    """PATH(index, hashes) of section 2.1.3.1, from the leaf upwards. Raises IndexError outside the tree."""
+    return Tree(hashes).path(index)
+
+
+def consistency_path(hashes: Sequence[bytes], old: int) -> list[bytes]:
+    """PROOF(old, hashes) of section 2.1.4.1. Raises IndexError unless 0 <= old <= len(hashes)."""
+    return Tree(hashes).consistency_path(old)
+
+
+def root_from_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
+    """The root that `path` leads to from the leaf hash at `index` of a tree of `size` (section 2.1.3.2).
+
+    Raises InvalidProof where index, size, a hash's length or the path's length cannot be. The caller compares
+    the result with a root it trusts, or checks a signature over it.
+    """
+    if not 0 <= index < size:
+        raise InvalidProof(f"leaf {index} is not in a tree of {size}")
+    # Only 32-byte hashes keep the node hash injective: its two halves carry no lengths.
+    if len(leaf) != HASH_BYTES or any(len(node) != HASH_BYTES for node in path):
+        raise InvalidProof("a hash in the path does not have 32 bytes")
+    position, last, node = index, size - 1, leaf
+    for sibling in path:
+        if last == 0:
+            raise InvalidProof("the inclusion path is too long")
+        if position & 1 or position == last:
+            node = node_hash(sibling, node)
+            while not position & 1 and position:  # levels where this node had no sibling and moved up
+                position >>= 1
+                last >>= 1
+        else:
+            node = node_hash(node, sibling)
+        position >>= 1
+        last >>= 1
+    if last != 0:
+        raise InvalidProof("the inclusion path is too short")
+    return node
+
+
+def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], expected_root: bytes) -> bool:
+    """Whether the leaf hash stands at `index` of the tree of `size` with this root. Never raises."""
+    try:
+        return root_from_path(leaf, index, size, path) == expected_root
+    except InvalidProof:
+        return False
+
+
+def verify_consistency(
+    old: int, new: int, old_root: bytes, new_root: bytes, path: Sequence[bytes]
+) -> bool:
+    """Whether the tree of `old` leaves is a prefix of the tree of `new` leaves (section 2.1.4.2).
+
+    Every tree extends the empty one, and equal sizes need equal roots; both with an empty path. Never raises.
+    """
+    if not 0 <= old <= new or any(len(h) != HASH_BYTES for h in (old_root, new_root, *path)):
+        return False
+    if old == new:
+        return not path and old_root == new_root and (old > 0 or old_root == EMPTY_ROOT)
+    if old == 0:
+        return not path and old_root == EMPTY_ROOT
+    nodes = [old_root, *path] if old & (old - 1) == 0 else list(path)
+    if not path:
+        return False
+    first, last = old - 1, new - 1
+    while first & 1:
+        first >>= 1
+        last >>= 1
+    old_node = new_node = nodes[0]
+    for node in nodes[1:]:
+        if last == 0:
+            return False
+        if first & 1 or first == last:
+            old_node = node_hash(node, old_node)
+            new_node = node_hash(node, new_node)
+            while not first & 1 and first:
+                first >>= 1
+                last >>= 1
+        else:
+            new_node = node_hash(new_node, node)
+        first >>= 1
+        last >>= 1
+    return last == 0 and old_node == old_root and new_node == new_root
+
+
+class Tree:
+    """A complete tree in memory: O(n) to build, O(log n) for a root, node or path."""
+
+    __slots__ = ("levels", "size")
+
+    def __init__(self, hashes: Sequence[bytes]) -> None:
+        self.size = len(hashes)
+        self.levels: list[Sequence[bytes]] = [hashes]
+        while len(self.levels[-1]) > 1:
+            self.levels.append(_next_level(self.levels[-1]))
+
+    @property
+    def root(self) -> bytes:
+        """The root, 32 bytes."""
+        return self.levels[-1][0] if self.size else EMPTY_ROOT
+
+    def node(self, level: int, index: int) -> bytes:
+        """MTH over leaves `[index * 2^level, (index + 1) * 2^level)`, cut at the tree's end. Else IndexError."""
+        if level < 0 or index < 0:
+            raise IndexError("no such node")
+        return self.levels[level][index]
+
+    def path(self, index: int, level: int = 0) -> list[bytes]:
+        """The inclusion path of node `index` of `level`, upwards. Raises IndexError outside the tree.
+
+        Above level 0 it is the path in the tree whose leaves are that level's nodes.
+        """
+        if not 0 <= index < len(self.levels[level]):
+            raise IndexError(f"node {index} is not among the {len(self.levels[level])} of level {level}")
+        siblings = []
+        for nodes in self.levels[level:]:
+            sibling = index ^ 1
+            if sibling < len(nodes):
+                siblings.append(nodes[sibling])
+            index >>= 1
+        return siblings
+
+    def consistency_path(self, old: int) -> list[bytes]:
+        """PROOF(old, tree) of section 2.1.4.1; empty for 0 and for the whole tree."""
+        if not 0 <= old <= self.size:
+            raise IndexError(f"{old} leaves are not a prefix of {self.size}")
+        if old in (0, self.size):
+            return []
+        start, width, known, steps = 0, self.size, True, []
+        while old != width:
+            split = 1 << (width - 1).bit_length() - 1
+            if old <= split:
+                steps.append(self._range(start + split, width - split))
+                width = split
+            else:
+                steps.append(self._range(start, split))
+                start, old, width, known = start + split, old - split, width - split, False
+        if not known:
+            steps.append(self._range(start, width))
+        return steps[::-1]
+
+    def _range(self, start: int, width: int) -> bytes:
+        level = (width - 1).bit_length()
+        return self.levels[level][start >> level]
+
+
+class CompactRange:
+    """An append-only tree that keeps only the roots of its perfect subtrees: O(log n) memory.
+
+    `hashes` (largest subtree first) and `size` are its whole state and may be stored and given back.
+    """
+
+    __slots__ = ("_hashes", "size")
+
+    def __init__(self, size: int = 0, hashes: Sequence[bytes] = ()) -> None:
+        if size < 0 or len(hashes) != size.bit_count() or any(len(h) != HASH_BYTES for h in hashes):
+            raise InvalidProof(f"{len(hashes)} hashes are not the state of a tree of {size}")
+        self.size = size
+        self._hashes = list(hashes)
+
+    @property
+    def hashes(self) -> tuple[bytes, ...]:
+        """The roots of the perfect subtrees, largest first: one per set bit of `size`."""
+        return tuple(self._hashes)
+
+    def append(self, leaf: bytes) -> None:
+        """Append one leaf hash: O(1) amortised."""
+        node, size = leaf, self.size
+        while size & 1:
+            node = node_hash(self._hashes.pop(), node)
+            size >>= 1
+        self._hashes.append(node)
+        self.size += 1
+
+    @property
+    def root(self) -> bytes:
+        """The RFC 9162 root of all leaves appended so far."""
+        if not self._hashes:
+            return EMPTY_ROOT
+        node = self._hashes[-1]
+        for left in self._hashes[-2::-1]:
+            node = node_hash(left, node)
+        return node
