@@ -1,7 +1,8 @@
-"""Commit, challenge, open: which units are asked for, and what an opening proves (docs/PROTOCOL.md sections 5, 6).
+"""Commit, challenge, open: which units are asked for, and what an opening proves (docs/PROTOCOL.md sections
+5, 6).
 
-A job's result is `segments` segments of `units` units. The tree over the unit digests has the result hash as its
-root; with several segments each is padded to a power of two, so that a segment's root is an inner node.
+A job's result is `segments` segments of `units` units. The tree over the unit digests has the result hash as
+its root; with several segments each is padded to a power of two, so that a segment's root is an inner node.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def _stream(seed: bytes, leaf: bytes) -> Iterator[int]:
 def sample(seed: bytes, leaf: bytes, n: int, k: int) -> list[int]:
     """`k` distinct unit indices below `n`, uniform over the k-subsets: Floyd's algorithm (CACM 30:9, 1987).
 
-    `seed` is the auditor's 32 random bytes drawn after the commitment, `leaf` the commitment's 32-byte leaf hash.
-    The order is the order of drawing, and the worker answers in it. With `k >= n` it is 0..n-1; with `k <= 0`
-    nothing. Raises InvalidArgument on a seed or leaf of another length.
+    `seed` is the auditor's 32 random bytes drawn after the commitment, `leaf` the commitment's 32-byte leaf
+    hash. The order is the order of drawing, and the worker answers in it. With `k >= n` it is 0..n-1; with `k
+    <= 0` nothing. Raises InvalidArgument on a seed or leaf of another length.
     """
     if len(seed) != 32 or len(leaf) != 32:
         raise InvalidArgument("seed and leaf have 32 bytes each")
@@ -79,7 +80,8 @@ class Opening:
     """One challenged unit with the path from its leaf to the result hash.
 
     `unit` are the unit's canonical bytes (empty where the auditor recomputes them); `previous_root` and
-    `previous_path` lead from the previous segment's root to the result hash, and are empty in the first segment.
+    `previous_path` lead from the previous segment's root to the result hash, and are empty in the first
+    segment.
     """
 
     index: int
@@ -174,7 +176,9 @@ class JobTree:
     __slots__ = ("_tree", "layout")
 
     def __init__(self, layout: Layout, digests: bytes) -> None:
-        """`digests` are the `layout.count` 32-byte unit digests, concatenated in order. Else InvalidArgument."""
+        """`digests` are the `layout.count` 32-byte unit digests, concatenated in order. Else
+        InvalidArgument.
+        """
         if len(digests) != layout.count * DIGEST_BYTES:
             raise InvalidArgument(f"{len(digests)} bytes are not the digests of {layout.count} units")
         hashes = [
@@ -201,7 +205,9 @@ class JobTree:
         return self._tree.node(self._level, segment)
 
     def open(self, unit_index: int, unit: bytes = b"") -> Opening:
-        """The opening of one unit; `unit` are its bytes where the task type is not exact. Raises InvalidProof."""
+        """The opening of one unit; `unit` are its bytes where the task type is not exact. Raises
+        InvalidProof.
+        """
         layout = self.layout
         path = tuple(self._tree.path(layout.leaf_index(unit_index)))
         segment = layout.segment_of(unit_index)
@@ -214,8 +220,8 @@ class JobTree:
 def fold_opening(layout: Layout, opening: Opening, unit_digest: bytes) -> bytes:
     """The root that the opening's path leads to from the recomputed unit's 32-byte digest.
 
-    The caller compares it with the committed result hash. Raises InvalidProof where the index or a length cannot
-    be.
+    The caller compares it with the committed result hash. Raises InvalidProof where the index or a length
+    cannot be.
     """
     if len(unit_digest) != DIGEST_BYTES:
         raise InvalidProof(f"a unit digest has {DIGEST_BYTES} bytes, not {len(unit_digest)}")
@@ -224,7 +230,8 @@ def fold_opening(layout: Layout, opening: Opening, unit_digest: bytes) -> bytes:
 
 
 def verify_previous(layout: Layout, opening: Opening, result_hash: bytes) -> bytes | None:
-    """The previous segment's root, proved to lie under `result_hash`; None in the first segment, which has none.
+    """The previous segment's root, proved to lie under `result_hash`; None in the first segment, which has
+    none.
 
     Raises InvalidProof where the opening's previous path does not lead to `result_hash`, or where the first
     segment's opening carries one.

@@ -1,7 +1,7 @@
 """C2SP signed notes and tlog checkpoints (docs/PROTOCOL.md section 7).
 
-Formats: c2sp.org/signed-note and c2sp.org/tlog-checkpoint, the ones Go's golang.org/x/mod/sumdb/note and sigstore
-read. Ed25519 only (signature type 0x01).
+Formats: c2sp.org/signed-note and c2sp.org/tlog-checkpoint, the ones Go's golang.org/x/mod/sumdb/note and
+sigstore read. Ed25519 only (signature type 0x01).
 """
 
 from __future__ import annotations
@@ -145,7 +145,9 @@ def _check_text(text: str) -> None:
 
 
 def sign_note(text: str, signer: NoteSigner) -> str:
-    """The signed note: text, a blank line, one signature line. Raises InvalidProof on text no note may hold."""
+    """The signed note: text, a blank line, one signature line. Raises InvalidProof on text no note may
+    hold.
+    """
     _check_text(text)
     signature = base64.b64encode(signer.key_hash + signer.sign(text)).decode()
     return f"{text}\n{_DASH}{signer.name} {signature}\n"
@@ -154,8 +156,8 @@ def sign_note(text: str, signer: NoteSigner) -> str:
 def open_note(note: str, verifiers: Iterable[NoteVerifier]) -> str:
     """The text of a note that at least one of `verifiers` signed.
 
-    Signatures of unknown keys are skipped, as the specification asks; a known key's wrong signature refuses the
-    note. Raises InvalidProof.
+    Signatures of unknown keys are skipped, as the specification asks; a known key's wrong signature refuses
+    the note. Raises InvalidProof.
     """
     if len(note) > MAX_NOTE_BYTES:
         raise InvalidProof(f"note is longer than {MAX_NOTE_BYTES}")

@@ -1,8 +1,8 @@
 """The legacy view: ComputeChain's `compute_poc_root`, reproduced bit for bit for relaying to that L1.
 
 Never trust this root. It hashes leaves and nodes alike and duplicates the last node of an odd level, so
-different lists share a root (CVE-2012-2459: [a, b, c] and [a, b, c, c]), and its leaves are JSON, which has many
-encodings of one value. Everything this project believes goes through `merkle`.
+different lists share a root (CVE-2012-2459: [a, b, c] and [a, b, c, c]), and its leaves are JSON, which has
+many encodings of one value. Everything this project believes goes through `merkle`.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def _state(domain: str, chain: str) -> _Hash:
 def digest(domain: str, chain: str, body: bytes) -> bytes:
     """tagged("computemesh.v1/" || domain, SHA-256(chain) || body), 32 bytes.
 
-    `domain` names the kind of statement and `chain` the chain id, so that a signature is valid for nothing else
-    and nowhere else.
+    `domain` names the kind of statement and `chain` the chain id, so that a signature is valid for nothing
+    else and nowhere else.
     """
     state = _state(domain, chain).copy()
     state.update(body)
@@ -35,5 +35,7 @@ def sign(key: identity.PrivateKey, domain: str, chain: str, body: bytes) -> byte
 
 
 def verify(public_key: bytes, domain: str, chain: str, body: bytes, signature: bytes) -> bool:
-    """Whether `signature` is `public_key`'s over exactly this statement. Malformed keys and signatures: False."""
+    """Whether `signature` is `public_key`'s over exactly this statement. Malformed keys and signatures:
+    False.
+    """
     return identity.verify(public_key, digest(domain, chain, body), signature)

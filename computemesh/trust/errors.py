@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 class MeshError(Exception):
     """Any refusal by a computemesh service or check.
 
-    `reason` is a stable UPPER_SNAKE name (`ErrorInfo.reason`), `status` a gRPC status name, `violations` pairs of
-    (field path, description), `metadata` machine-readable details, `retry_after_ms` milliseconds after which
-    a retry makes sense, None where the error gives no such promise.
+    `reason` is a stable UPPER_SNAKE name (`ErrorInfo.reason`), `status` a gRPC status name, `violations`
+    pairs of (field path, description), `metadata` machine-readable details, `retry_after_ms` milliseconds
+    after which a retry makes sense, None where the error gives no such promise.
     """
 
     reason: str = "INTERNAL"

@@ -84,8 +84,8 @@ def _parse_key(public: bytes) -> Any:
 def verify(public: bytes, digest: bytes, signature: bytes) -> bool:
     """Whether `signature` (64 bytes) is `public`'s (33 bytes) over `digest` (32 bytes).
 
-    False for any malformed input, and for a high S: libsecp256k1 accepts the lower of the two valid S only, so
-    that a third party cannot turn one valid signature into another.
+    False for any malformed input, and for a high S: libsecp256k1 accepts the lower of the two valid S only,
+    so that a third party cannot turn one valid signature into another.
     """
     if len(public) != PUBLIC_KEY_BYTES or len(digest) != 32 or len(signature) != SIGNATURE_BYTES:
         return False

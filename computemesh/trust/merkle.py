@@ -93,9 +93,7 @@ def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], 
         return False
 
 
-def verify_consistency(
-    old: int, new: int, old_root: bytes, new_root: bytes, path: Sequence[bytes]
-) -> bool:
+def verify_consistency(old: int, new: int, old_root: bytes, new_root: bytes, path: Sequence[bytes]) -> bool:
     """Whether the tree of `old` leaves is a prefix of the tree of `new` leaves (section 2.1.4.2).
 
     Every tree extends the empty one, and equal sizes need equal roots; both with an empty path. Never raises.
@@ -147,7 +145,9 @@ class Tree:
         return self.levels[-1][0] if self.size else EMPTY_ROOT
 
     def node(self, level: int, index: int) -> bytes:
-        """MTH over leaves `[index * 2^level, (index + 1) * 2^level)`, cut at the tree's end. Else IndexError."""
+        """MTH over leaves `[index * 2^level, (index + 1) * 2^level)`, cut at the tree's end. Else
+        IndexError.
+        """
         if level < 0 or index < 0:
             raise IndexError("no such node")
         return self.levels[level][index]

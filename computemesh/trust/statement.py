@@ -80,7 +80,8 @@ _COMMITMENT_WIDTHS = {
     "task_id": 32, "job": 0, "task_epoch": 0, "attempt": 0, "worker_key": 33, "result_hash": 32, "nonce": 0,
 }  # fmt: skip
 _RESULT_WIDTHS = {
-    "task_id": 32, "job": 0, "worker_key": 33, "result_hash": 32, "proof_hash": 32, "nonce": 0, "authorisation": 32,
+    "task_id": 32, "job": 0, "worker_key": 33, "result_hash": 32, "proof_hash": 32, "nonce": 0,
+    "authorisation": 32,
 }  # fmt: skip
 _HEADER_WIDTHS = {
     "chain_hash": 32, "height": 0, "previous": 32, "time_ms": 0, "tx_root": 32, "compute_root": 32,
@@ -90,7 +91,9 @@ _HEADER_WIDTHS = {
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a customer buys; `reward_units` in base units, `deadline_ms` Unix milliseconds, `priority` 0..9."""
+    """What a customer buys; `reward_units` in base units, `deadline_ms` Unix milliseconds, `priority`
+    0..9.
+    """
 
     request_id: bytes
     customer_key: bytes
@@ -231,7 +234,9 @@ def chain_hash(chain: str) -> bytes:
 
 
 def leaves(batch: bytes, size: int, kind: str = "commitments") -> list[bytes]:
-    """The leaf hashes of a batch of `size`-byte statements. Raises InvalidProof on a ragged or mixed batch."""
+    """The leaf hashes of a batch of `size`-byte statements. Raises InvalidProof on a ragged or mixed
+    batch.
+    """
     count, rest = divmod(len(batch), size)
     if rest:
         raise _bad(kind, f"has {len(batch)} bytes, not a multiple of {size}")
@@ -241,7 +246,9 @@ def leaves(batch: bytes, size: int, kind: str = "commitments") -> list[bytes]:
 
 
 def iter_commitments(batch: bytes) -> Iterator[CommitmentRow]:
-    """The rows of a batch of packed commitments, lengths and versions checked. Raises InvalidProof at once."""
+    """The rows of a batch of packed commitments, lengths and versions checked. Raises InvalidProof at
+    once.
+    """
     count, rest = divmod(len(batch), COMMITMENT_SIZE)
     if rest:
         raise _bad("commitments", f"has {len(batch)} bytes, not a multiple of {COMMITMENT_SIZE}")
@@ -279,7 +286,9 @@ def authorisation(orchestrator_key: bytes, commitment_root: bytes, position: int
 
 def state_root(previous: bytes, touched_root: bytes) -> bytes:
     """The header's `state_root` after a block whose touched records, in key order, have this tree root."""
-    return tagged("computemesh.v1/state", _exact("previous", previous, 32) + _exact("touched_root", touched_root, 32))
+    return tagged(
+        "computemesh.v1/state", _exact("previous", previous, 32) + _exact("touched_root", touched_root, 32)
+    )
 
 
 def deposit_body(to: bytes, amount: int) -> bytes:
@@ -314,7 +323,11 @@ def token_body(key: bytes, expires_ms: int) -> bytes:
 
 def hello_body(greeting_nonce: bytes, greeter_key: bytes, own_key: bytes, capabilities: bytes) -> bytes:
     """Body of a stream's Hello (domain `hello`); `capabilities` are the bytes as sent."""
-    fixed = _exact("nonce", greeting_nonce, 32) + _exact("greeter_key", greeter_key, 33) + _exact("key", own_key, 33)
+    fixed = (
+        _exact("nonce", greeting_nonce, 32)
+        + _exact("greeter_key", greeter_key, 33)
+        + _exact("key", own_key, 33)
+    )
     return fixed + sha256(capabilities).digest()
 
 

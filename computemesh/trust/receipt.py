@@ -1,0 +1,290 @@
+"""A task's receipt, verified offline: everything a third party needs to believe a result.
+
+A receipt is JSON with bytes as lower-case hex. `verify` follows the evidence from the customer's signature
+down to the log's checkpoint and reports each step. What it needs besides the receipt is one thing: the log's
+verifier key, obtained elsewhere. Statements and digests are docs/PROTOCOL.md sections 1 to 4, the checkpoint
+section 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from computemesh.trust import envelope, identity, merkle, statement
+from computemesh.trust.checkpoint import Checkpoint, NoteVerifier, open_note
+from computemesh.trust.digest import payload_digest
+from computemesh.trust.errors import InvalidProof, MeshError
+
+
+@dataclass(frozen=True, slots=True)
+class SignedAssignment:
+    """One `assign` transaction: the 74 bytes, its 16-byte id and the market's signature."""
+
+    assignment: bytes
+    tx_id: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvidence:
+    """One settled job: its result, who signed it, and where it stands in the log.
+
+    `commitment_path` leads from the commitment to the root the worker signed, `settle_path` from the result
+    to the root the orchestrator signed, `compute_path` from the result at `leaf_index` to the header's
+    compute root, `header_path` from the header to the checkpoint's root.
+    """
+
+    result: bytes
+    commitment: bytes
+    commitment_position: int
+    commitment_count: int
+    commitment_path: tuple[bytes, ...]
+    worker_signature: bytes
+    orchestrator_key: bytes
+    settle_id: bytes
+    settle_count: int
+    settle_position: int
+    settle_path: tuple[bytes, ...]
+    settle_signature: bytes
+    header: bytes
+    leaf_index: int
+    compute_path: tuple[bytes, ...]
+    header_path: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A task and the evidence for each of its jobs.
+
+    `assignments` are the task's assignments in force, one unless it changed orchestrator; `vkey` is the log's
+    key as the issuer names it, which proves nothing unless the reader trusts it.
+    """
+
+    chain: str
+    vkey: str
+    challenge_type: str
+    payload: Mapping[str, Any]
+    order: bytes
+    customer_signature: bytes
+    assignments: tuple[SignedAssignment, ...]
+    jobs: tuple[JobEvidence, ...]
+    checkpoint: str
+
+    def to_json(self) -> str:
+        """The receipt as indented JSON."""
+        from computemesh.trust import receipt_json  # here: that module imports these classes
+
+        return receipt_json.dump(self)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Receipt:
+        """Read a receipt. Raises InvalidProof naming the field, whatever the input."""
+        from computemesh.trust import receipt_json
+
+        return receipt_json.load(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One step of a verification: its name, whether it held, and what was compared."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def accepted(checks: list[Check]) -> bool:
+    """Whether every step held, and there was one."""
+    return bool(checks) and all(check.ok for check in checks)
+
+
+def verify(receipt: Receipt, trusted_vkey: str | None = None) -> list[Check]:
+    """Check every step of a receipt; never raises on a receipt's content.
+
+    `trusted_vkey` is the log's verifier key as the reader knows it; without it the receipt's own is used,
+    which shows consistency but not who keeps the log, and the step `checkpoint` says so. A step whose input
+    is malformed fails. The receipt holds if `accepted(...)`.
+    """
+    return list(_steps(receipt, trusted_vkey))
+
+
+def _need(condition: bool, problem: str) -> None:
+    if not condition:
+        raise InvalidProof(problem)
+
+
+def _step(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, check())
+    except (MeshError, UnicodeEncodeError) as error:
+        return Check(name, False, str(error))
+
+
+def _steps(receipt: Receipt, trusted_vkey: str | None) -> Iterator[Check]:
+    # Every job leads to the one checkpoint: its signature is checked once, unless it fails.
+    point = cache(lambda: _checkpoint(receipt, trusted_vkey))
+    yield _step("order", lambda: _check_order(receipt))
+    yield _step("payload", lambda: _check_payload(receipt))
+    yield _step("assignments", lambda: _check_assignments(receipt))
+    yield _step("jobs", lambda: _check_jobs(receipt))
+    for position, job in enumerate(receipt.jobs):
+        yield from _job_steps(receipt, job, f"jobs[{position}]", point)
+    yield _step("checkpoint", lambda: _check_checkpoint(point(), trusted_vkey))
+
+
+def _job_steps(
+    receipt: Receipt, job: JobEvidence, name: str, point: Callable[[], Checkpoint]
+) -> Iterator[Check]:
+    yield _step(f"{name}.commitment", lambda: _check_commitment(receipt, job))
+    yield _step(f"{name}.worker_signature", lambda: _check_worker(receipt, job))
+    yield _step(f"{name}.authorisation", lambda: _check_authorisation(job))
+    yield _step(f"{name}.orchestrator", lambda: _check_orchestrator(receipt, job))
+    yield _step(f"{name}.settlement", lambda: _check_settlement(receipt, job))
+    yield _step(f"{name}.block", lambda: _check_block(receipt, job))
+    yield _step(f"{name}.log", lambda: _check_log(job, point()))
+
+
+def _task_id(receipt: Receipt) -> bytes:
+    return envelope.digest("order", receipt.chain, receipt.order)
+
+
+def _check_order(receipt: Receipt) -> str:
+    order = statement.Order.unpack(receipt.order)
+    task = _task_id(receipt)
+    _need(
+        identity.verify(order.customer_key, task, receipt.customer_signature),
+        "the customer's signature is not over this order on this chain",
+    )
+    return f"task {task.hex()} ordered by {identity.address_of(order.customer_key)}"
+
+
+def _check_payload(receipt: Receipt) -> str:
+    order = statement.Order.unpack(receipt.order)
+    kind = statement.challenge_type_hash(receipt.challenge_type)
+    _need(
+        kind == order.challenge_type_hash, f"the order is not for a task of type {receipt.challenge_type!r}"
+    )
+    digest = payload_digest(receipt.payload)
+    _need(digest == order.payload_digest, "the payload is not the one that was ordered")
+    return f"{receipt.challenge_type} with payload {digest.hex()}"
+
+
+def _assignments(receipt: Receipt) -> list[statement.Assignment]:
+    """The assignments by ascending epoch, their signatures unchecked."""
+    unpacked = [statement.Assignment.unpack(signed.assignment) for signed in receipt.assignments]
+    return sorted(unpacked, key=lambda assignment: assignment.epoch)
+
+
+def _check_assignments(receipt: Receipt) -> str:
+    order, task = statement.Order.unpack(receipt.order), _task_id(receipt)
+    for position, signed in enumerate(receipt.assignments):
+        statement.Assignment.unpack(signed.assignment)
+        digest = statement.transaction_digest("assign", receipt.chain, signed.tx_id, signed.assignment)
+        _need(
+            identity.verify(order.market_key, digest, signed.signature),
+            f"assignments[{position}] is not signed by the order's market key",
+        )
+    ordered = _assignments(receipt)
+    _need(bool(ordered), "there is no assignment")
+    _need(all(one.task_id == task for one in ordered), "an assignment is for another task")
+    _need(len({one.jobs for one in ordered}) == 1, "the assignments divide the task differently")
+    _need(len({one.epoch for one in ordered}) == len(ordered), "two assignments share an epoch")
+    return f"{ordered[-1].jobs} jobs, {len(ordered)} assignments signed by the market"
+
+
+def _check_jobs(receipt: Receipt) -> str:
+    ordered = _assignments(receipt)
+    _need(bool(ordered), "there is no assignment")
+    expected, task = ordered[-1].jobs, _task_id(receipt)
+    results = [statement.Result.unpack(job.result) for job in receipt.jobs]
+    _need(len(results) == expected, f"{len(results)} of {expected} jobs are present")
+    _need(all(result.task_id == task for result in results), "a result is of another task")
+    _need({result.job for result in results} == set(range(expected)), "a job is present twice")
+    return f"all {expected} jobs are present, each once: the task is complete"
+
+
+def _commitment_root(job: JobEvidence) -> bytes:
+    leaf = merkle.leaf_hash(job.commitment)
+    return merkle.root_from_path(leaf, job.commitment_position, job.commitment_count, job.commitment_path)
+
+
+def _check_commitment(receipt: Receipt, job: JobEvidence) -> str:
+    commitment = statement.Commitment.unpack(job.commitment)
+    result = statement.Result.unpack(job.result)
+    for field in ("task_id", "job", "worker_key", "result_hash", "nonce"):
+        same = getattr(commitment, field) == getattr(result, field)
+        _need(same, f"the commitment's {field} is not the result's")
+    _need(commitment.task_id == _task_id(receipt), "the commitment is for another task")
+    return f"job {result.job} has result {result.result_hash.hex()}"
+
+
+def _check_worker(receipt: Receipt, job: JobEvidence) -> str:
+    worker = statement.Commitment.unpack(job.commitment).worker_key
+    signed = statement.verify_commitments(
+        worker, receipt.chain, job.commitment_count, _commitment_root(job), job.worker_signature
+    )
+    _need(signed, "the worker's signature is not over the batch with this commitment")
+    return f"signed by worker {identity.address_of(worker)} in a batch of {job.commitment_count}"
+
+
+def _check_authorisation(job: JobEvidence) -> str:
+    expected = statement.authorisation(job.orchestrator_key, _commitment_root(job), job.commitment_position)
+    stated = statement.Result.unpack(job.result).authorisation
+    _need(stated == expected, "the result is not bound to this commitment and orchestrator")
+    return f"the result is bound to commitment {job.commitment_position} of the batch"
+
+
+def _check_orchestrator(receipt: Receipt, job: JobEvidence) -> str:
+    epoch = statement.Commitment.unpack(job.commitment).task_epoch
+    current = [one for one in _assignments(receipt) if one.epoch <= epoch]
+    _need(bool(current), f"no assignment was in force in epoch {epoch}")
+    _need(
+        current[-1].orchestrator_key == job.orchestrator_key,
+        f"the orchestrator was not the one assigned in epoch {epoch}",
+    )
+    return f"orchestrator {identity.address_of(job.orchestrator_key)} was assigned in epoch {epoch}"
+
+
+def _check_settlement(receipt: Receipt, job: JobEvidence) -> str:
+    leaf = merkle.leaf_hash(job.result)
+    root = merkle.root_from_path(leaf, job.settle_position, job.settle_count, job.settle_path)
+    body = statement.settle_body(job.settle_count, root)
+    digest = statement.transaction_digest("settle", receipt.chain, job.settle_id, body)
+    _need(
+        identity.verify(job.orchestrator_key, digest, job.settle_signature),
+        "the orchestrator's signature is not over the settlement with this result",
+    )
+    return f"settled in {job.settle_id.hex()} with {job.settle_count} results"
+
+
+def _check_block(receipt: Receipt, job: JobEvidence) -> str:
+    header = statement.Header.unpack(job.header)
+    _need(header.chain_hash == statement.chain_hash(receipt.chain), "the block is of another chain")
+    leaf = merkle.leaf_hash(job.result)
+    root = merkle.root_from_path(leaf, job.leaf_index, header.result_count, job.compute_path)
+    _need(root == header.compute_root, "the result is not under the block's compute root")
+    return f"result {job.leaf_index} of {header.result_count} in block {header.height}"
+
+
+def _checkpoint(receipt: Receipt, trusted_vkey: str | None) -> Checkpoint:
+    verifier = NoteVerifier(receipt.vkey if trusted_vkey is None else trusted_vkey)
+    point = Checkpoint.parse(open_note(receipt.checkpoint, [verifier]))
+    origin = f"{receipt.chain}/blocks"
+    _need(point.origin == origin, f"the checkpoint is of {point.origin!r}, not of {origin!r}")
+    return point
+
+
+def _check_log(job: JobEvidence, point: Checkpoint) -> str:
+    header = statement.Header.unpack(job.header)
+    root = merkle.root_from_path(merkle.leaf_hash(job.header), header.height, point.size, job.header_path)
+    _need(root == point.root, "the block is not in the checkpoint's tree")
+    return f"block {header.height} is one of the log's {point.size}"
+
+
+def _check_checkpoint(point: Checkpoint, trusted_vkey: str | None) -> str:
+    own = "the receipt's own key: consistent, but not known to be the log's"
+    whose = own if trusted_vkey is None else "the trusted key"
+    return f"{point.origin} at {point.size} blocks, signed by {whose}"

@@ -1,0 +1,153 @@
+"""The JSON form of a receipt: strict, so that two readers of one file see the same receipt.
+
+Unknown fields, repeated keys, upper-case hex and non-finite numbers are refused: none of them is covered by
+a signature, so a reader could be shown something the evidence does not say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeGuard
+
+from computemesh.trust.errors import InvalidProof
+from computemesh.trust.receipt import JobEvidence, Receipt, SignedAssignment
+from computemesh.trust.statement import ASSIGNMENT_SIZE, COMMITMENT_SIZE, HEADER_SIZE, ORDER_SIZE, RESULT_SIZE
+
+FORMAT = "computemesh.receipt.v1"
+MAX_BYTES = 64 * 2**20
+MAX_PATH = 64
+
+_SIZES = {
+    "order": ORDER_SIZE, "customer_signature": 64,
+    "assignment": ASSIGNMENT_SIZE, "tx_id": 16, "signature": 64,
+    "result": RESULT_SIZE, "commitment": COMMITMENT_SIZE, "worker_signature": 64, "orchestrator_key": 33,
+    "settle_id": 16, "settle_signature": 64, "header": HEADER_SIZE,
+}  # fmt: skip
+
+
+def dump(receipt: Receipt) -> str:
+    """The receipt as indented JSON."""
+    return (
+        json.dumps({"format": FORMAT, **_plain(receipt)}, indent=2, ensure_ascii=False, allow_nan=False)
+        + "\n"
+    )
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    return {field.name: _plain_value(getattr(record, field.name)) for field in fields(record)}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, tuple):
+        return [_plain_value(item) for item in value]
+    if isinstance(value, SignedAssignment | JobEvidence):
+        return _plain(value)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def load(text: str | bytes) -> Receipt:
+    """Read a receipt. Raises InvalidProof naming the field, whatever the input."""
+    if len(text) > MAX_BYTES:
+        raise _bad("receipt", f"is longer than {MAX_BYTES} bytes")
+    try:
+        raw = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise _bad("receipt", f"is not JSON: {error}") from None
+    document = _object(raw, "receipt", {"format", *(field.name for field in fields(Receipt))})
+    if document["format"] != FORMAT:
+        raise _bad("format", f"is not {FORMAT}")
+    if not isinstance(document["payload"], dict):
+        raise _bad("payload", "is not an object")
+    return Receipt(
+        chain=_text(document, "chain"),
+        vkey=_text(document, "vkey"),
+        challenge_type=_text(document, "challenge_type"),
+        payload=document["payload"],
+        order=_bytes(document["order"], "order", ORDER_SIZE),
+        customer_signature=_bytes(document["customer_signature"], "customer_signature", 64),
+        assignments=tuple(
+            SignedAssignment(**_record(item, f"assignments[{at}]", SignedAssignment))
+            for at, item in enumerate(_list(document["assignments"], "assignments"))
+        ),
+        jobs=tuple(
+            JobEvidence(**_record(item, f"jobs[{at}]", JobEvidence))
+            for at, item in enumerate(_list(document["jobs"], "jobs"))
+        ),
+        checkpoint=_text(document, "checkpoint"),
+    )
+
+
+def _bad(path: str, problem: str) -> InvalidProof:
+    return InvalidProof(f"{path} {problem}", violations=[(path, problem)])
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("an object repeats a key")
+    return document
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+def _object(value: Any, path: str, names: set[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _bad(path, "is not an object")
+    for name in sorted(names - value.keys()):
+        raise _bad(f"{path}.{name}", "is missing")
+    for name in sorted(value.keys() - names):
+        raise _bad(f"{path}.{name[:40]}", "is not a field of a receipt")
+    return value
+
+
+def _record(value: Any, path: str, kind: type[SignedAssignment | JobEvidence]) -> dict[str, Any]:
+    names = {field.name: field.type for field in fields(kind)}
+    document = _object(value, path, set(names))
+    out: dict[str, Any] = {}
+    for name, annotation in names.items():
+        item, where = document[name], f"{path}.{name}"
+        if annotation == "bytes":
+            out[name] = _bytes(item, where, _SIZES[name])
+        elif annotation == "int":
+            out[name] = _count(item, where)
+        else:
+            hashes = _list(item, where)
+            if len(hashes) > MAX_PATH:
+                raise _bad(where, f"has more than {MAX_PATH} hashes")
+            out[name] = tuple(_bytes(one, f"{where}[{at}]", 32) for at, one in enumerate(hashes))
+    return out
+
+
+def _list(value: Any, path: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _bad(path, "is not a list")
+    return value
+
+
+def _text(document: Mapping[str, Any], name: str) -> str:
+    value = document[name]
+    if not isinstance(value, str):
+        raise _bad(name, "is not text")
+    return value
+
+
+def _count(value: Any, path: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+        raise _bad(path, "is not an integer 0..2^32-1")
+    return value
+
+
+def _lower_hex(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and all(c in "0123456789abcdef" for c in value)
+
+
+def _bytes(value: Any, path: str, size: int) -> bytes:
+    if not _lower_hex(value) or len(value) != 2 * size:
+        raise _bad(path, f"is not {size} bytes of lower-case hex")
+    return bytes.fromhex(value)
