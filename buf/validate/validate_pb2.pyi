@@ -6,256 +6,222 @@ bufbuild/protovalidate, so every protovalidate library reads the rules; whoever 
 upstream file may put it in this one's place.
 """
 
-from google.protobuf import descriptor as _descriptor
-from google.protobuf import descriptor_pb2 as _descriptor_pb2
-from google.protobuf import message as _message
-from google.protobuf.internal import extension_dict as _extension_dict
-import builtins as _builtins
-import sys
-import typing as _typing
+import builtins
+import google.protobuf.descriptor
+import google.protobuf.descriptor_pb2
+import google.protobuf.internal.extension_dict
+import google.protobuf.message
+import typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
-else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
-DESCRIPTOR: _descriptor.FileDescriptor
+@typing.final
+class FieldRules(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-@_typing.final
-class FieldRules(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REQUIRED_FIELD_NUMBER: _builtins.int
-    UINT32_FIELD_NUMBER: _builtins.int
-    UINT64_FIELD_NUMBER: _builtins.int
-    INT32_FIELD_NUMBER: _builtins.int
-    INT64_FIELD_NUMBER: _builtins.int
-    STRING_FIELD_NUMBER: _builtins.int
-    BYTES_FIELD_NUMBER: _builtins.int
-    ENUM_FIELD_NUMBER: _builtins.int
-    REPEATED_FIELD_NUMBER: _builtins.int
-    required: _builtins.bool
-    @_builtins.property
-    def uint32(self) -> Global___UInt32Rules: ...
-    @_builtins.property
-    def uint64(self) -> Global___UInt64Rules: ...
-    @_builtins.property
-    def int32(self) -> Global___Int32Rules: ...
-    @_builtins.property
-    def int64(self) -> Global___Int64Rules: ...
-    @_builtins.property
-    def string(self) -> Global___StringRules: ...
-    @_builtins.property
-    def bytes(self) -> Global___BytesRules: ...
-    @_builtins.property
-    def enum(self) -> Global___EnumRules: ...
-    @_builtins.property
-    def repeated(self) -> Global___RepeatedRules: ...
+    REQUIRED_FIELD_NUMBER: builtins.int
+    UINT32_FIELD_NUMBER: builtins.int
+    UINT64_FIELD_NUMBER: builtins.int
+    INT32_FIELD_NUMBER: builtins.int
+    INT64_FIELD_NUMBER: builtins.int
+    STRING_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    ENUM_FIELD_NUMBER: builtins.int
+    REPEATED_FIELD_NUMBER: builtins.int
+    required: builtins.bool
+    @property
+    def uint32(self) -> global___UInt32Rules: ...
+    @property
+    def uint64(self) -> global___UInt64Rules: ...
+    @property
+    def int32(self) -> global___Int32Rules: ...
+    @property
+    def int64(self) -> global___Int64Rules: ...
+    @property
+    def string(self) -> global___StringRules: ...
+    @property
+    def bytes(self) -> global___BytesRules: ...
+    @property
+    def enum(self) -> global___EnumRules: ...
+    @property
+    def repeated(self) -> global___RepeatedRules: ...
     def __init__(
         self,
         *,
-        required: _builtins.bool | None = ...,
-        uint32: Global___UInt32Rules | None = ...,
-        uint64: Global___UInt64Rules | None = ...,
-        int32: Global___Int32Rules | None = ...,
-        int64: Global___Int64Rules | None = ...,
-        string: Global___StringRules | None = ...,
-        bytes: Global___BytesRules | None = ...,
-        enum: Global___EnumRules | None = ...,
-        repeated: Global___RepeatedRules | None = ...,
+        required: builtins.bool | None = ...,
+        uint32: global___UInt32Rules | None = ...,
+        uint64: global___UInt64Rules | None = ...,
+        int32: global___Int32Rules | None = ...,
+        int64: global___Int64Rules | None = ...,
+        string: global___StringRules | None = ...,
+        bytes: global___BytesRules | None = ...,
+        enum: global___EnumRules | None = ...,
+        repeated: global___RepeatedRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "enum", b"enum", "int32", b"int32", "int64", b"int64", "repeated", b"repeated", "required", b"required", "string", b"string", "type", b"type", "uint32", b"uint32", "uint64", b"uint64"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "enum", b"enum", "int32", b"int32", "int64", b"int64", "repeated", b"repeated", "required", b"required", "string", b"string", "type", b"type", "uint32", b"uint32", "uint64", b"uint64"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_type: _TypeAlias = _typing.Literal["uint32", "uint64", "int32", "int64", "string", "bytes", "enum", "repeated"]  # noqa: Y015
-    _WhichOneofArgType_type: _TypeAlias = _typing.Literal["type", b"type"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_type) -> _WhichOneofReturnType_type | None: ...
+    def HasField(self, field_name: typing.Literal["bytes", b"bytes", "enum", b"enum", "int32", b"int32", "int64", b"int64", "repeated", b"repeated", "required", b"required", "string", b"string", "type", b"type", "uint32", b"uint32", "uint64", b"uint64"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "enum", b"enum", "int32", b"int32", "int64", b"int64", "repeated", b"repeated", "required", b"required", "string", b"string", "type", b"type", "uint32", b"uint32", "uint64", b"uint64"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["type", b"type"]) -> typing.Literal["uint32", "uint64", "int32", "int64", "string", "bytes", "enum", "repeated"] | None: ...
 
-Global___FieldRules: _TypeAlias = FieldRules  # noqa: Y015
+global___FieldRules = FieldRules
 
-@_typing.final
-class Int32Rules(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Int32Rules(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    LTE_FIELD_NUMBER: _builtins.int
-    GTE_FIELD_NUMBER: _builtins.int
-    lte: _builtins.int
-    gte: _builtins.int
+    LTE_FIELD_NUMBER: builtins.int
+    GTE_FIELD_NUMBER: builtins.int
+    lte: builtins.int
+    gte: builtins.int
     def __init__(
         self,
         *,
-        lte: _builtins.int | None = ...,
-        gte: _builtins.int | None = ...,
+        lte: builtins.int | None = ...,
+        gte: builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gte", b"gte", "lte", b"lte"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gte", b"gte", "lte", b"lte"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["gte", b"gte", "lte", b"lte"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["gte", b"gte", "lte", b"lte"]) -> None: ...
 
-Global___Int32Rules: _TypeAlias = Int32Rules  # noqa: Y015
+global___Int32Rules = Int32Rules
 
-@_typing.final
-class Int64Rules(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Int64Rules(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    LTE_FIELD_NUMBER: _builtins.int
-    GTE_FIELD_NUMBER: _builtins.int
-    lte: _builtins.int
-    gte: _builtins.int
+    LTE_FIELD_NUMBER: builtins.int
+    GTE_FIELD_NUMBER: builtins.int
+    lte: builtins.int
+    gte: builtins.int
     def __init__(
         self,
         *,
-        lte: _builtins.int | None = ...,
-        gte: _builtins.int | None = ...,
+        lte: builtins.int | None = ...,
+        gte: builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gte", b"gte", "lte", b"lte"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gte", b"gte", "lte", b"lte"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["gte", b"gte", "lte", b"lte"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["gte", b"gte", "lte", b"lte"]) -> None: ...
 
-Global___Int64Rules: _TypeAlias = Int64Rules  # noqa: Y015
+global___Int64Rules = Int64Rules
 
-@_typing.final
-class UInt32Rules(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class UInt32Rules(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    LTE_FIELD_NUMBER: _builtins.int
-    GTE_FIELD_NUMBER: _builtins.int
-    lte: _builtins.int
-    gte: _builtins.int
+    LTE_FIELD_NUMBER: builtins.int
+    GTE_FIELD_NUMBER: builtins.int
+    lte: builtins.int
+    gte: builtins.int
     def __init__(
         self,
         *,
-        lte: _builtins.int | None = ...,
-        gte: _builtins.int | None = ...,
+        lte: builtins.int | None = ...,
+        gte: builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gte", b"gte", "lte", b"lte"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gte", b"gte", "lte", b"lte"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["gte", b"gte", "lte", b"lte"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["gte", b"gte", "lte", b"lte"]) -> None: ...
 
-Global___UInt32Rules: _TypeAlias = UInt32Rules  # noqa: Y015
+global___UInt32Rules = UInt32Rules
 
-@_typing.final
-class UInt64Rules(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class UInt64Rules(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    LTE_FIELD_NUMBER: _builtins.int
-    GTE_FIELD_NUMBER: _builtins.int
-    lte: _builtins.int
-    gte: _builtins.int
+    LTE_FIELD_NUMBER: builtins.int
+    GTE_FIELD_NUMBER: builtins.int
+    lte: builtins.int
+    gte: builtins.int
     def __init__(
         self,
         *,
-        lte: _builtins.int | None = ...,
-        gte: _builtins.int | None = ...,
+        lte: builtins.int | None = ...,
+        gte: builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gte", b"gte", "lte", b"lte"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gte", b"gte", "lte", b"lte"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["gte", b"gte", "lte", b"lte"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["gte", b"gte", "lte", b"lte"]) -> None: ...
 
-Global___UInt64Rules: _TypeAlias = UInt64Rules  # noqa: Y015
+global___UInt64Rules = UInt64Rules
 
-@_typing.final
-class StringRules(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class StringRules(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    MIN_LEN_FIELD_NUMBER: _builtins.int
-    MAX_LEN_FIELD_NUMBER: _builtins.int
-    PATTERN_FIELD_NUMBER: _builtins.int
-    min_len: _builtins.int
-    max_len: _builtins.int
-    pattern: _builtins.str
+    MIN_LEN_FIELD_NUMBER: builtins.int
+    MAX_LEN_FIELD_NUMBER: builtins.int
+    PATTERN_FIELD_NUMBER: builtins.int
+    min_len: builtins.int
+    max_len: builtins.int
+    pattern: builtins.str
     def __init__(
         self,
         *,
-        min_len: _builtins.int | None = ...,
-        max_len: _builtins.int | None = ...,
-        pattern: _builtins.str | None = ...,
+        min_len: builtins.int | None = ...,
+        max_len: builtins.int | None = ...,
+        pattern: builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_len", b"max_len", "min_len", b"min_len", "pattern", b"pattern"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_len", b"max_len", "min_len", b"min_len", "pattern", b"pattern"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["max_len", b"max_len", "min_len", b"min_len", "pattern", b"pattern"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["max_len", b"max_len", "min_len", b"min_len", "pattern", b"pattern"]) -> None: ...
 
-Global___StringRules: _TypeAlias = StringRules  # noqa: Y015
+global___StringRules = StringRules
 
-@_typing.final
-class BytesRules(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class BytesRules(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    MIN_LEN_FIELD_NUMBER: _builtins.int
-    MAX_LEN_FIELD_NUMBER: _builtins.int
-    LEN_FIELD_NUMBER: _builtins.int
-    min_len: _builtins.int
-    max_len: _builtins.int
-    len: _builtins.int
+    MIN_LEN_FIELD_NUMBER: builtins.int
+    MAX_LEN_FIELD_NUMBER: builtins.int
+    LEN_FIELD_NUMBER: builtins.int
+    min_len: builtins.int
+    max_len: builtins.int
+    len: builtins.int
     def __init__(
         self,
         *,
-        min_len: _builtins.int | None = ...,
-        max_len: _builtins.int | None = ...,
-        len: _builtins.int | None = ...,
+        min_len: builtins.int | None = ...,
+        max_len: builtins.int | None = ...,
+        len: builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["len", b"len", "max_len", b"max_len", "min_len", b"min_len"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["len", b"len", "max_len", b"max_len", "min_len", b"min_len"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["len", b"len", "max_len", b"max_len", "min_len", b"min_len"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["len", b"len", "max_len", b"max_len", "min_len", b"min_len"]) -> None: ...
 
-Global___BytesRules: _TypeAlias = BytesRules  # noqa: Y015
+global___BytesRules = BytesRules
 
-@_typing.final
-class EnumRules(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class EnumRules(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    DEFINED_ONLY_FIELD_NUMBER: _builtins.int
-    defined_only: _builtins.bool
+    DEFINED_ONLY_FIELD_NUMBER: builtins.int
+    defined_only: builtins.bool
     def __init__(
         self,
         *,
-        defined_only: _builtins.bool | None = ...,
+        defined_only: builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["defined_only", b"defined_only"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["defined_only", b"defined_only"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["defined_only", b"defined_only"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["defined_only", b"defined_only"]) -> None: ...
 
-Global___EnumRules: _TypeAlias = EnumRules  # noqa: Y015
+global___EnumRules = EnumRules
 
-@_typing.final
-class RepeatedRules(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class RepeatedRules(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    MIN_ITEMS_FIELD_NUMBER: _builtins.int
-    MAX_ITEMS_FIELD_NUMBER: _builtins.int
-    ITEMS_FIELD_NUMBER: _builtins.int
-    min_items: _builtins.int
-    max_items: _builtins.int
-    @_builtins.property
-    def items(self) -> Global___FieldRules: ...
+    MIN_ITEMS_FIELD_NUMBER: builtins.int
+    MAX_ITEMS_FIELD_NUMBER: builtins.int
+    ITEMS_FIELD_NUMBER: builtins.int
+    min_items: builtins.int
+    max_items: builtins.int
+    @property
+    def items(self) -> global___FieldRules: ...
     def __init__(
         self,
         *,
-        min_items: _builtins.int | None = ...,
-        max_items: _builtins.int | None = ...,
-        items: Global___FieldRules | None = ...,
+        min_items: builtins.int | None = ...,
+        max_items: builtins.int | None = ...,
+        items: global___FieldRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "max_items", b"max_items", "min_items", b"min_items"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "max_items", b"max_items", "min_items", b"min_items"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["items", b"items", "max_items", b"max_items", "min_items", b"min_items"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["items", b"items", "max_items", b"max_items", "min_items", b"min_items"]) -> None: ...
 
-Global___RepeatedRules: _TypeAlias = RepeatedRules  # noqa: Y015
+global___RepeatedRules = RepeatedRules
 
-FIELD_FIELD_NUMBER: _builtins.int
-field: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, Global___FieldRules]
+FIELD_FIELD_NUMBER: builtins.int
+field: google.protobuf.internal.extension_dict._ExtensionFieldDescriptor[google.protobuf.descriptor_pb2.FieldOptions, global___FieldRules]

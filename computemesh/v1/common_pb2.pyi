@@ -13,195 +13,165 @@ What several services share. Conventions of the whole package:
   RESOURCE_EXHAUSTED (message over 4 MiB, too many streams), UNAVAILABLE, DEADLINE_EXCEEDED and INTERNAL.
 """
 
-from collections import abc as _abc
-from google.protobuf import descriptor as _descriptor
-from google.protobuf import message as _message
-from google.protobuf.internal import containers as _containers
-import builtins as _builtins
-import sys
-import typing as _typing
+import builtins
+import collections.abc
+import google.protobuf.descriptor
+import google.protobuf.internal.containers
+import google.protobuf.message
+import typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
-else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
-DESCRIPTOR: _descriptor.FileDescriptor
-
-@_typing.final
-class Device(_message.Message):
+@typing.final
+class Device(google.protobuf.message.Message):
     """One compute device of a worker."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    KIND_FIELD_NUMBER: _builtins.int
-    PLATFORM_FIELD_NUMBER: _builtins.int
-    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
-    kind: _builtins.str
+    KIND_FIELD_NUMBER: builtins.int
+    PLATFORM_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    kind: builtins.str
     """What JAX calls it, e.g. "NVIDIA H200" or "cpu"."""
-    platform: _builtins.str
+    platform: builtins.str
     """"gpu", "cpu" or "tpu"."""
-    memory_bytes: _builtins.int
+    memory_bytes: builtins.int
     """Memory a job may use, bytes; 0 when unknown, which counts as unlimited."""
     def __init__(
         self,
         *,
-        kind: _builtins.str = ...,
-        platform: _builtins.str = ...,
-        memory_bytes: _builtins.int = ...,
+        kind: builtins.str = ...,
+        platform: builtins.str = ...,
+        memory_bytes: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "memory_bytes", b"memory_bytes", "platform", b"platform"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kind", b"kind", "memory_bytes", b"memory_bytes", "platform", b"platform"]) -> None: ...
 
-Global___Device: _TypeAlias = Device  # noqa: Y015
+global___Device = Device
 
-@_typing.final
-class Capabilities(_message.Message):
+@typing.final
+class Capabilities(google.protobuf.message.Message):
     """What a worker says it can do. It travels inside a signed Hello as bytes, so that the bytes signed are those parsed."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    DEVICES_FIELD_NUMBER: _builtins.int
-    CHALLENGE_TYPES_FIELD_NUMBER: _builtins.int
-    JAXLIB_VERSION_FIELD_NUMBER: _builtins.int
-    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
-    PRICE_UNITS_PER_TERAOP_FIELD_NUMBER: _builtins.int
-    SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
-    jaxlib_version: _builtins.str
+    DEVICES_FIELD_NUMBER: builtins.int
+    CHALLENGE_TYPES_FIELD_NUMBER: builtins.int
+    JAXLIB_VERSION_FIELD_NUMBER: builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: builtins.int
+    PRICE_UNITS_PER_TERAOP_FIELD_NUMBER: builtins.int
+    SOFTWARE_VERSION_FIELD_NUMBER: builtins.int
+    jaxlib_version: builtins.str
     """Version of jaxlib; with the device kind it is the class in which float results are compared byte for byte."""
-    display_name: _builtins.str
+    display_name: builtins.str
     """Name people see in lists; not unique, not trusted."""
-    price_units_per_teraop: _builtins.int
+    price_units_per_teraop: builtins.int
     """Lowest price asked, base units per 10^12 operations; 0 takes any job."""
-    software_version: _builtins.str
+    software_version: builtins.str
     """Release of the worker software, e.g. "0.1.0"."""
-    @_builtins.property
-    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
-    @_builtins.property
-    def challenge_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+    @property
+    def devices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Device]: ...
+    @property
+    def challenge_types(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Task types it runs, e.g. "synthetic"."""
 
     def __init__(
         self,
         *,
-        devices: _abc.Iterable[Global___Device] | None = ...,
-        challenge_types: _abc.Iterable[_builtins.str] | None = ...,
-        jaxlib_version: _builtins.str = ...,
-        display_name: _builtins.str = ...,
-        price_units_per_teraop: _builtins.int = ...,
-        software_version: _builtins.str = ...,
+        devices: collections.abc.Iterable[global___Device] | None = ...,
+        challenge_types: collections.abc.Iterable[builtins.str] | None = ...,
+        jaxlib_version: builtins.str = ...,
+        display_name: builtins.str = ...,
+        price_units_per_teraop: builtins.int = ...,
+        software_version: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenge_types", b"challenge_types", "devices", b"devices", "display_name", b"display_name", "jaxlib_version", b"jaxlib_version", "price_units_per_teraop", b"price_units_per_teraop", "software_version", b"software_version"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_types", b"challenge_types", "devices", b"devices", "display_name", b"display_name", "jaxlib_version", b"jaxlib_version", "price_units_per_teraop", b"price_units_per_teraop", "software_version", b"software_version"]) -> None: ...
 
-Global___Capabilities: _TypeAlias = Capabilities  # noqa: Y015
+global___Capabilities = Capabilities
 
-@_typing.final
-class Greeting(_message.Message):
+@typing.final
+class Greeting(google.protobuf.message.Message):
     """First message of the side that was dialled on a stream. Signing the nonce keeps an old Hello from being replayed."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    NONCE_FIELD_NUMBER: _builtins.int
-    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
-    CHAIN_ID_FIELD_NUMBER: _builtins.int
-    nonce: _builtins.bytes
+    NONCE_FIELD_NUMBER: builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    CHAIN_ID_FIELD_NUMBER: builtins.int
+    nonce: builtins.bytes
     """32 random bytes."""
-    public_key: _builtins.bytes
+    public_key: builtins.bytes
     """Key of the side that was dialled: orchestrator on Work, market on Dispatch."""
-    chain_id: _builtins.str
+    chain_id: builtins.str
     def __init__(
         self,
         *,
-        nonce: _builtins.bytes = ...,
-        public_key: _builtins.bytes = ...,
-        chain_id: _builtins.str = ...,
+        nonce: builtins.bytes = ...,
+        public_key: builtins.bytes = ...,
+        chain_id: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "nonce", b"nonce", "public_key", b"public_key"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chain_id", b"chain_id", "nonce", b"nonce", "public_key", b"public_key"]) -> None: ...
 
-Global___Greeting: _TypeAlias = Greeting  # noqa: Y015
+global___Greeting = Greeting
 
-@_typing.final
-class Hello(_message.Message):
+@typing.final
+class Hello(google.protobuf.message.Message):
     """First message of the side that dialled. Signature: domain `hello`, docs/PROTOCOL.md section 4."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
-    CAPABILITIES_FIELD_NUMBER: _builtins.int
-    SIGNATURE_FIELD_NUMBER: _builtins.int
-    public_key: _builtins.bytes
-    capabilities: _builtins.bytes
+    PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    CAPABILITIES_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    public_key: builtins.bytes
+    capabilities: builtins.bytes
     """Serialised Capabilities on Work, serialised OrchestratorInfo on Dispatch."""
-    signature: _builtins.bytes
+    signature: builtins.bytes
     def __init__(
         self,
         *,
-        public_key: _builtins.bytes = ...,
-        capabilities: _builtins.bytes = ...,
-        signature: _builtins.bytes = ...,
+        public_key: builtins.bytes = ...,
+        capabilities: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "public_key", b"public_key", "signature", b"signature"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["capabilities", b"capabilities", "public_key", b"public_key", "signature", b"signature"]) -> None: ...
 
-Global___Hello: _TypeAlias = Hello  # noqa: Y015
+global___Hello = Hello
 
-@_typing.final
-class DrainNotice(_message.Message):
+@typing.final
+class DrainNotice(google.protobuf.message.Message):
     """"No new work from me": finish or hand back what you hold, then dial elsewhere."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CAUSE_FIELD_NUMBER: _builtins.int
-    UNTIL_MS_FIELD_NUMBER: _builtins.int
-    cause: _builtins.str
+    CAUSE_FIELD_NUMBER: builtins.int
+    UNTIL_MS_FIELD_NUMBER: builtins.int
+    cause: builtins.str
     """Shown to people, e.g. "shutting down"."""
-    until_ms: _builtins.int
+    until_ms: builtins.int
     """After this the stream is closed; Unix ms."""
     def __init__(
         self,
         *,
-        cause: _builtins.str = ...,
-        until_ms: _builtins.int = ...,
+        cause: builtins.str = ...,
+        until_ms: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "until_ms", b"until_ms"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cause", b"cause", "until_ms", b"until_ms"]) -> None: ...
 
-Global___DrainNotice: _TypeAlias = DrainNotice  # noqa: Y015
+global___DrainNotice = DrainNotice
 
-@_typing.final
-class Goodbye(_message.Message):
+@typing.final
+class Goodbye(google.protobuf.message.Message):
     """The last message of a side that leaves in order."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CAUSE_FIELD_NUMBER: _builtins.int
-    cause: _builtins.str
+    CAUSE_FIELD_NUMBER: builtins.int
+    cause: builtins.str
     def __init__(
         self,
         *,
-        cause: _builtins.str = ...,
+        cause: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cause", b"cause"]) -> None: ...
 
-Global___Goodbye: _TypeAlias = Goodbye  # noqa: Y015
+global___Goodbye = Goodbye

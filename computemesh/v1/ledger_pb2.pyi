@@ -3,28 +3,28 @@
 isort:skip_file
 """
 
-from collections import abc as _abc
-from google.protobuf import descriptor as _descriptor
-from google.protobuf import message as _message
-from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-import builtins as _builtins
+import builtins
+import collections.abc
+import google.protobuf.descriptor
+import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
+import google.protobuf.message
 import sys
-import typing as _typing
+import typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    import typing_extensions
 
-DESCRIPTOR: _descriptor.FileDescriptor
+DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 class _Wait:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _WaitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Wait.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _WaitEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Wait.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     WAIT_UNSPECIFIED: _Wait.ValueType  # 0
     WAIT_ACCEPTED: _Wait.ValueType  # 1
     """Durable: survives kill -9 and power loss. Also what absence means."""
@@ -39,14 +39,14 @@ WAIT_ACCEPTED: Wait.ValueType  # 1
 """Durable: survives kill -9 and power loss. Also what absence means."""
 WAIT_SEALED: Wait.ValueType  # 2
 """In a sealed block."""
-Global___Wait: _TypeAlias = Wait  # noqa: Y015
+global___Wait = Wait
 
 class _RefundCause:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _RefundCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RefundCause.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _RefundCauseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_RefundCause.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     REFUND_CAUSE_UNSPECIFIED: _RefundCause.ValueType  # 0
     REFUND_CAUSE_CANCELLED: _RefundCause.ValueType  # 1
     REFUND_CAUSE_FAILED: _RefundCause.ValueType  # 2
@@ -60,14 +60,14 @@ REFUND_CAUSE_CANCELLED: RefundCause.ValueType  # 1
 REFUND_CAUSE_FAILED: RefundCause.ValueType  # 2
 REFUND_CAUSE_EXPIRED: RefundCause.ValueType  # 3
 """Never in a transaction: the ledger itself, at the deadline."""
-Global___RefundCause: _TypeAlias = RefundCause  # noqa: Y015
+global___RefundCause = RefundCause
 
 class _OutcomeKind:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _OutcomeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutcomeKind.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _OutcomeKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_OutcomeKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     OUTCOME_KIND_UNSPECIFIED: _OutcomeKind.ValueType  # 0
     OUTCOME_KIND_APPLIED: _OutcomeKind.ValueType  # 1
     OUTCOME_KIND_REFUSED: _OutcomeKind.ValueType  # 2
@@ -79,14 +79,14 @@ OUTCOME_KIND_UNSPECIFIED: OutcomeKind.ValueType  # 0
 OUTCOME_KIND_APPLIED: OutcomeKind.ValueType  # 1
 OUTCOME_KIND_REFUSED: OutcomeKind.ValueType  # 2
 """Changed nothing; `reason` says why."""
-Global___OutcomeKind: _TypeAlias = OutcomeKind  # noqa: Y015
+global___OutcomeKind = OutcomeKind
 
 class _EscrowStatus:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _EscrowStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EscrowStatus.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _EscrowStatusEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_EscrowStatus.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     ESCROW_STATUS_UNSPECIFIED: _EscrowStatus.ValueType  # 0
     ESCROW_STATUS_OPEN: _EscrowStatus.ValueType  # 1
     ESCROW_STATUS_SETTLED: _EscrowStatus.ValueType  # 2
@@ -102,213 +102,185 @@ ESCROW_STATUS_SETTLED: EscrowStatus.ValueType  # 2
 """Every job settled."""
 ESCROW_STATUS_REFUNDED: EscrowStatus.ValueType  # 3
 """What was unspent went back."""
-Global___EscrowStatus: _TypeAlias = EscrowStatus  # noqa: Y015
+global___EscrowStatus = EscrowStatus
 
-@_typing.final
-class Transaction(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Transaction(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ID_FIELD_NUMBER: _builtins.int
-    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
-    SIGNATURE_FIELD_NUMBER: _builtins.int
-    DEPOSIT_FIELD_NUMBER: _builtins.int
-    TRANSFER_FIELD_NUMBER: _builtins.int
-    OPEN_FIELD_NUMBER: _builtins.int
-    ASSIGN_FIELD_NUMBER: _builtins.int
-    REFUND_FIELD_NUMBER: _builtins.int
-    SETTLE_FIELD_NUMBER: _builtins.int
-    id: _builtins.bytes
+    ID_FIELD_NUMBER: builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    DEPOSIT_FIELD_NUMBER: builtins.int
+    TRANSFER_FIELD_NUMBER: builtins.int
+    OPEN_FIELD_NUMBER: builtins.int
+    ASSIGN_FIELD_NUMBER: builtins.int
+    REFUND_FIELD_NUMBER: builtins.int
+    SETTLE_FIELD_NUMBER: builtins.int
+    id: builtins.bytes
     """UUIDv7, 16 bytes, made by the client. For an open it is the order's request_id."""
-    public_key: _builtins.bytes
+    public_key: builtins.bytes
     """Signer: authority, payer, customer, market or orchestrator, as the kind demands (docs/PROTOCOL.md section 4)."""
-    signature: _builtins.bytes
-    @_builtins.property
-    def deposit(self) -> Global___Deposit: ...
-    @_builtins.property
-    def transfer(self) -> Global___Transfer: ...
-    @_builtins.property
-    def open(self) -> Global___EscrowOpen: ...
-    @_builtins.property
-    def assign(self) -> Global___EscrowAssign: ...
-    @_builtins.property
-    def refund(self) -> Global___EscrowRefund: ...
-    @_builtins.property
-    def settle(self) -> Global___Settle: ...
+    signature: builtins.bytes
+    @property
+    def deposit(self) -> global___Deposit: ...
+    @property
+    def transfer(self) -> global___Transfer: ...
+    @property
+    def open(self) -> global___EscrowOpen: ...
+    @property
+    def assign(self) -> global___EscrowAssign: ...
+    @property
+    def refund(self) -> global___EscrowRefund: ...
+    @property
+    def settle(self) -> global___Settle: ...
     def __init__(
         self,
         *,
-        id: _builtins.bytes = ...,
-        public_key: _builtins.bytes = ...,
-        signature: _builtins.bytes = ...,
-        deposit: Global___Deposit | None = ...,
-        transfer: Global___Transfer | None = ...,
-        open: Global___EscrowOpen | None = ...,
-        assign: Global___EscrowAssign | None = ...,
-        refund: Global___EscrowRefund | None = ...,
-        settle: Global___Settle | None = ...,
+        id: builtins.bytes = ...,
+        public_key: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
+        deposit: global___Deposit | None = ...,
+        transfer: global___Transfer | None = ...,
+        open: global___EscrowOpen | None = ...,
+        assign: global___EscrowAssign | None = ...,
+        refund: global___EscrowRefund | None = ...,
+        settle: global___Settle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "body", b"body", "deposit", b"deposit", "open", b"open", "refund", b"refund", "settle", b"settle", "transfer", b"transfer"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assign", b"assign", "body", b"body", "deposit", b"deposit", "id", b"id", "open", b"open", "public_key", b"public_key", "refund", b"refund", "settle", b"settle", "signature", b"signature", "transfer", b"transfer"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["deposit", "transfer", "open", "assign", "refund", "settle"]  # noqa: Y015
-    _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
+    def HasField(self, field_name: typing.Literal["assign", b"assign", "body", b"body", "deposit", b"deposit", "open", b"open", "refund", b"refund", "settle", b"settle", "transfer", b"transfer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["assign", b"assign", "body", b"body", "deposit", b"deposit", "id", b"id", "open", b"open", "public_key", b"public_key", "refund", b"refund", "settle", b"settle", "signature", b"signature", "transfer", b"transfer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["deposit", "transfer", "open", "assign", "refund", "settle"] | None: ...
 
-Global___Transaction: _TypeAlias = Transaction  # noqa: Y015
+global___Transaction = Transaction
 
-@_typing.final
-class Deposit(_message.Message):
+@typing.final
+class Deposit(google.protobuf.message.Message):
     """Mints. Only the configured authority may."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TO_FIELD_NUMBER: _builtins.int
-    AMOUNT_UNITS_FIELD_NUMBER: _builtins.int
-    to: _builtins.str
-    amount_units: _builtins.int
+    TO_FIELD_NUMBER: builtins.int
+    AMOUNT_UNITS_FIELD_NUMBER: builtins.int
+    to: builtins.str
+    amount_units: builtins.int
     def __init__(
         self,
         *,
-        to: _builtins.str = ...,
-        amount_units: _builtins.int = ...,
+        to: builtins.str = ...,
+        amount_units: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_units", b"amount_units", "to", b"to"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["amount_units", b"amount_units", "to", b"to"]) -> None: ...
 
-Global___Deposit: _TypeAlias = Deposit  # noqa: Y015
+global___Deposit = Deposit
 
-@_typing.final
-class Transfer(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Transfer(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TO_FIELD_NUMBER: _builtins.int
-    AMOUNT_UNITS_FIELD_NUMBER: _builtins.int
-    to: _builtins.str
-    amount_units: _builtins.int
+    TO_FIELD_NUMBER: builtins.int
+    AMOUNT_UNITS_FIELD_NUMBER: builtins.int
+    to: builtins.str
+    amount_units: builtins.int
     def __init__(
         self,
         *,
-        to: _builtins.str = ...,
-        amount_units: _builtins.int = ...,
+        to: builtins.str = ...,
+        amount_units: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_units", b"amount_units", "to", b"to"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["amount_units", b"amount_units", "to", b"to"]) -> None: ...
 
-Global___Transfer: _TypeAlias = Transfer  # noqa: Y015
+global___Transfer = Transfer
 
-@_typing.final
-class EscrowOpen(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class EscrowOpen(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ORDER_FIELD_NUMBER: _builtins.int
-    order: _builtins.bytes
+    ORDER_FIELD_NUMBER: builtins.int
+    order: builtins.bytes
     """The order, 164 bytes; the transaction's signature is the customer's on the order."""
     def __init__(
         self,
         *,
-        order: _builtins.bytes = ...,
+        order: builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["order", b"order"]) -> None: ...
 
-Global___EscrowOpen: _TypeAlias = EscrowOpen  # noqa: Y015
+global___EscrowOpen = EscrowOpen
 
-@_typing.final
-class EscrowAssign(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class EscrowAssign(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ASSIGNMENT_FIELD_NUMBER: _builtins.int
-    assignment: _builtins.bytes
+    ASSIGNMENT_FIELD_NUMBER: builtins.int
+    assignment: builtins.bytes
     """The assignment, 74 bytes. An epoch not above the present one is refused as EXPIRED_EPOCH, except an exact repeat."""
     def __init__(
         self,
         *,
-        assignment: _builtins.bytes = ...,
+        assignment: builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment"]) -> None: ...
 
-Global___EscrowAssign: _TypeAlias = EscrowAssign  # noqa: Y015
+global___EscrowAssign = EscrowAssign
 
-@_typing.final
-class EscrowRefund(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class EscrowRefund(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    CAUSE_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.bytes
-    cause: Global___RefundCause.ValueType
+    TASK_ID_FIELD_NUMBER: builtins.int
+    CAUSE_FIELD_NUMBER: builtins.int
+    task_id: builtins.bytes
+    cause: global___RefundCause.ValueType
     def __init__(
         self,
         *,
-        task_id: _builtins.bytes = ...,
-        cause: Global___RefundCause.ValueType = ...,
+        task_id: builtins.bytes = ...,
+        cause: global___RefundCause.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cause", b"cause", "task_id", b"task_id"]) -> None: ...
 
-Global___EscrowRefund: _TypeAlias = EscrowRefund  # noqa: Y015
+global___EscrowRefund = EscrowRefund
 
-@_typing.final
-class Settle(_message.Message):
+@typing.final
+class Settle(google.protobuf.message.Message):
     """SUBMIT_RESULT, in batches: results that passed their audit. Each is judged alone, see Outcome.refusals."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    BATCHES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultBatch]: ...
+    BATCHES_FIELD_NUMBER: builtins.int
+    @property
+    def batches(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ResultBatch]: ...
     def __init__(
         self,
         *,
-        batches: _abc.Iterable[Global___ResultBatch] | None = ...,
+        batches: collections.abc.Iterable[global___ResultBatch] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batches", b"batches"]) -> None: ...
 
-Global___Settle: _TypeAlias = Settle  # noqa: Y015
+global___Settle = Settle
 
-@_typing.final
-class ResultBatch(_message.Message):
+@typing.final
+class ResultBatch(google.protobuf.message.Message):
     """Results of one batch a worker signed. Columns: row i of each belongs to result i."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WORKER_KEY_FIELD_NUMBER: _builtins.int
-    WORKER_SIGNATURE_FIELD_NUMBER: _builtins.int
-    COMMITMENTS_FIELD_NUMBER: _builtins.int
-    PROOF_HASHES_FIELD_NUMBER: _builtins.int
-    POSITIONS_FIELD_NUMBER: _builtins.int
-    LEAF_HASHES_FIELD_NUMBER: _builtins.int
-    worker_key: _builtins.bytes
-    worker_signature: _builtins.bytes
+    WORKER_KEY_FIELD_NUMBER: builtins.int
+    WORKER_SIGNATURE_FIELD_NUMBER: builtins.int
+    COMMITMENTS_FIELD_NUMBER: builtins.int
+    PROOF_HASHES_FIELD_NUMBER: builtins.int
+    POSITIONS_FIELD_NUMBER: builtins.int
+    LEAF_HASHES_FIELD_NUMBER: builtins.int
+    worker_key: builtins.bytes
+    worker_signature: builtins.bytes
     """Domain `commitment`, over the count and root of all commitments of the worker's batch."""
-    commitments: _builtins.bytes
+    commitments: builtins.bytes
     """The settled commitments, 118 bytes each."""
-    proof_hashes: _builtins.bytes
+    proof_hashes: builtins.bytes
     """One audit transcript digest (32 bytes) for each."""
-    leaf_hashes: _builtins.bytes
-    @_builtins.property
-    def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+    leaf_hashes: builtins.bytes
+    @property
+    def positions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Where the worker's batch held more than is settled here: position of each commitment in it, ascending, and the
         leaf hashes (32 bytes each) of the whole batch. Both empty: all of it, in order.
         """
@@ -316,1176 +288,1019 @@ class ResultBatch(_message.Message):
     def __init__(
         self,
         *,
-        worker_key: _builtins.bytes = ...,
-        worker_signature: _builtins.bytes = ...,
-        commitments: _builtins.bytes = ...,
-        proof_hashes: _builtins.bytes = ...,
-        positions: _abc.Iterable[_builtins.int] | None = ...,
-        leaf_hashes: _builtins.bytes = ...,
+        worker_key: builtins.bytes = ...,
+        worker_signature: builtins.bytes = ...,
+        commitments: builtins.bytes = ...,
+        proof_hashes: builtins.bytes = ...,
+        positions: collections.abc.Iterable[builtins.int] | None = ...,
+        leaf_hashes: builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitments", b"commitments", "leaf_hashes", b"leaf_hashes", "positions", b"positions", "proof_hashes", b"proof_hashes", "worker_key", b"worker_key", "worker_signature", b"worker_signature"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["commitments", b"commitments", "leaf_hashes", b"leaf_hashes", "positions", b"positions", "proof_hashes", b"proof_hashes", "worker_key", b"worker_key", "worker_signature", b"worker_signature"]) -> None: ...
 
-Global___ResultBatch: _TypeAlias = ResultBatch  # noqa: Y015
+global___ResultBatch = ResultBatch
 
-@_typing.final
-class Outcome(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Outcome(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    KIND_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    MESSAGE_FIELD_NUMBER: _builtins.int
-    BLOCK_HEIGHT_FIELD_NUMBER: _builtins.int
-    REFUSALS_FIELD_NUMBER: _builtins.int
-    kind: Global___OutcomeKind.ValueType
-    reason: _builtins.str
+    KIND_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    BLOCK_HEIGHT_FIELD_NUMBER: builtins.int
+    REFUSALS_FIELD_NUMBER: builtins.int
+    kind: global___OutcomeKind.ValueType
+    reason: builtins.str
     """E.g. INSUFFICIENT_FUNDS, INVALID_SIGNATURE, ID_CONFLICT, UNKNOWN_TASK, TASK_EXPIRED, EXPIRED_EPOCH."""
-    message: _builtins.str
+    message: builtins.str
     """For people; names field, value and limit."""
-    block_height: _builtins.int
+    block_height: builtins.int
     """Block of the transaction; 0 until sealed (block 0 holds no transactions)."""
-    @_builtins.property
-    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResultRefusal]:
+    @property
+    def refusals(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ResultRefusal]:
         """Settle: results refused, each with its reason; all others were settled."""
 
     def __init__(
         self,
         *,
-        kind: Global___OutcomeKind.ValueType = ...,
-        reason: _builtins.str = ...,
-        message: _builtins.str = ...,
-        block_height: _builtins.int = ...,
-        refusals: _abc.Iterable[Global___ResultRefusal] | None = ...,
+        kind: global___OutcomeKind.ValueType = ...,
+        reason: builtins.str = ...,
+        message: builtins.str = ...,
+        block_height: builtins.int = ...,
+        refusals: collections.abc.Iterable[global___ResultRefusal] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_height", b"block_height", "kind", b"kind", "message", b"message", "reason", b"reason", "refusals", b"refusals"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "kind", b"kind", "message", b"message", "reason", b"reason", "refusals", b"refusals"]) -> None: ...
 
-Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
+global___Outcome = Outcome
 
-@_typing.final
-class ResultRefusal(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ResultRefusal(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    POSITION_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    position: _builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    position: builtins.int
     """Position in the whole transaction: batches in order, results in order."""
-    reason: _builtins.str
+    reason: builtins.str
     """WRONG_ADDRESS, INVALID_SIGNATURE, NONCE_REPLAYED, UNKNOWN_TASK, UNFUNDED_TASK, DUPLICATE_RESULT, EXPIRED_EPOCH,
     UNAUTHORIZED, TASK_EXPIRED, INVALID_RESULT.
     """
     def __init__(
         self,
         *,
-        position: _builtins.int = ...,
-        reason: _builtins.str = ...,
+        position: builtins.int = ...,
+        reason: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position", "reason", b"reason"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["position", b"position", "reason", b"reason"]) -> None: ...
 
-Global___ResultRefusal: _TypeAlias = ResultRefusal  # noqa: Y015
+global___ResultRefusal = ResultRefusal
 
-@_typing.final
-class SubmitTransactionsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class SubmitTransactionsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TRANSACTIONS_FIELD_NUMBER: _builtins.int
-    WAIT_FIELD_NUMBER: _builtins.int
-    wait: Global___Wait.ValueType
-    @_builtins.property
-    def transactions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transaction]: ...
+    TRANSACTIONS_FIELD_NUMBER: builtins.int
+    WAIT_FIELD_NUMBER: builtins.int
+    wait: global___Wait.ValueType
+    @property
+    def transactions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Transaction]: ...
     def __init__(
         self,
         *,
-        transactions: _abc.Iterable[Global___Transaction] | None = ...,
-        wait: Global___Wait.ValueType = ...,
+        transactions: collections.abc.Iterable[global___Transaction] | None = ...,
+        wait: global___Wait.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["transactions", b"transactions", "wait", b"wait"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["transactions", b"transactions", "wait", b"wait"]) -> None: ...
 
-Global___SubmitTransactionsRequest: _TypeAlias = SubmitTransactionsRequest  # noqa: Y015
+global___SubmitTransactionsRequest = SubmitTransactionsRequest
 
-@_typing.final
-class SubmitTransactionsResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class SubmitTransactionsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    OUTCOMES_FIELD_NUMBER: _builtins.int
-    CHECKPOINT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]:
+    OUTCOMES_FIELD_NUMBER: builtins.int
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    @property
+    def outcomes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Outcome]:
         """One per transaction, in order."""
 
-    @_builtins.property
-    def checkpoint(self) -> Global___Checkpoint:
+    @property
+    def checkpoint(self) -> global___Checkpoint:
         """With WAIT_SEALED: the checkpoint of the log that holds the blocks."""
 
     def __init__(
         self,
         *,
-        outcomes: _abc.Iterable[Global___Outcome] | None = ...,
-        checkpoint: Global___Checkpoint | None = ...,
+        outcomes: collections.abc.Iterable[global___Outcome] | None = ...,
+        checkpoint: global___Checkpoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "outcomes", b"outcomes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["checkpoint", b"checkpoint"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "outcomes", b"outcomes"]) -> None: ...
 
-Global___SubmitTransactionsResponse: _TypeAlias = SubmitTransactionsResponse  # noqa: Y015
+global___SubmitTransactionsResponse = SubmitTransactionsResponse
 
-@_typing.final
-class Account(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Account(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ADDRESS_FIELD_NUMBER: _builtins.int
-    BALANCE_UNITS_FIELD_NUMBER: _builtins.int
-    ESCROW_UNITS_FIELD_NUMBER: _builtins.int
-    BALANCE_FIELD_NUMBER: _builtins.int
-    EARNED_UNITS_FIELD_NUMBER: _builtins.int
-    SPENT_UNITS_FIELD_NUMBER: _builtins.int
-    HIGHEST_NONCE_FIELD_NUMBER: _builtins.int
-    address: _builtins.str
-    balance_units: _builtins.int
-    escrow_units: _builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    BALANCE_UNITS_FIELD_NUMBER: builtins.int
+    ESCROW_UNITS_FIELD_NUMBER: builtins.int
+    BALANCE_FIELD_NUMBER: builtins.int
+    EARNED_UNITS_FIELD_NUMBER: builtins.int
+    SPENT_UNITS_FIELD_NUMBER: builtins.int
+    HIGHEST_NONCE_FIELD_NUMBER: builtins.int
+    address: builtins.str
+    balance_units: builtins.int
+    escrow_units: builtins.int
     """Held in this account's open escrows."""
-    balance: _builtins.str
+    balance: builtins.str
     """Decimal CPC of the balance."""
-    earned_units: _builtins.int
+    earned_units: builtins.int
     """Sums over all time, base units."""
-    spent_units: _builtins.int
-    highest_nonce: _builtins.int
+    spent_units: builtins.int
+    highest_nonce: builtins.int
     """Highest result nonce accepted from this key's worker; 0: none yet."""
     def __init__(
         self,
         *,
-        address: _builtins.str = ...,
-        balance_units: _builtins.int = ...,
-        escrow_units: _builtins.int = ...,
-        balance: _builtins.str = ...,
-        earned_units: _builtins.int = ...,
-        spent_units: _builtins.int = ...,
-        highest_nonce: _builtins.int = ...,
+        address: builtins.str = ...,
+        balance_units: builtins.int = ...,
+        escrow_units: builtins.int = ...,
+        balance: builtins.str = ...,
+        earned_units: builtins.int = ...,
+        spent_units: builtins.int = ...,
+        highest_nonce: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "balance", b"balance", "balance_units", b"balance_units", "earned_units", b"earned_units", "escrow_units", b"escrow_units", "highest_nonce", b"highest_nonce", "spent_units", b"spent_units"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "balance", b"balance", "balance_units", b"balance_units", "earned_units", b"earned_units", "escrow_units", b"escrow_units", "highest_nonce", b"highest_nonce", "spent_units", b"spent_units"]) -> None: ...
 
-Global___Account: _TypeAlias = Account  # noqa: Y015
+global___Account = Account
 
-@_typing.final
-class GetLedgerRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetLedgerRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetLedgerRequest: _TypeAlias = GetLedgerRequest  # noqa: Y015
+global___GetLedgerRequest = GetLedgerRequest
 
-@_typing.final
-class GetLedgerResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetLedgerResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CHAIN_ID_FIELD_NUMBER: _builtins.int
-    VKEY_FIELD_NUMBER: _builtins.int
-    AUTHORITY_KEY_FIELD_NUMBER: _builtins.int
-    TREASURY_ADDRESS_FIELD_NUMBER: _builtins.int
-    BURN_PERCENT_FIELD_NUMBER: _builtins.int
-    WORKER_PERCENT_FIELD_NUMBER: _builtins.int
-    VALIDATOR_PERCENT_FIELD_NUMBER: _builtins.int
-    TREASURY_PERCENT_FIELD_NUMBER: _builtins.int
-    BLOCK_HEIGHT_FIELD_NUMBER: _builtins.int
-    BLOCK_HASH_FIELD_NUMBER: _builtins.int
-    chain_id: _builtins.str
-    vkey: _builtins.str
+    CHAIN_ID_FIELD_NUMBER: builtins.int
+    VKEY_FIELD_NUMBER: builtins.int
+    AUTHORITY_KEY_FIELD_NUMBER: builtins.int
+    TREASURY_ADDRESS_FIELD_NUMBER: builtins.int
+    BURN_PERCENT_FIELD_NUMBER: builtins.int
+    WORKER_PERCENT_FIELD_NUMBER: builtins.int
+    VALIDATOR_PERCENT_FIELD_NUMBER: builtins.int
+    TREASURY_PERCENT_FIELD_NUMBER: builtins.int
+    BLOCK_HEIGHT_FIELD_NUMBER: builtins.int
+    BLOCK_HASH_FIELD_NUMBER: builtins.int
+    chain_id: builtins.str
+    vkey: builtins.str
     """C2SP verifier key of the checkpoints."""
-    authority_key: _builtins.str
+    authority_key: builtins.str
     """Key that may mint, hexadecimal."""
-    treasury_address: _builtins.str
-    burn_percent: _builtins.int
+    treasury_address: builtins.str
+    burn_percent: builtins.int
     """Shares of a settled reward, percent."""
-    worker_percent: _builtins.int
-    validator_percent: _builtins.int
-    treasury_percent: _builtins.int
-    block_height: _builtins.int
-    block_hash: _builtins.str
+    worker_percent: builtins.int
+    validator_percent: builtins.int
+    treasury_percent: builtins.int
+    block_height: builtins.int
+    block_hash: builtins.str
     """Hash of the newest block, hexadecimal."""
     def __init__(
         self,
         *,
-        chain_id: _builtins.str = ...,
-        vkey: _builtins.str = ...,
-        authority_key: _builtins.str = ...,
-        treasury_address: _builtins.str = ...,
-        burn_percent: _builtins.int = ...,
-        worker_percent: _builtins.int = ...,
-        validator_percent: _builtins.int = ...,
-        treasury_percent: _builtins.int = ...,
-        block_height: _builtins.int = ...,
-        block_hash: _builtins.str = ...,
+        chain_id: builtins.str = ...,
+        vkey: builtins.str = ...,
+        authority_key: builtins.str = ...,
+        treasury_address: builtins.str = ...,
+        burn_percent: builtins.int = ...,
+        worker_percent: builtins.int = ...,
+        validator_percent: builtins.int = ...,
+        treasury_percent: builtins.int = ...,
+        block_height: builtins.int = ...,
+        block_hash: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority_key", b"authority_key", "block_hash", b"block_hash", "block_height", b"block_height", "burn_percent", b"burn_percent", "chain_id", b"chain_id", "treasury_address", b"treasury_address", "treasury_percent", b"treasury_percent", "validator_percent", b"validator_percent", "vkey", b"vkey", "worker_percent", b"worker_percent"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["authority_key", b"authority_key", "block_hash", b"block_hash", "block_height", b"block_height", "burn_percent", b"burn_percent", "chain_id", b"chain_id", "treasury_address", b"treasury_address", "treasury_percent", b"treasury_percent", "validator_percent", b"validator_percent", "vkey", b"vkey", "worker_percent", b"worker_percent"]) -> None: ...
 
-Global___GetLedgerResponse: _TypeAlias = GetLedgerResponse  # noqa: Y015
+global___GetLedgerResponse = GetLedgerResponse
 
-@_typing.final
-class GetTransactionRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetTransactionRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ID_FIELD_NUMBER: _builtins.int
-    id: _builtins.str
+    ID_FIELD_NUMBER: builtins.int
+    id: builtins.str
     """32 hexadecimal characters."""
     def __init__(
         self,
         *,
-        id: _builtins.str = ...,
+        id: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
 
-Global___GetTransactionRequest: _TypeAlias = GetTransactionRequest  # noqa: Y015
+global___GetTransactionRequest = GetTransactionRequest
 
-@_typing.final
-class GetTransactionResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetTransactionResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TRANSACTION_FIELD_NUMBER: _builtins.int
-    OUTCOME_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def transaction(self) -> Global___Transaction: ...
-    @_builtins.property
-    def outcome(self) -> Global___Outcome: ...
+    TRANSACTION_FIELD_NUMBER: builtins.int
+    OUTCOME_FIELD_NUMBER: builtins.int
+    @property
+    def transaction(self) -> global___Transaction: ...
+    @property
+    def outcome(self) -> global___Outcome: ...
     def __init__(
         self,
         *,
-        transaction: Global___Transaction | None = ...,
-        outcome: Global___Outcome | None = ...,
+        transaction: global___Transaction | None = ...,
+        outcome: global___Outcome | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "transaction", b"transaction"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "transaction", b"transaction"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["outcome", b"outcome", "transaction", b"transaction"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["outcome", b"outcome", "transaction", b"transaction"]) -> None: ...
 
-Global___GetTransactionResponse: _TypeAlias = GetTransactionResponse  # noqa: Y015
+global___GetTransactionResponse = GetTransactionResponse
 
-@_typing.final
-class GetAccountRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetAccountRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ADDRESS_FIELD_NUMBER: _builtins.int
-    address: _builtins.str
+    ADDRESS_FIELD_NUMBER: builtins.int
+    address: builtins.str
     def __init__(
         self,
         *,
-        address: _builtins.str = ...,
+        address: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address"]) -> None: ...
 
-Global___GetAccountRequest: _TypeAlias = GetAccountRequest  # noqa: Y015
+global___GetAccountRequest = GetAccountRequest
 
-@_typing.final
-class GetAccountResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetAccountResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ACCOUNT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def account(self) -> Global___Account: ...
+    ACCOUNT_FIELD_NUMBER: builtins.int
+    @property
+    def account(self) -> global___Account: ...
     def __init__(
         self,
         *,
-        account: Global___Account | None = ...,
+        account: global___Account | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["account", b"account"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["account", b"account"]) -> None: ...
 
-Global___GetAccountResponse: _TypeAlias = GetAccountResponse  # noqa: Y015
+global___GetAccountResponse = GetAccountResponse
 
-@_typing.final
-class ListAccountsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ListAccountsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    page_size: _builtins.int
-    page_token: _builtins.str
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    page_token: builtins.str
     def __init__(
         self,
         *,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
-Global___ListAccountsRequest: _TypeAlias = ListAccountsRequest  # noqa: Y015
+global___ListAccountsRequest = ListAccountsRequest
 
-@_typing.final
-class ListAccountsResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ListAccountsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ACCOUNTS_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    TOTAL_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
-    total: _builtins.int
-    @_builtins.property
-    def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Account]: ...
+    ACCOUNTS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    total: builtins.int
+    @property
+    def accounts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Account]: ...
     def __init__(
         self,
         *,
-        accounts: _abc.Iterable[Global___Account] | None = ...,
-        next_page_token: _builtins.str = ...,
-        total: _builtins.int = ...,
+        accounts: collections.abc.Iterable[global___Account] | None = ...,
+        next_page_token: builtins.str = ...,
+        total: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "next_page_token", b"next_page_token", "total", b"total"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accounts", b"accounts", "next_page_token", b"next_page_token", "total", b"total"]) -> None: ...
 
-Global___ListAccountsResponse: _TypeAlias = ListAccountsResponse  # noqa: Y015
+global___ListAccountsResponse = ListAccountsResponse
 
-@_typing.final
-class GetSupplyRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetSupplyRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetSupplyRequest: _TypeAlias = GetSupplyRequest  # noqa: Y015
+global___GetSupplyRequest = GetSupplyRequest
 
-@_typing.final
-class GetSupplyResponse(_message.Message):
+@typing.final
+class GetSupplyResponse(google.protobuf.message.Message):
     """minted = accounts + escrowed + burned, always."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    MINTED_UNITS_FIELD_NUMBER: _builtins.int
-    ACCOUNTS_UNITS_FIELD_NUMBER: _builtins.int
-    ESCROWED_UNITS_FIELD_NUMBER: _builtins.int
-    BURNED_UNITS_FIELD_NUMBER: _builtins.int
-    minted_units: _builtins.int
-    accounts_units: _builtins.int
-    escrowed_units: _builtins.int
-    burned_units: _builtins.int
+    MINTED_UNITS_FIELD_NUMBER: builtins.int
+    ACCOUNTS_UNITS_FIELD_NUMBER: builtins.int
+    ESCROWED_UNITS_FIELD_NUMBER: builtins.int
+    BURNED_UNITS_FIELD_NUMBER: builtins.int
+    minted_units: builtins.int
+    accounts_units: builtins.int
+    escrowed_units: builtins.int
+    burned_units: builtins.int
     def __init__(
         self,
         *,
-        minted_units: _builtins.int = ...,
-        accounts_units: _builtins.int = ...,
-        escrowed_units: _builtins.int = ...,
-        burned_units: _builtins.int = ...,
+        minted_units: builtins.int = ...,
+        accounts_units: builtins.int = ...,
+        escrowed_units: builtins.int = ...,
+        burned_units: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts_units", b"accounts_units", "burned_units", b"burned_units", "escrowed_units", b"escrowed_units", "minted_units", b"minted_units"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accounts_units", b"accounts_units", "burned_units", b"burned_units", "escrowed_units", b"escrowed_units", "minted_units", b"minted_units"]) -> None: ...
 
-Global___GetSupplyResponse: _TypeAlias = GetSupplyResponse  # noqa: Y015
+global___GetSupplyResponse = GetSupplyResponse
 
-@_typing.final
-class Escrow(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Escrow(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    CUSTOMER_FIELD_NUMBER: _builtins.int
-    STATUS_FIELD_NUMBER: _builtins.int
-    REFUND_CAUSE_FIELD_NUMBER: _builtins.int
-    REWARD_UNITS_FIELD_NUMBER: _builtins.int
-    SETTLED_UNITS_FIELD_NUMBER: _builtins.int
-    REFUNDED_UNITS_FIELD_NUMBER: _builtins.int
-    DEADLINE_MS_FIELD_NUMBER: _builtins.int
-    JOBS_FIELD_NUMBER: _builtins.int
-    JOBS_SETTLED_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    ORCHESTRATOR_KEY_FIELD_NUMBER: _builtins.int
-    ORDER_FIELD_NUMBER: _builtins.int
-    ORDER_SIGNATURE_FIELD_NUMBER: _builtins.int
-    ASSIGNMENT_FIELD_NUMBER: _builtins.int
-    ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
-    ASSIGNMENT_SIGNATURE_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
-    customer: _builtins.str
-    status: Global___EscrowStatus.ValueType
-    refund_cause: Global___RefundCause.ValueType
-    reward_units: _builtins.int
-    settled_units: _builtins.int
-    refunded_units: _builtins.int
-    deadline_ms: _builtins.int
-    jobs: _builtins.int
+    TASK_ID_FIELD_NUMBER: builtins.int
+    CUSTOMER_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    REFUND_CAUSE_FIELD_NUMBER: builtins.int
+    REWARD_UNITS_FIELD_NUMBER: builtins.int
+    SETTLED_UNITS_FIELD_NUMBER: builtins.int
+    REFUNDED_UNITS_FIELD_NUMBER: builtins.int
+    DEADLINE_MS_FIELD_NUMBER: builtins.int
+    JOBS_FIELD_NUMBER: builtins.int
+    JOBS_SETTLED_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    ORCHESTRATOR_KEY_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    ORDER_SIGNATURE_FIELD_NUMBER: builtins.int
+    ASSIGNMENT_FIELD_NUMBER: builtins.int
+    ASSIGNMENT_ID_FIELD_NUMBER: builtins.int
+    ASSIGNMENT_SIGNATURE_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    customer: builtins.str
+    status: global___EscrowStatus.ValueType
+    refund_cause: global___RefundCause.ValueType
+    reward_units: builtins.int
+    settled_units: builtins.int
+    refunded_units: builtins.int
+    deadline_ms: builtins.int
+    jobs: builtins.int
     """0 until assigned."""
-    jobs_settled: _builtins.int
-    epoch: _builtins.int
-    orchestrator_key: _builtins.str
+    jobs_settled: builtins.int
+    epoch: builtins.int
+    orchestrator_key: builtins.str
     """Key that may settle, hexadecimal; empty until assigned."""
-    order: _builtins.bytes
-    order_signature: _builtins.bytes
-    assignment: _builtins.bytes
+    order: builtins.bytes
+    order_signature: builtins.bytes
+    assignment: builtins.bytes
     """The newest assignment, with its transaction id and signature."""
-    assignment_id: _builtins.bytes
-    assignment_signature: _builtins.bytes
+    assignment_id: builtins.bytes
+    assignment_signature: builtins.bytes
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
-        customer: _builtins.str = ...,
-        status: Global___EscrowStatus.ValueType = ...,
-        refund_cause: Global___RefundCause.ValueType = ...,
-        reward_units: _builtins.int = ...,
-        settled_units: _builtins.int = ...,
-        refunded_units: _builtins.int = ...,
-        deadline_ms: _builtins.int = ...,
-        jobs: _builtins.int = ...,
-        jobs_settled: _builtins.int = ...,
-        epoch: _builtins.int = ...,
-        orchestrator_key: _builtins.str = ...,
-        order: _builtins.bytes = ...,
-        order_signature: _builtins.bytes = ...,
-        assignment: _builtins.bytes = ...,
-        assignment_id: _builtins.bytes = ...,
-        assignment_signature: _builtins.bytes = ...,
+        task_id: builtins.str = ...,
+        customer: builtins.str = ...,
+        status: global___EscrowStatus.ValueType = ...,
+        refund_cause: global___RefundCause.ValueType = ...,
+        reward_units: builtins.int = ...,
+        settled_units: builtins.int = ...,
+        refunded_units: builtins.int = ...,
+        deadline_ms: builtins.int = ...,
+        jobs: builtins.int = ...,
+        jobs_settled: builtins.int = ...,
+        epoch: builtins.int = ...,
+        orchestrator_key: builtins.str = ...,
+        order: builtins.bytes = ...,
+        order_signature: builtins.bytes = ...,
+        assignment: builtins.bytes = ...,
+        assignment_id: builtins.bytes = ...,
+        assignment_signature: builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "assignment_id", b"assignment_id", "assignment_signature", b"assignment_signature", "customer", b"customer", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "jobs", b"jobs", "jobs_settled", b"jobs_settled", "orchestrator_key", b"orchestrator_key", "order", b"order", "order_signature", b"order_signature", "refund_cause", b"refund_cause", "refunded_units", b"refunded_units", "reward_units", b"reward_units", "settled_units", b"settled_units", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "assignment_id", b"assignment_id", "assignment_signature", b"assignment_signature", "customer", b"customer", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "jobs", b"jobs", "jobs_settled", b"jobs_settled", "orchestrator_key", b"orchestrator_key", "order", b"order", "order_signature", b"order_signature", "refund_cause", b"refund_cause", "refunded_units", b"refunded_units", "reward_units", b"reward_units", "settled_units", b"settled_units", "status", b"status", "task_id", b"task_id"]) -> None: ...
 
-Global___Escrow: _TypeAlias = Escrow  # noqa: Y015
+global___Escrow = Escrow
 
-@_typing.final
-class GetEscrowRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetEscrowRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
+    TASK_ID_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
+        task_id: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["task_id", b"task_id"]) -> None: ...
 
-Global___GetEscrowRequest: _TypeAlias = GetEscrowRequest  # noqa: Y015
+global___GetEscrowRequest = GetEscrowRequest
 
-@_typing.final
-class GetEscrowResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetEscrowResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ESCROW_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def escrow(self) -> Global___Escrow: ...
+    ESCROW_FIELD_NUMBER: builtins.int
+    @property
+    def escrow(self) -> global___Escrow: ...
     def __init__(
         self,
         *,
-        escrow: Global___Escrow | None = ...,
+        escrow: global___Escrow | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["escrow", b"escrow"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["escrow", b"escrow"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["escrow", b"escrow"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["escrow", b"escrow"]) -> None: ...
 
-Global___GetEscrowResponse: _TypeAlias = GetEscrowResponse  # noqa: Y015
+global___GetEscrowResponse = GetEscrowResponse
 
-@_typing.final
-class Block(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Block(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    HEIGHT_FIELD_NUMBER: _builtins.int
-    HASH_FIELD_NUMBER: _builtins.int
-    PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
-    TIME_MS_FIELD_NUMBER: _builtins.int
-    TX_ROOT_FIELD_NUMBER: _builtins.int
-    COMPUTE_ROOT_FIELD_NUMBER: _builtins.int
-    STATE_ROOT_FIELD_NUMBER: _builtins.int
-    TX_COUNT_FIELD_NUMBER: _builtins.int
-    RESULT_COUNT_FIELD_NUMBER: _builtins.int
-    HEADER_FIELD_NUMBER: _builtins.int
-    BURNED_UNITS_FIELD_NUMBER: _builtins.int
-    MINTED_UNITS_FIELD_NUMBER: _builtins.int
-    height: _builtins.int
-    hash: _builtins.str
-    previous_hash: _builtins.str
-    time_ms: _builtins.int
-    tx_root: _builtins.str
-    compute_root: _builtins.str
+    HEIGHT_FIELD_NUMBER: builtins.int
+    HASH_FIELD_NUMBER: builtins.int
+    PREVIOUS_HASH_FIELD_NUMBER: builtins.int
+    TIME_MS_FIELD_NUMBER: builtins.int
+    TX_ROOT_FIELD_NUMBER: builtins.int
+    COMPUTE_ROOT_FIELD_NUMBER: builtins.int
+    STATE_ROOT_FIELD_NUMBER: builtins.int
+    TX_COUNT_FIELD_NUMBER: builtins.int
+    RESULT_COUNT_FIELD_NUMBER: builtins.int
+    HEADER_FIELD_NUMBER: builtins.int
+    BURNED_UNITS_FIELD_NUMBER: builtins.int
+    MINTED_UNITS_FIELD_NUMBER: builtins.int
+    height: builtins.int
+    hash: builtins.str
+    previous_hash: builtins.str
+    time_ms: builtins.int
+    tx_root: builtins.str
+    compute_root: builtins.str
     """RFC 9162 root over the block's results; of no results it is SHA-256 of nothing."""
-    state_root: _builtins.str
-    tx_count: _builtins.int
-    result_count: _builtins.int
-    header: _builtins.bytes
+    state_root: builtins.str
+    tx_count: builtins.int
+    result_count: builtins.int
+    header: builtins.bytes
     """The header, 185 bytes."""
-    burned_units: _builtins.int
+    burned_units: builtins.int
     """Money that moved in this block, base units."""
-    minted_units: _builtins.int
+    minted_units: builtins.int
     def __init__(
         self,
         *,
-        height: _builtins.int = ...,
-        hash: _builtins.str = ...,
-        previous_hash: _builtins.str = ...,
-        time_ms: _builtins.int = ...,
-        tx_root: _builtins.str = ...,
-        compute_root: _builtins.str = ...,
-        state_root: _builtins.str = ...,
-        tx_count: _builtins.int = ...,
-        result_count: _builtins.int = ...,
-        header: _builtins.bytes = ...,
-        burned_units: _builtins.int = ...,
-        minted_units: _builtins.int = ...,
+        height: builtins.int = ...,
+        hash: builtins.str = ...,
+        previous_hash: builtins.str = ...,
+        time_ms: builtins.int = ...,
+        tx_root: builtins.str = ...,
+        compute_root: builtins.str = ...,
+        state_root: builtins.str = ...,
+        tx_count: builtins.int = ...,
+        result_count: builtins.int = ...,
+        header: builtins.bytes = ...,
+        burned_units: builtins.int = ...,
+        minted_units: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["burned_units", b"burned_units", "compute_root", b"compute_root", "hash", b"hash", "header", b"header", "height", b"height", "minted_units", b"minted_units", "previous_hash", b"previous_hash", "result_count", b"result_count", "state_root", b"state_root", "time_ms", b"time_ms", "tx_count", b"tx_count", "tx_root", b"tx_root"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["burned_units", b"burned_units", "compute_root", b"compute_root", "hash", b"hash", "header", b"header", "height", b"height", "minted_units", b"minted_units", "previous_hash", b"previous_hash", "result_count", b"result_count", "state_root", b"state_root", "time_ms", b"time_ms", "tx_count", b"tx_count", "tx_root", b"tx_root"]) -> None: ...
 
-Global___Block: _TypeAlias = Block  # noqa: Y015
+global___Block = Block
 
-@_typing.final
-class GetBlockRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetBlockRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    HEIGHT_FIELD_NUMBER: _builtins.int
-    FULL_FIELD_NUMBER: _builtins.int
-    height: _builtins.int
-    full: _builtins.bool
+    HEIGHT_FIELD_NUMBER: builtins.int
+    FULL_FIELD_NUMBER: builtins.int
+    height: builtins.int
+    full: builtins.bool
     """Also list the ids of the block's transactions and its results."""
     def __init__(
         self,
         *,
-        height: _builtins.int = ...,
-        full: _builtins.bool = ...,
+        height: builtins.int = ...,
+        full: builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["full", b"full", "height", b"height"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["full", b"full", "height", b"height"]) -> None: ...
 
-Global___GetBlockRequest: _TypeAlias = GetBlockRequest  # noqa: Y015
+global___GetBlockRequest = GetBlockRequest
 
-@_typing.final
-class GetBlockResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetBlockResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    BLOCK_FIELD_NUMBER: _builtins.int
-    TRANSACTION_IDS_FIELD_NUMBER: _builtins.int
-    RESULTS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def block(self) -> Global___Block: ...
-    @_builtins.property
-    def transaction_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    @_builtins.property
-    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___Result]: ...
+    BLOCK_FIELD_NUMBER: builtins.int
+    TRANSACTION_IDS_FIELD_NUMBER: builtins.int
+    RESULTS_FIELD_NUMBER: builtins.int
+    @property
+    def block(self) -> global___Block: ...
+    @property
+    def transaction_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Result]: ...
     def __init__(
         self,
         *,
-        block: Global___Block | None = ...,
-        transaction_ids: _abc.Iterable[_builtins.str] | None = ...,
-        results: _abc.Iterable[Global___Result] | None = ...,
+        block: global___Block | None = ...,
+        transaction_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        results: collections.abc.Iterable[global___Result] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "results", b"results", "transaction_ids", b"transaction_ids"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["block", b"block"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["block", b"block", "results", b"results", "transaction_ids", b"transaction_ids"]) -> None: ...
 
-Global___GetBlockResponse: _TypeAlias = GetBlockResponse  # noqa: Y015
+global___GetBlockResponse = GetBlockResponse
 
-@_typing.final
-class ListBlocksRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ListBlocksRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    page_size: _builtins.int
-    page_token: _builtins.str
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    page_token: builtins.str
     def __init__(
         self,
         *,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
-Global___ListBlocksRequest: _TypeAlias = ListBlocksRequest  # noqa: Y015
+global___ListBlocksRequest = ListBlocksRequest
 
-@_typing.final
-class ListBlocksResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ListBlocksResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    BLOCKS_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    TOTAL_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
-    total: _builtins.int
-    @_builtins.property
-    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Block]: ...
+    BLOCKS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    total: builtins.int
+    @property
+    def blocks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Block]: ...
     def __init__(
         self,
         *,
-        blocks: _abc.Iterable[Global___Block] | None = ...,
-        next_page_token: _builtins.str = ...,
-        total: _builtins.int = ...,
+        blocks: collections.abc.Iterable[global___Block] | None = ...,
+        next_page_token: builtins.str = ...,
+        total: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "next_page_token", b"next_page_token", "total", b"total"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "next_page_token", b"next_page_token", "total", b"total"]) -> None: ...
 
-Global___ListBlocksResponse: _TypeAlias = ListBlocksResponse  # noqa: Y015
+global___ListBlocksResponse = ListBlocksResponse
 
-@_typing.final
-class GetComputeRootRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetComputeRootRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    HEIGHT_FIELD_NUMBER: _builtins.int
-    height: _builtins.int
+    HEIGHT_FIELD_NUMBER: builtins.int
+    height: builtins.int
     def __init__(
         self,
         *,
-        height: _builtins.int = ...,
+        height: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["height", b"height"]) -> None: ...
 
-Global___GetComputeRootRequest: _TypeAlias = GetComputeRootRequest  # noqa: Y015
+global___GetComputeRootRequest = GetComputeRootRequest
 
-@_typing.final
-class GetComputeRootResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetComputeRootResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    HEIGHT_FIELD_NUMBER: _builtins.int
-    COMPUTE_ROOT_FIELD_NUMBER: _builtins.int
-    LEGACY_POC_ROOT_FIELD_NUMBER: _builtins.int
-    RESULT_COUNT_FIELD_NUMBER: _builtins.int
-    height: _builtins.int
-    compute_root: _builtins.str
-    legacy_poc_root: _builtins.str
+    HEIGHT_FIELD_NUMBER: builtins.int
+    COMPUTE_ROOT_FIELD_NUMBER: builtins.int
+    LEGACY_POC_ROOT_FIELD_NUMBER: builtins.int
+    RESULT_COUNT_FIELD_NUMBER: builtins.int
+    height: builtins.int
+    compute_root: builtins.str
+    legacy_poc_root: builtins.str
     """ComputeChain's compute_poc_root over the same results; empty string for none."""
-    result_count: _builtins.int
+    result_count: builtins.int
     def __init__(
         self,
         *,
-        height: _builtins.int = ...,
-        compute_root: _builtins.str = ...,
-        legacy_poc_root: _builtins.str = ...,
-        result_count: _builtins.int = ...,
+        height: builtins.int = ...,
+        compute_root: builtins.str = ...,
+        legacy_poc_root: builtins.str = ...,
+        result_count: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_root", b"compute_root", "height", b"height", "legacy_poc_root", b"legacy_poc_root", "result_count", b"result_count"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compute_root", b"compute_root", "height", b"height", "legacy_poc_root", b"legacy_poc_root", "result_count", b"result_count"]) -> None: ...
 
-Global___GetComputeRootResponse: _TypeAlias = GetComputeRootResponse  # noqa: Y015
+global___GetComputeRootResponse = GetComputeRootResponse
 
-@_typing.final
-class Result(_message.Message):
+@typing.final
+class Result(google.protobuf.message.Message):
     """The seed's ComputeResult {task_id, worker_address, result_hash, proof, nonce, signature} plus job and block."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    JOB_FIELD_NUMBER: _builtins.int
-    WORKER_ADDRESS_FIELD_NUMBER: _builtins.int
-    RESULT_HASH_FIELD_NUMBER: _builtins.int
-    PROOF_FIELD_NUMBER: _builtins.int
-    NONCE_FIELD_NUMBER: _builtins.int
-    SIGNATURE_FIELD_NUMBER: _builtins.int
-    BLOCK_HEIGHT_FIELD_NUMBER: _builtins.int
-    LEAF_INDEX_FIELD_NUMBER: _builtins.int
-    REWARD_UNITS_FIELD_NUMBER: _builtins.int
-    WORKER_UNITS_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
-    job: _builtins.int
-    worker_address: _builtins.str
-    result_hash: _builtins.str
-    proof: _builtins.str
+    TASK_ID_FIELD_NUMBER: builtins.int
+    JOB_FIELD_NUMBER: builtins.int
+    WORKER_ADDRESS_FIELD_NUMBER: builtins.int
+    RESULT_HASH_FIELD_NUMBER: builtins.int
+    PROOF_FIELD_NUMBER: builtins.int
+    NONCE_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    BLOCK_HEIGHT_FIELD_NUMBER: builtins.int
+    LEAF_INDEX_FIELD_NUMBER: builtins.int
+    REWARD_UNITS_FIELD_NUMBER: builtins.int
+    WORKER_UNITS_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    job: builtins.int
+    worker_address: builtins.str
+    result_hash: builtins.str
+    proof: builtins.str
     """Transcript digest of the audit."""
-    nonce: _builtins.int
-    signature: _builtins.str
+    nonce: builtins.int
+    signature: builtins.str
     """The worker's signature on the batch of commitments that holds this one, hexadecimal."""
-    block_height: _builtins.int
-    leaf_index: _builtins.int
-    reward_units: _builtins.int
-    worker_units: _builtins.int
+    block_height: builtins.int
+    leaf_index: builtins.int
+    reward_units: builtins.int
+    worker_units: builtins.int
     """What the worker got of it."""
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
-        job: _builtins.int = ...,
-        worker_address: _builtins.str = ...,
-        result_hash: _builtins.str = ...,
-        proof: _builtins.str = ...,
-        nonce: _builtins.int = ...,
-        signature: _builtins.str = ...,
-        block_height: _builtins.int = ...,
-        leaf_index: _builtins.int = ...,
-        reward_units: _builtins.int = ...,
-        worker_units: _builtins.int = ...,
+        task_id: builtins.str = ...,
+        job: builtins.int = ...,
+        worker_address: builtins.str = ...,
+        result_hash: builtins.str = ...,
+        proof: builtins.str = ...,
+        nonce: builtins.int = ...,
+        signature: builtins.str = ...,
+        block_height: builtins.int = ...,
+        leaf_index: builtins.int = ...,
+        reward_units: builtins.int = ...,
+        worker_units: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_height", b"block_height", "job", b"job", "leaf_index", b"leaf_index", "nonce", b"nonce", "proof", b"proof", "result_hash", b"result_hash", "reward_units", b"reward_units", "signature", b"signature", "task_id", b"task_id", "worker_address", b"worker_address", "worker_units", b"worker_units"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "job", b"job", "leaf_index", b"leaf_index", "nonce", b"nonce", "proof", b"proof", "result_hash", b"result_hash", "reward_units", b"reward_units", "signature", b"signature", "task_id", b"task_id", "worker_address", b"worker_address", "worker_units", b"worker_units"]) -> None: ...
 
-Global___Result: _TypeAlias = Result  # noqa: Y015
+global___Result = Result
 
-@_typing.final
-class GetResultRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetResultRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    JOB_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
-    job: _builtins.int
+    TASK_ID_FIELD_NUMBER: builtins.int
+    JOB_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    job: builtins.int
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
-        job: _builtins.int = ...,
+        task_id: builtins.str = ...,
+        job: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["job", b"job", "task_id", b"task_id"]) -> None: ...
 
-Global___GetResultRequest: _TypeAlias = GetResultRequest  # noqa: Y015
+global___GetResultRequest = GetResultRequest
 
-@_typing.final
-class GetResultResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetResultResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    RESULT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def result(self) -> Global___Result: ...
+    RESULT_FIELD_NUMBER: builtins.int
+    @property
+    def result(self) -> global___Result: ...
     def __init__(
         self,
         *,
-        result: Global___Result | None = ...,
+        result: global___Result | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["result", b"result"]) -> None: ...
 
-Global___GetResultResponse: _TypeAlias = GetResultResponse  # noqa: Y015
+global___GetResultResponse = GetResultResponse
 
-@_typing.final
-class ListResultsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ListResultsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    WITH_PROOFS_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
-    page_size: _builtins.int
-    page_token: _builtins.str
-    with_proofs: _builtins.bool
+    TASK_ID_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    WITH_PROOFS_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    page_size: builtins.int
+    page_token: builtins.str
+    with_proofs: builtins.bool
     """Also give evidence and proofs; waits until the results are sealed."""
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
-        with_proofs: _builtins.bool = ...,
+        task_id: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+        with_proofs: builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "task_id", b"task_id", "with_proofs", b"with_proofs"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "task_id", b"task_id", "with_proofs", b"with_proofs"]) -> None: ...
 
-Global___ListResultsRequest: _TypeAlias = ListResultsRequest  # noqa: Y015
+global___ListResultsRequest = ListResultsRequest
 
-@_typing.final
-class ListResultsResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ListResultsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    RESULTS_FIELD_NUMBER: _builtins.int
-    PROVEN_FIELD_NUMBER: _builtins.int
-    CHECKPOINT_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    TOTAL_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
-    total: _builtins.int
-    @_builtins.property
-    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___Result]: ...
-    @_builtins.property
-    def proven(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProvenResult]: ...
-    @_builtins.property
-    def checkpoint(self) -> Global___Checkpoint:
+    RESULTS_FIELD_NUMBER: builtins.int
+    PROVEN_FIELD_NUMBER: builtins.int
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    total: builtins.int
+    @property
+    def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Result]: ...
+    @property
+    def proven(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ProvenResult]: ...
+    @property
+    def checkpoint(self) -> global___Checkpoint:
         """The checkpoint that all header paths lead to."""
 
     def __init__(
         self,
         *,
-        results: _abc.Iterable[Global___Result] | None = ...,
-        proven: _abc.Iterable[Global___ProvenResult] | None = ...,
-        checkpoint: Global___Checkpoint | None = ...,
-        next_page_token: _builtins.str = ...,
-        total: _builtins.int = ...,
+        results: collections.abc.Iterable[global___Result] | None = ...,
+        proven: collections.abc.Iterable[global___ProvenResult] | None = ...,
+        checkpoint: global___Checkpoint | None = ...,
+        next_page_token: builtins.str = ...,
+        total: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "next_page_token", b"next_page_token", "proven", b"proven", "results", b"results", "total", b"total"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["checkpoint", b"checkpoint"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "next_page_token", b"next_page_token", "proven", b"proven", "results", b"results", "total", b"total"]) -> None: ...
 
-Global___ListResultsResponse: _TypeAlias = ListResultsResponse  # noqa: Y015
+global___ListResultsResponse = ListResultsResponse
 
-@_typing.final
-class ProvenResult(_message.Message):
+@typing.final
+class ProvenResult(google.protobuf.message.Message):
     """One result with everything that makes it believable without believing us."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    RESULT_FIELD_NUMBER: _builtins.int
-    COMMITMENT_FIELD_NUMBER: _builtins.int
-    COMMITMENT_POSITION_FIELD_NUMBER: _builtins.int
-    COMMITMENT_COUNT_FIELD_NUMBER: _builtins.int
-    COMMITMENT_PATH_FIELD_NUMBER: _builtins.int
-    WORKER_SIGNATURE_FIELD_NUMBER: _builtins.int
-    ORCHESTRATOR_KEY_FIELD_NUMBER: _builtins.int
-    SETTLE_ID_FIELD_NUMBER: _builtins.int
-    SETTLE_POSITION_FIELD_NUMBER: _builtins.int
-    SETTLE_COUNT_FIELD_NUMBER: _builtins.int
-    SETTLE_PATH_FIELD_NUMBER: _builtins.int
-    SETTLE_SIGNATURE_FIELD_NUMBER: _builtins.int
-    HEADER_FIELD_NUMBER: _builtins.int
-    LEAF_INDEX_FIELD_NUMBER: _builtins.int
-    COMPUTE_PATH_FIELD_NUMBER: _builtins.int
-    HEADER_PATH_FIELD_NUMBER: _builtins.int
-    ASSIGNMENT_FIELD_NUMBER: _builtins.int
-    ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
-    ASSIGNMENT_SIGNATURE_FIELD_NUMBER: _builtins.int
-    result: _builtins.bytes
+    RESULT_FIELD_NUMBER: builtins.int
+    COMMITMENT_FIELD_NUMBER: builtins.int
+    COMMITMENT_POSITION_FIELD_NUMBER: builtins.int
+    COMMITMENT_COUNT_FIELD_NUMBER: builtins.int
+    COMMITMENT_PATH_FIELD_NUMBER: builtins.int
+    WORKER_SIGNATURE_FIELD_NUMBER: builtins.int
+    ORCHESTRATOR_KEY_FIELD_NUMBER: builtins.int
+    SETTLE_ID_FIELD_NUMBER: builtins.int
+    SETTLE_POSITION_FIELD_NUMBER: builtins.int
+    SETTLE_COUNT_FIELD_NUMBER: builtins.int
+    SETTLE_PATH_FIELD_NUMBER: builtins.int
+    SETTLE_SIGNATURE_FIELD_NUMBER: builtins.int
+    HEADER_FIELD_NUMBER: builtins.int
+    LEAF_INDEX_FIELD_NUMBER: builtins.int
+    COMPUTE_PATH_FIELD_NUMBER: builtins.int
+    HEADER_PATH_FIELD_NUMBER: builtins.int
+    ASSIGNMENT_FIELD_NUMBER: builtins.int
+    ASSIGNMENT_ID_FIELD_NUMBER: builtins.int
+    ASSIGNMENT_SIGNATURE_FIELD_NUMBER: builtins.int
+    result: builtins.bytes
     """The result statement (174 bytes): leaf data of the compute root."""
-    commitment: _builtins.bytes
+    commitment: builtins.bytes
     """The worker's commitment (118 bytes), its place in the signed batch, and the signature on the batch."""
-    commitment_position: _builtins.int
-    commitment_count: _builtins.int
-    worker_signature: _builtins.bytes
-    orchestrator_key: _builtins.bytes
+    commitment_position: builtins.int
+    commitment_count: builtins.int
+    worker_signature: builtins.bytes
+    orchestrator_key: builtins.bytes
     """The orchestrator's settle transaction, and the result's place among its leaves."""
-    settle_id: _builtins.bytes
-    settle_position: _builtins.int
-    settle_count: _builtins.int
-    settle_signature: _builtins.bytes
-    header: _builtins.bytes
+    settle_id: builtins.bytes
+    settle_position: builtins.int
+    settle_count: builtins.int
+    settle_signature: builtins.bytes
+    header: builtins.bytes
     """The block's header (185 bytes) and the result's place under its compute root."""
-    leaf_index: _builtins.int
-    assignment: _builtins.bytes
+    leaf_index: builtins.int
+    assignment: builtins.bytes
     """The assignment in force when the result was settled, with its transaction id and signature."""
-    assignment_id: _builtins.bytes
-    assignment_signature: _builtins.bytes
-    @_builtins.property
-    def commitment_path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
-    @_builtins.property
-    def settle_path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
-    @_builtins.property
-    def compute_path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
-    @_builtins.property
-    def header_path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+    assignment_id: builtins.bytes
+    assignment_signature: builtins.bytes
+    @property
+    def commitment_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    @property
+    def settle_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    @property
+    def compute_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    @property
+    def header_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """Path from the header to the checkpoint's root; the leaf index is the header's height."""
 
     def __init__(
         self,
         *,
-        result: _builtins.bytes = ...,
-        commitment: _builtins.bytes = ...,
-        commitment_position: _builtins.int = ...,
-        commitment_count: _builtins.int = ...,
-        commitment_path: _abc.Iterable[_builtins.bytes] | None = ...,
-        worker_signature: _builtins.bytes = ...,
-        orchestrator_key: _builtins.bytes = ...,
-        settle_id: _builtins.bytes = ...,
-        settle_position: _builtins.int = ...,
-        settle_count: _builtins.int = ...,
-        settle_path: _abc.Iterable[_builtins.bytes] | None = ...,
-        settle_signature: _builtins.bytes = ...,
-        header: _builtins.bytes = ...,
-        leaf_index: _builtins.int = ...,
-        compute_path: _abc.Iterable[_builtins.bytes] | None = ...,
-        header_path: _abc.Iterable[_builtins.bytes] | None = ...,
-        assignment: _builtins.bytes = ...,
-        assignment_id: _builtins.bytes = ...,
-        assignment_signature: _builtins.bytes = ...,
+        result: builtins.bytes = ...,
+        commitment: builtins.bytes = ...,
+        commitment_position: builtins.int = ...,
+        commitment_count: builtins.int = ...,
+        commitment_path: collections.abc.Iterable[builtins.bytes] | None = ...,
+        worker_signature: builtins.bytes = ...,
+        orchestrator_key: builtins.bytes = ...,
+        settle_id: builtins.bytes = ...,
+        settle_position: builtins.int = ...,
+        settle_count: builtins.int = ...,
+        settle_path: collections.abc.Iterable[builtins.bytes] | None = ...,
+        settle_signature: builtins.bytes = ...,
+        header: builtins.bytes = ...,
+        leaf_index: builtins.int = ...,
+        compute_path: collections.abc.Iterable[builtins.bytes] | None = ...,
+        header_path: collections.abc.Iterable[builtins.bytes] | None = ...,
+        assignment: builtins.bytes = ...,
+        assignment_id: builtins.bytes = ...,
+        assignment_signature: builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "assignment_id", b"assignment_id", "assignment_signature", b"assignment_signature", "commitment", b"commitment", "commitment_count", b"commitment_count", "commitment_path", b"commitment_path", "commitment_position", b"commitment_position", "compute_path", b"compute_path", "header", b"header", "header_path", b"header_path", "leaf_index", b"leaf_index", "orchestrator_key", b"orchestrator_key", "result", b"result", "settle_count", b"settle_count", "settle_id", b"settle_id", "settle_path", b"settle_path", "settle_position", b"settle_position", "settle_signature", b"settle_signature", "worker_signature", b"worker_signature"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "assignment_id", b"assignment_id", "assignment_signature", b"assignment_signature", "commitment", b"commitment", "commitment_count", b"commitment_count", "commitment_path", b"commitment_path", "commitment_position", b"commitment_position", "compute_path", b"compute_path", "header", b"header", "header_path", b"header_path", "leaf_index", b"leaf_index", "orchestrator_key", b"orchestrator_key", "result", b"result", "settle_count", b"settle_count", "settle_id", b"settle_id", "settle_path", b"settle_path", "settle_position", b"settle_position", "settle_signature", b"settle_signature", "worker_signature", b"worker_signature"]) -> None: ...
 
-Global___ProvenResult: _TypeAlias = ProvenResult  # noqa: Y015
+global___ProvenResult = ProvenResult
 
-@_typing.final
-class Checkpoint(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Checkpoint(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    NOTE_FIELD_NUMBER: _builtins.int
-    ORIGIN_FIELD_NUMBER: _builtins.int
-    SIZE_FIELD_NUMBER: _builtins.int
-    ROOT_FIELD_NUMBER: _builtins.int
-    note: _builtins.str
+    NOTE_FIELD_NUMBER: builtins.int
+    ORIGIN_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
+    ROOT_FIELD_NUMBER: builtins.int
+    note: builtins.str
     """C2SP signed note."""
-    origin: _builtins.str
+    origin: builtins.str
     """What the note says, parsed."""
-    size: _builtins.int
-    root: _builtins.bytes
+    size: builtins.int
+    root: builtins.bytes
     def __init__(
         self,
         *,
-        note: _builtins.str = ...,
-        origin: _builtins.str = ...,
-        size: _builtins.int = ...,
-        root: _builtins.bytes = ...,
+        note: builtins.str = ...,
+        origin: builtins.str = ...,
+        size: builtins.int = ...,
+        root: builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "origin", b"origin", "root", b"root", "size", b"size"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["note", b"note", "origin", b"origin", "root", b"root", "size", b"size"]) -> None: ...
 
-Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
+global___Checkpoint = Checkpoint
 
-@_typing.final
-class GetInclusionProofRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetInclusionProofRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    JOB_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
-    job: _builtins.int
+    TASK_ID_FIELD_NUMBER: builtins.int
+    JOB_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    job: builtins.int
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
-        job: _builtins.int = ...,
+        task_id: builtins.str = ...,
+        job: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["job", b"job", "task_id", b"task_id"]) -> None: ...
 
-Global___GetInclusionProofRequest: _TypeAlias = GetInclusionProofRequest  # noqa: Y015
+global___GetInclusionProofRequest = GetInclusionProofRequest
 
-@_typing.final
-class GetInclusionProofResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetInclusionProofResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    RESULT_FIELD_NUMBER: _builtins.int
-    CHECKPOINT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def result(self) -> Global___ProvenResult: ...
-    @_builtins.property
-    def checkpoint(self) -> Global___Checkpoint: ...
+    RESULT_FIELD_NUMBER: builtins.int
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    @property
+    def result(self) -> global___ProvenResult: ...
+    @property
+    def checkpoint(self) -> global___Checkpoint: ...
     def __init__(
         self,
         *,
-        result: Global___ProvenResult | None = ...,
-        checkpoint: Global___Checkpoint | None = ...,
+        result: global___ProvenResult | None = ...,
+        checkpoint: global___Checkpoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "result", b"result"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "result", b"result"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "result", b"result"]) -> None: ...
 
-Global___GetInclusionProofResponse: _TypeAlias = GetInclusionProofResponse  # noqa: Y015
+global___GetInclusionProofResponse = GetInclusionProofResponse
 
-@_typing.final
-class GetConsistencyProofRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetConsistencyProofRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    OLD_SIZE_FIELD_NUMBER: _builtins.int
-    NEW_SIZE_FIELD_NUMBER: _builtins.int
-    old_size: _builtins.int
-    new_size: _builtins.int
+    OLD_SIZE_FIELD_NUMBER: builtins.int
+    NEW_SIZE_FIELD_NUMBER: builtins.int
+    old_size: builtins.int
+    new_size: builtins.int
     """Absent (0): the newest."""
     def __init__(
         self,
         *,
-        old_size: _builtins.int = ...,
-        new_size: _builtins.int = ...,
+        old_size: builtins.int = ...,
+        new_size: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_size", b"new_size", "old_size", b"old_size"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["new_size", b"new_size", "old_size", b"old_size"]) -> None: ...
 
-Global___GetConsistencyProofRequest: _TypeAlias = GetConsistencyProofRequest  # noqa: Y015
+global___GetConsistencyProofRequest = GetConsistencyProofRequest
 
-@_typing.final
-class GetConsistencyProofResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetConsistencyProofResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    OLD_SIZE_FIELD_NUMBER: _builtins.int
-    NEW_SIZE_FIELD_NUMBER: _builtins.int
-    OLD_ROOT_FIELD_NUMBER: _builtins.int
-    NEW_ROOT_FIELD_NUMBER: _builtins.int
-    PATH_FIELD_NUMBER: _builtins.int
-    old_size: _builtins.int
-    new_size: _builtins.int
-    old_root: _builtins.bytes
-    new_root: _builtins.bytes
-    @_builtins.property
-    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    OLD_SIZE_FIELD_NUMBER: builtins.int
+    NEW_SIZE_FIELD_NUMBER: builtins.int
+    OLD_ROOT_FIELD_NUMBER: builtins.int
+    NEW_ROOT_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    old_size: builtins.int
+    new_size: builtins.int
+    old_root: builtins.bytes
+    new_root: builtins.bytes
+    @property
+    def path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
     def __init__(
         self,
         *,
-        old_size: _builtins.int = ...,
-        new_size: _builtins.int = ...,
-        old_root: _builtins.bytes = ...,
-        new_root: _builtins.bytes = ...,
-        path: _abc.Iterable[_builtins.bytes] | None = ...,
+        old_size: builtins.int = ...,
+        new_size: builtins.int = ...,
+        old_root: builtins.bytes = ...,
+        new_root: builtins.bytes = ...,
+        path: collections.abc.Iterable[builtins.bytes] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_root", b"new_root", "new_size", b"new_size", "old_root", b"old_root", "old_size", b"old_size", "path", b"path"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["new_root", b"new_root", "new_size", b"new_size", "old_root", b"old_root", "old_size", b"old_size", "path", b"path"]) -> None: ...
 
-Global___GetConsistencyProofResponse: _TypeAlias = GetConsistencyProofResponse  # noqa: Y015
+global___GetConsistencyProofResponse = GetConsistencyProofResponse
 
-@_typing.final
-class GetCheckpointRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetCheckpointRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetCheckpointRequest: _TypeAlias = GetCheckpointRequest  # noqa: Y015
+global___GetCheckpointRequest = GetCheckpointRequest
 
-@_typing.final
-class GetCheckpointResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetCheckpointResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CHECKPOINT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def checkpoint(self) -> Global___Checkpoint: ...
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    @property
+    def checkpoint(self) -> global___Checkpoint: ...
     def __init__(
         self,
         *,
-        checkpoint: Global___Checkpoint | None = ...,
+        checkpoint: global___Checkpoint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["checkpoint", b"checkpoint"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint"]) -> None: ...
 
-Global___GetCheckpointResponse: _TypeAlias = GetCheckpointResponse  # noqa: Y015
+global___GetCheckpointResponse = GetCheckpointResponse
 
-@_typing.final
-class WatchBlocksRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class WatchBlocksRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    FROM_HEIGHT_FIELD_NUMBER: _builtins.int
-    from_height: _builtins.int
+    FROM_HEIGHT_FIELD_NUMBER: builtins.int
+    from_height: builtins.int
     def __init__(
         self,
         *,
-        from_height: _builtins.int = ...,
+        from_height: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_height", b"from_height"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["from_height", b"from_height"]) -> None: ...
 
-Global___WatchBlocksRequest: _TypeAlias = WatchBlocksRequest  # noqa: Y015
+global___WatchBlocksRequest = WatchBlocksRequest
 
-@_typing.final
-class WatchBlocksResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class WatchBlocksResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    BLOCK_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def block(self) -> Global___Block: ...
+    BLOCK_FIELD_NUMBER: builtins.int
+    @property
+    def block(self) -> global___Block: ...
     def __init__(
         self,
         *,
-        block: Global___Block | None = ...,
+        block: global___Block | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["block", b"block"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["block", b"block"]) -> None: ...
 
-Global___WatchBlocksResponse: _TypeAlias = WatchBlocksResponse  # noqa: Y015
+global___WatchBlocksResponse = WatchBlocksResponse

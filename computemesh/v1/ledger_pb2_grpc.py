@@ -5,7 +5,7 @@ import warnings
 
 from computemesh.v1 import ledger_pb2 as computemesh_dot_v1_dot_ledger__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class LedgerServiceStub:
+class LedgerServiceStub(object):
     """Accounts, escrows, results and blocks. Anyone may read; what a transaction may do follows from its signature alone,
     so no RPC here asks for a token.
     """
@@ -118,7 +118,7 @@ class LedgerServiceStub:
                 _registered_method=True)
 
 
-class LedgerServiceServicer:
+class LedgerServiceServicer(object):
     """Accounts, escrows, results and blocks. Anyone may read; what a transaction may do follows from its signature alone,
     so no RPC here asks for a token.
     """
@@ -335,7 +335,7 @@ def add_LedgerServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class LedgerService:
+class LedgerService(object):
     """Accounts, escrows, results and blocks. Anyone may read; what a transaction may do follows from its signature alone,
     so no RPC here asks for a token.
     """

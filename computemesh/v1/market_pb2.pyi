@@ -3,30 +3,30 @@
 isort:skip_file
 """
 
-from collections import abc as _abc
-from computemesh.v1 import common_pb2 as _common_pb2
-from google.protobuf import descriptor as _descriptor
-from google.protobuf import message as _message
-from google.protobuf import struct_pb2 as _struct_pb2
-from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-import builtins as _builtins
+import builtins
+import collections.abc
+import computemesh.v1.common_pb2
+import google.protobuf.descriptor
+import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
+import google.protobuf.message
+import google.protobuf.struct_pb2
 import sys
-import typing as _typing
+import typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    import typing_extensions
 
-DESCRIPTOR: _descriptor.FileDescriptor
+DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 class _TaskStatus:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _TaskStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskStatus.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _TaskStatusEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_TaskStatus.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     TASK_STATUS_UNSPECIFIED: _TaskStatus.ValueType  # 0
     TASK_STATUS_PENDING: _TaskStatus.ValueType  # 1
     """Paid for, no job given to a worker yet."""
@@ -55,14 +55,14 @@ TASK_STATUS_FAILED: TaskStatus.ValueType  # 4
 TASK_STATUS_CANCELLED: TaskStatus.ValueType  # 5
 TASK_STATUS_EXPIRED: TaskStatus.ValueType  # 6
 """The deadline passed; what is unspent was refunded."""
-Global___TaskStatus: _TypeAlias = TaskStatus  # noqa: Y015
+global___TaskStatus = TaskStatus
 
 class _TaskEventKind:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _TaskEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskEventKind.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _TaskEventKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_TaskEventKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     TASK_EVENT_KIND_UNSPECIFIED: _TaskEventKind.ValueType  # 0
     TASK_EVENT_KIND_CREATED: _TaskEventKind.ValueType  # 1
     TASK_EVENT_KIND_LEASED: _TaskEventKind.ValueType  # 2
@@ -86,926 +86,809 @@ TASK_EVENT_KIND_ENDED: TaskEventKind.ValueType  # 5
 """Terminal: the task's status says how it ended."""
 TASK_EVENT_KIND_RELEASED: TaskEventKind.ValueType  # 6
 """The orchestrator was lost; the task waits for another."""
-Global___TaskEventKind: _TypeAlias = TaskEventKind  # noqa: Y015
+global___TaskEventKind = TaskEventKind
 
-@_typing.final
-class Task(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Task(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    CHALLENGE_TYPE_FIELD_NUMBER: _builtins.int
-    PAYLOAD_FIELD_NUMBER: _builtins.int
-    REWARD_FIELD_NUMBER: _builtins.int
-    DEADLINE_FIELD_NUMBER: _builtins.int
-    PRIORITY_FIELD_NUMBER: _builtins.int
-    STATUS_FIELD_NUMBER: _builtins.int
-    CUSTOMER_FIELD_NUMBER: _builtins.int
-    CREATED_MS_FIELD_NUMBER: _builtins.int
-    UPDATED_MS_FIELD_NUMBER: _builtins.int
-    ENDED_MS_FIELD_NUMBER: _builtins.int
-    JOBS_TOTAL_FIELD_NUMBER: _builtins.int
-    JOBS_SETTLED_FIELD_NUMBER: _builtins.int
-    JOBS_RUNNING_FIELD_NUMBER: _builtins.int
-    STATUS_DETAIL_FIELD_NUMBER: _builtins.int
-    RESULT_HASH_FIELD_NUMBER: _builtins.int
-    BLOCK_HEIGHT_FIELD_NUMBER: _builtins.int
-    ORDER_FIELD_NUMBER: _builtins.int
-    ORDER_SIGNATURE_FIELD_NUMBER: _builtins.int
-    ORCHESTRATOR_KEY_FIELD_NUMBER: _builtins.int
-    ORCHESTRATOR_ADDRESS_FIELD_NUMBER: _builtins.int
-    REFUNDED_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
+    TASK_ID_FIELD_NUMBER: builtins.int
+    CHALLENGE_TYPE_FIELD_NUMBER: builtins.int
+    PAYLOAD_FIELD_NUMBER: builtins.int
+    REWARD_FIELD_NUMBER: builtins.int
+    DEADLINE_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    CUSTOMER_FIELD_NUMBER: builtins.int
+    CREATED_MS_FIELD_NUMBER: builtins.int
+    UPDATED_MS_FIELD_NUMBER: builtins.int
+    ENDED_MS_FIELD_NUMBER: builtins.int
+    JOBS_TOTAL_FIELD_NUMBER: builtins.int
+    JOBS_SETTLED_FIELD_NUMBER: builtins.int
+    JOBS_RUNNING_FIELD_NUMBER: builtins.int
+    STATUS_DETAIL_FIELD_NUMBER: builtins.int
+    RESULT_HASH_FIELD_NUMBER: builtins.int
+    BLOCK_HEIGHT_FIELD_NUMBER: builtins.int
+    ORDER_FIELD_NUMBER: builtins.int
+    ORDER_SIGNATURE_FIELD_NUMBER: builtins.int
+    ORCHESTRATOR_KEY_FIELD_NUMBER: builtins.int
+    ORCHESTRATOR_ADDRESS_FIELD_NUMBER: builtins.int
+    REFUNDED_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
     """Digest of the order, 64 hexadecimal characters."""
-    challenge_type: _builtins.str
-    reward: _builtins.str
+    challenge_type: builtins.str
+    reward: builtins.str
     """Decimal CPC held for the whole task."""
-    deadline: _builtins.int
+    deadline: builtins.int
     """Unix seconds."""
-    priority: _builtins.int
+    priority: builtins.int
     """0..9, 9 first."""
-    status: Global___TaskStatus.ValueType
-    customer: _builtins.str
+    status: global___TaskStatus.ValueType
+    customer: builtins.str
     """Address of the customer."""
-    created_ms: _builtins.int
-    updated_ms: _builtins.int
-    ended_ms: _builtins.int
+    created_ms: builtins.int
+    updated_ms: builtins.int
+    ended_ms: builtins.int
     """When the status became terminal; 0 until then."""
-    jobs_total: _builtins.int
-    jobs_settled: _builtins.int
-    jobs_running: _builtins.int
+    jobs_total: builtins.int
+    jobs_settled: builtins.int
+    jobs_running: builtins.int
     """Jobs that workers hold now."""
-    status_detail: _builtins.str
+    status_detail: builtins.str
     """Why it failed, was cancelled or expired, for people; empty otherwise."""
-    result_hash: _builtins.str
+    result_hash: builtins.str
     """RFC 9162 root over the jobs' result hashes in job order, hexadecimal; empty until COMPLETED."""
-    block_height: _builtins.int
+    block_height: builtins.int
     """Height of the block with the last settled job; 0 until one settled."""
-    order: _builtins.bytes
+    order: builtins.bytes
     """The order (164 bytes) and the customer's signature on it, which make the receipt provable."""
-    order_signature: _builtins.bytes
-    orchestrator_key: _builtins.str
+    order_signature: builtins.bytes
+    orchestrator_key: builtins.str
     """Key of the orchestrator the task is leased to, hexadecimal; empty while it waits for one."""
-    orchestrator_address: _builtins.str
+    orchestrator_address: builtins.str
     """Where that orchestrator serves audit transcripts, HOST:PORT; empty while it waits for one."""
-    refunded: _builtins.str
+    refunded: builtins.str
     """Decimal CPC given back so far."""
-    @_builtins.property
-    def payload(self) -> _struct_pb2.Struct: ...
+    @property
+    def payload(self) -> google.protobuf.struct_pb2.Struct: ...
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
-        challenge_type: _builtins.str = ...,
-        payload: _struct_pb2.Struct | None = ...,
-        reward: _builtins.str = ...,
-        deadline: _builtins.int = ...,
-        priority: _builtins.int = ...,
-        status: Global___TaskStatus.ValueType = ...,
-        customer: _builtins.str = ...,
-        created_ms: _builtins.int = ...,
-        updated_ms: _builtins.int = ...,
-        ended_ms: _builtins.int = ...,
-        jobs_total: _builtins.int = ...,
-        jobs_settled: _builtins.int = ...,
-        jobs_running: _builtins.int = ...,
-        status_detail: _builtins.str = ...,
-        result_hash: _builtins.str = ...,
-        block_height: _builtins.int = ...,
-        order: _builtins.bytes = ...,
-        order_signature: _builtins.bytes = ...,
-        orchestrator_key: _builtins.str = ...,
-        orchestrator_address: _builtins.str = ...,
-        refunded: _builtins.str = ...,
+        task_id: builtins.str = ...,
+        challenge_type: builtins.str = ...,
+        payload: google.protobuf.struct_pb2.Struct | None = ...,
+        reward: builtins.str = ...,
+        deadline: builtins.int = ...,
+        priority: builtins.int = ...,
+        status: global___TaskStatus.ValueType = ...,
+        customer: builtins.str = ...,
+        created_ms: builtins.int = ...,
+        updated_ms: builtins.int = ...,
+        ended_ms: builtins.int = ...,
+        jobs_total: builtins.int = ...,
+        jobs_settled: builtins.int = ...,
+        jobs_running: builtins.int = ...,
+        status_detail: builtins.str = ...,
+        result_hash: builtins.str = ...,
+        block_height: builtins.int = ...,
+        order: builtins.bytes = ...,
+        order_signature: builtins.bytes = ...,
+        orchestrator_key: builtins.str = ...,
+        orchestrator_address: builtins.str = ...,
+        refunded: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_height", b"block_height", "challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline", b"deadline", "ended_ms", b"ended_ms", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "jobs_total", b"jobs_total", "orchestrator_address", b"orchestrator_address", "orchestrator_key", b"orchestrator_key", "order", b"order", "order_signature", b"order_signature", "payload", b"payload", "priority", b"priority", "refunded", b"refunded", "result_hash", b"result_hash", "reward", b"reward", "status", b"status", "status_detail", b"status_detail", "task_id", b"task_id", "updated_ms", b"updated_ms"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline", b"deadline", "ended_ms", b"ended_ms", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "jobs_total", b"jobs_total", "orchestrator_address", b"orchestrator_address", "orchestrator_key", b"orchestrator_key", "order", b"order", "order_signature", b"order_signature", "payload", b"payload", "priority", b"priority", "refunded", b"refunded", "result_hash", b"result_hash", "reward", b"reward", "status", b"status", "status_detail", b"status_detail", "task_id", b"task_id", "updated_ms", b"updated_ms"]) -> None: ...
 
-Global___Task: _TypeAlias = Task  # noqa: Y015
+global___Task = Task
 
-@_typing.final
-class GetMarketRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetMarketRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetMarketRequest: _TypeAlias = GetMarketRequest  # noqa: Y015
+global___GetMarketRequest = GetMarketRequest
 
-@_typing.final
-class GetMarketResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetMarketResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CHAIN_ID_FIELD_NUMBER: _builtins.int
-    MARKET_KEY_FIELD_NUMBER: _builtins.int
-    CHALLENGE_TYPES_FIELD_NUMBER: _builtins.int
-    LEDGER_ADDRESS_FIELD_NUMBER: _builtins.int
-    LEDGER_VKEY_FIELD_NUMBER: _builtins.int
-    NOW_MS_FIELD_NUMBER: _builtins.int
-    chain_id: _builtins.str
-    market_key: _builtins.str
+    CHAIN_ID_FIELD_NUMBER: builtins.int
+    MARKET_KEY_FIELD_NUMBER: builtins.int
+    CHALLENGE_TYPES_FIELD_NUMBER: builtins.int
+    LEDGER_ADDRESS_FIELD_NUMBER: builtins.int
+    LEDGER_VKEY_FIELD_NUMBER: builtins.int
+    NOW_MS_FIELD_NUMBER: builtins.int
+    chain_id: builtins.str
+    market_key: builtins.str
     """Key an order names as its market, hexadecimal."""
-    ledger_address: _builtins.str
+    ledger_address: builtins.str
     """HOST:PORT of the ledger, where receipts are proven."""
-    ledger_vkey: _builtins.str
+    ledger_vkey: builtins.str
     """The ledger's checkpoint key as a C2SP verifier key. A client pins it, it does not trust it from here every time."""
-    now_ms: _builtins.int
+    now_ms: builtins.int
     """Clock of the market, Unix ms."""
-    @_builtins.property
-    def challenge_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @property
+    def challenge_types(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
         self,
         *,
-        chain_id: _builtins.str = ...,
-        market_key: _builtins.str = ...,
-        challenge_types: _abc.Iterable[_builtins.str] | None = ...,
-        ledger_address: _builtins.str = ...,
-        ledger_vkey: _builtins.str = ...,
-        now_ms: _builtins.int = ...,
+        chain_id: builtins.str = ...,
+        market_key: builtins.str = ...,
+        challenge_types: collections.abc.Iterable[builtins.str] | None = ...,
+        ledger_address: builtins.str = ...,
+        ledger_vkey: builtins.str = ...,
+        now_ms: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "challenge_types", b"challenge_types", "ledger_address", b"ledger_address", "ledger_vkey", b"ledger_vkey", "market_key", b"market_key", "now_ms", b"now_ms"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chain_id", b"chain_id", "challenge_types", b"challenge_types", "ledger_address", b"ledger_address", "ledger_vkey", b"ledger_vkey", "market_key", b"market_key", "now_ms", b"now_ms"]) -> None: ...
 
-Global___GetMarketResponse: _TypeAlias = GetMarketResponse  # noqa: Y015
+global___GetMarketResponse = GetMarketResponse
 
-@_typing.final
-class CreateTaskRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class CreateTaskRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CHALLENGE_TYPE_FIELD_NUMBER: _builtins.int
-    PAYLOAD_FIELD_NUMBER: _builtins.int
-    REWARD_FIELD_NUMBER: _builtins.int
-    DEADLINE_FIELD_NUMBER: _builtins.int
-    PRIORITY_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    CUSTOMER_KEY_FIELD_NUMBER: _builtins.int
-    ORDER_SIGNATURE_FIELD_NUMBER: _builtins.int
-    challenge_type: _builtins.str
-    reward: _builtins.str
+    CHALLENGE_TYPE_FIELD_NUMBER: builtins.int
+    PAYLOAD_FIELD_NUMBER: builtins.int
+    REWARD_FIELD_NUMBER: builtins.int
+    DEADLINE_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    CUSTOMER_KEY_FIELD_NUMBER: builtins.int
+    ORDER_SIGNATURE_FIELD_NUMBER: builtins.int
+    challenge_type: builtins.str
+    reward: builtins.str
     """Decimal CPC, at most 6 decimals, e.g. "10.0"; held until each job is settled."""
-    deadline: _builtins.int
+    deadline: builtins.int
     """Unix seconds; absent (0) is one hour from now for API keys, and must be set in a signed order."""
-    priority: _builtins.int
+    priority: builtins.int
     """0..9, 9 first; absent is 0."""
-    request_id: _builtins.str
+    request_id: builtins.str
     """UUID (hexadecimal, dashes allowed) that makes a retry the same order; absent: the market makes one."""
-    customer_key: _builtins.str
+    customer_key: builtins.str
     """A signed order: the customer's key (hexadecimal) and its signature on the order. Both absent: the caller's API key
     account signs.
     """
-    order_signature: _builtins.bytes
-    @_builtins.property
-    def payload(self) -> _struct_pb2.Struct:
+    order_signature: builtins.bytes
+    @property
+    def payload(self) -> google.protobuf.struct_pb2.Struct:
         """Parameters of the task type, e.g. {"matrix_size": 2048, "iterations": 1}."""
 
     def __init__(
         self,
         *,
-        challenge_type: _builtins.str = ...,
-        payload: _struct_pb2.Struct | None = ...,
-        reward: _builtins.str = ...,
-        deadline: _builtins.int = ...,
-        priority: _builtins.int = ...,
-        request_id: _builtins.str = ...,
-        customer_key: _builtins.str = ...,
-        order_signature: _builtins.bytes = ...,
+        challenge_type: builtins.str = ...,
+        payload: google.protobuf.struct_pb2.Struct | None = ...,
+        reward: builtins.str = ...,
+        deadline: builtins.int = ...,
+        priority: builtins.int = ...,
+        request_id: builtins.str = ...,
+        customer_key: builtins.str = ...,
+        order_signature: builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenge_type", b"challenge_type", "customer_key", b"customer_key", "deadline", b"deadline", "order_signature", b"order_signature", "payload", b"payload", "priority", b"priority", "request_id", b"request_id", "reward", b"reward"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "customer_key", b"customer_key", "deadline", b"deadline", "order_signature", b"order_signature", "payload", b"payload", "priority", b"priority", "request_id", b"request_id", "reward", b"reward"]) -> None: ...
 
-Global___CreateTaskRequest: _TypeAlias = CreateTaskRequest  # noqa: Y015
+global___CreateTaskRequest = CreateTaskRequest
 
-@_typing.final
-class CreateTaskResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class CreateTaskResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def task(self) -> Global___Task: ...
+    TASK_FIELD_NUMBER: builtins.int
+    @property
+    def task(self) -> global___Task: ...
     def __init__(
         self,
         *,
-        task: Global___Task | None = ...,
+        task: global___Task | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["task", b"task"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["task", b"task"]) -> None: ...
 
-Global___CreateTaskResponse: _TypeAlias = CreateTaskResponse  # noqa: Y015
+global___CreateTaskResponse = CreateTaskResponse
 
-@_typing.final
-class QuoteTaskRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class QuoteTaskRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CHALLENGE_TYPE_FIELD_NUMBER: _builtins.int
-    PAYLOAD_FIELD_NUMBER: _builtins.int
-    challenge_type: _builtins.str
-    @_builtins.property
-    def payload(self) -> _struct_pb2.Struct: ...
+    CHALLENGE_TYPE_FIELD_NUMBER: builtins.int
+    PAYLOAD_FIELD_NUMBER: builtins.int
+    challenge_type: builtins.str
+    @property
+    def payload(self) -> google.protobuf.struct_pb2.Struct: ...
     def __init__(
         self,
         *,
-        challenge_type: _builtins.str = ...,
-        payload: _struct_pb2.Struct | None = ...,
+        challenge_type: builtins.str = ...,
+        payload: google.protobuf.struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenge_type", b"challenge_type", "payload", b"payload"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "payload", b"payload"]) -> None: ...
 
-Global___QuoteTaskRequest: _TypeAlias = QuoteTaskRequest  # noqa: Y015
+global___QuoteTaskRequest = QuoteTaskRequest
 
-@_typing.final
-class QuoteTaskResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class QuoteTaskResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    PRICE_FIELD_NUMBER: _builtins.int
-    OPERATIONS_FIELD_NUMBER: _builtins.int
-    JOBS_FIELD_NUMBER: _builtins.int
-    CHECKED_UNITS_PER_JOB_FIELD_NUMBER: _builtins.int
-    UNITS_PER_JOB_FIELD_NUMBER: _builtins.int
-    PAYLOAD_FIELD_NUMBER: _builtins.int
-    price: _builtins.str
+    PRICE_FIELD_NUMBER: builtins.int
+    OPERATIONS_FIELD_NUMBER: builtins.int
+    JOBS_FIELD_NUMBER: builtins.int
+    CHECKED_UNITS_PER_JOB_FIELD_NUMBER: builtins.int
+    UNITS_PER_JOB_FIELD_NUMBER: builtins.int
+    PAYLOAD_FIELD_NUMBER: builtins.int
+    price: builtins.str
     """Suggested reward, decimal CPC: an upper bound from the operations the task needs."""
-    operations: _builtins.str
+    operations: builtins.str
     """Operations (floating point or integer) the price is for. A decimal string: it may exceed 2^63."""
-    jobs: _builtins.int
-    checked_units_per_job: _builtins.int
+    jobs: builtins.int
+    checked_units_per_job: builtins.int
     """Units checked per job, of units there are."""
-    units_per_job: _builtins.int
-    @_builtins.property
-    def payload(self) -> _struct_pb2.Struct:
+    units_per_job: builtins.int
+    @property
+    def payload(self) -> google.protobuf.struct_pb2.Struct:
         """Payload with every default filled in."""
 
     def __init__(
         self,
         *,
-        price: _builtins.str = ...,
-        operations: _builtins.str = ...,
-        jobs: _builtins.int = ...,
-        checked_units_per_job: _builtins.int = ...,
-        units_per_job: _builtins.int = ...,
-        payload: _struct_pb2.Struct | None = ...,
+        price: builtins.str = ...,
+        operations: builtins.str = ...,
+        jobs: builtins.int = ...,
+        checked_units_per_job: builtins.int = ...,
+        units_per_job: builtins.int = ...,
+        payload: google.protobuf.struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked_units_per_job", b"checked_units_per_job", "jobs", b"jobs", "operations", b"operations", "payload", b"payload", "price", b"price", "units_per_job", b"units_per_job"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["checked_units_per_job", b"checked_units_per_job", "jobs", b"jobs", "operations", b"operations", "payload", b"payload", "price", b"price", "units_per_job", b"units_per_job"]) -> None: ...
 
-Global___QuoteTaskResponse: _TypeAlias = QuoteTaskResponse  # noqa: Y015
+global___QuoteTaskResponse = QuoteTaskResponse
 
-@_typing.final
-class GetTaskRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetTaskRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
+    TASK_ID_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
+        task_id: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["task_id", b"task_id"]) -> None: ...
 
-Global___GetTaskRequest: _TypeAlias = GetTaskRequest  # noqa: Y015
+global___GetTaskRequest = GetTaskRequest
 
-@_typing.final
-class GetTaskResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetTaskResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def task(self) -> Global___Task: ...
+    TASK_FIELD_NUMBER: builtins.int
+    @property
+    def task(self) -> global___Task: ...
     def __init__(
         self,
         *,
-        task: Global___Task | None = ...,
+        task: global___Task | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["task", b"task"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["task", b"task"]) -> None: ...
 
-Global___GetTaskResponse: _TypeAlias = GetTaskResponse  # noqa: Y015
+global___GetTaskResponse = GetTaskResponse
 
-@_typing.final
-class ListTasksRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ListTasksRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    STATUS_FIELD_NUMBER: _builtins.int
-    CHALLENGE_TYPE_FIELD_NUMBER: _builtins.int
-    LIMIT_FIELD_NUMBER: _builtins.int
-    OFFSET_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    status: Global___TaskStatus.ValueType
+    STATUS_FIELD_NUMBER: builtins.int
+    CHALLENGE_TYPE_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    OFFSET_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    status: global___TaskStatus.ValueType
     """Absent: every status."""
-    challenge_type: _builtins.str
+    challenge_type: builtins.str
     """Absent: every task type."""
-    limit: _builtins.int
+    limit: builtins.int
     """Tasks per page, 1..1000; absent (0) is 50."""
-    offset: _builtins.int
+    offset: builtins.int
     """Tasks to pass over; prefer page_token, which stays right while tasks arrive. Not both."""
-    page_token: _builtins.str
+    page_token: builtins.str
     """next_page_token of the page before; the filters must be the same."""
     def __init__(
         self,
         *,
-        status: Global___TaskStatus.ValueType = ...,
-        challenge_type: _builtins.str = ...,
-        limit: _builtins.int = ...,
-        offset: _builtins.int = ...,
-        page_token: _builtins.str = ...,
+        status: global___TaskStatus.ValueType = ...,
+        challenge_type: builtins.str = ...,
+        limit: builtins.int = ...,
+        offset: builtins.int = ...,
+        page_token: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenge_type", b"challenge_type", "limit", b"limit", "offset", b"offset", "page_token", b"page_token", "status", b"status"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "limit", b"limit", "offset", b"offset", "page_token", b"page_token", "status", b"status"]) -> None: ...
 
-Global___ListTasksRequest: _TypeAlias = ListTasksRequest  # noqa: Y015
+global___ListTasksRequest = ListTasksRequest
 
-@_typing.final
-class ListTasksResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ListTasksResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASKS_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    TOTAL_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
+    TASKS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
     """Empty on the last page."""
-    total: _builtins.int
+    total: builtins.int
     """All tasks that match the filters."""
-    @_builtins.property
-    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Task]: ...
+    @property
+    def tasks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Task]: ...
     def __init__(
         self,
         *,
-        tasks: _abc.Iterable[Global___Task] | None = ...,
-        next_page_token: _builtins.str = ...,
-        total: _builtins.int = ...,
+        tasks: collections.abc.Iterable[global___Task] | None = ...,
+        next_page_token: builtins.str = ...,
+        total: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "tasks", b"tasks", "total", b"total"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "tasks", b"tasks", "total", b"total"]) -> None: ...
 
-Global___ListTasksResponse: _TypeAlias = ListTasksResponse  # noqa: Y015
+global___ListTasksResponse = ListTasksResponse
 
-@_typing.final
-class WatchTaskRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class WatchTaskRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    CURSOR_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
-    cursor: _builtins.int
+    TASK_ID_FIELD_NUMBER: builtins.int
+    CURSOR_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    cursor: builtins.int
     """Cursor of the last event seen; 0 begins with the first."""
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
-        cursor: _builtins.int = ...,
+        task_id: builtins.str = ...,
+        cursor: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cursor", b"cursor", "task_id", b"task_id"]) -> None: ...
 
-Global___WatchTaskRequest: _TypeAlias = WatchTaskRequest  # noqa: Y015
+global___WatchTaskRequest = WatchTaskRequest
 
-@_typing.final
-class WatchTaskResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class WatchTaskResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CURSOR_FIELD_NUMBER: _builtins.int
-    KIND_FIELD_NUMBER: _builtins.int
-    TIME_MS_FIELD_NUMBER: _builtins.int
-    TASK_FIELD_NUMBER: _builtins.int
-    cursor: _builtins.int
+    CURSOR_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    TIME_MS_FIELD_NUMBER: builtins.int
+    TASK_FIELD_NUMBER: builtins.int
+    cursor: builtins.int
     """Grows from event to event of one task."""
-    kind: Global___TaskEventKind.ValueType
-    time_ms: _builtins.int
-    @_builtins.property
-    def task(self) -> Global___Task:
+    kind: global___TaskEventKind.ValueType
+    time_ms: builtins.int
+    @property
+    def task(self) -> global___Task:
         """The task as it was right after the event."""
 
     def __init__(
         self,
         *,
-        cursor: _builtins.int = ...,
-        kind: Global___TaskEventKind.ValueType = ...,
-        time_ms: _builtins.int = ...,
-        task: Global___Task | None = ...,
+        cursor: builtins.int = ...,
+        kind: global___TaskEventKind.ValueType = ...,
+        time_ms: builtins.int = ...,
+        task: global___Task | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "kind", b"kind", "task", b"task", "time_ms", b"time_ms"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["task", b"task"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cursor", b"cursor", "kind", b"kind", "task", b"task", "time_ms", b"time_ms"]) -> None: ...
 
-Global___WatchTaskResponse: _TypeAlias = WatchTaskResponse  # noqa: Y015
+global___WatchTaskResponse = WatchTaskResponse
 
-@_typing.final
-class CancelTaskRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class CancelTaskRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
+    TASK_ID_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
+        task_id: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["task_id", b"task_id"]) -> None: ...
 
-Global___CancelTaskRequest: _TypeAlias = CancelTaskRequest  # noqa: Y015
+global___CancelTaskRequest = CancelTaskRequest
 
-@_typing.final
-class CancelTaskResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class CancelTaskResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def task(self) -> Global___Task: ...
+    TASK_FIELD_NUMBER: builtins.int
+    @property
+    def task(self) -> global___Task: ...
     def __init__(
         self,
         *,
-        task: Global___Task | None = ...,
+        task: global___Task | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["task", b"task"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["task", b"task"]) -> None: ...
 
-Global___CancelTaskResponse: _TypeAlias = CancelTaskResponse  # noqa: Y015
+global___CancelTaskResponse = CancelTaskResponse
 
-@_typing.final
-class OrchestratorInfo(_message.Message):
+@typing.final
+class OrchestratorInfo(google.protobuf.message.Message):
     """What an orchestrator says of itself; travels inside its signed Hello."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    ADDRESS_FIELD_NUMBER: _builtins.int
-    HELD_FIELD_NUMBER: _builtins.int
-    address: _builtins.str
+    ADDRESS_FIELD_NUMBER: builtins.int
+    HELD_FIELD_NUMBER: builtins.int
+    address: builtins.str
     """HOST:PORT where it serves workers and audit transcripts."""
-    @_builtins.property
-    def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldTask]:
+    @property
+    def held(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___HeldTask]:
         """Tasks it still holds from before, with their epochs: the market answers with leases or revocations for them."""
 
     def __init__(
         self,
         *,
-        address: _builtins.str = ...,
-        held: _abc.Iterable[Global___HeldTask] | None = ...,
+        address: builtins.str = ...,
+        held: collections.abc.Iterable[global___HeldTask] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "held", b"held"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "held", b"held"]) -> None: ...
 
-Global___OrchestratorInfo: _TypeAlias = OrchestratorInfo  # noqa: Y015
+global___OrchestratorInfo = OrchestratorInfo
 
-@_typing.final
-class HeldTask(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class HeldTask(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.bytes
-    epoch: _builtins.int
+    TASK_ID_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    task_id: builtins.bytes
+    epoch: builtins.int
     def __init__(
         self,
         *,
-        task_id: _builtins.bytes = ...,
-        epoch: _builtins.int = ...,
+        task_id: builtins.bytes = ...,
+        epoch: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "task_id", b"task_id"]) -> None: ...
 
-Global___HeldTask: _TypeAlias = HeldTask  # noqa: Y015
+global___HeldTask = HeldTask
 
-@_typing.final
-class DispatchRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class DispatchRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    HELLO_FIELD_NUMBER: _builtins.int
-    READY_FIELD_NUMBER: _builtins.int
-    PROGRESS_FIELD_NUMBER: _builtins.int
-    OUTCOMES_FIELD_NUMBER: _builtins.int
-    HEARTBEAT_FIELD_NUMBER: _builtins.int
-    GOODBYE_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def hello(self) -> _common_pb2.Hello: ...
-    @_builtins.property
-    def ready(self) -> Global___DispatchReady: ...
-    @_builtins.property
-    def progress(self) -> Global___ProgressBatch: ...
-    @_builtins.property
-    def outcomes(self) -> Global___OutcomeBatch: ...
-    @_builtins.property
-    def heartbeat(self) -> Global___DispatchHeartbeat: ...
-    @_builtins.property
-    def goodbye(self) -> _common_pb2.Goodbye: ...
+    HELLO_FIELD_NUMBER: builtins.int
+    READY_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
+    OUTCOMES_FIELD_NUMBER: builtins.int
+    HEARTBEAT_FIELD_NUMBER: builtins.int
+    GOODBYE_FIELD_NUMBER: builtins.int
+    @property
+    def hello(self) -> computemesh.v1.common_pb2.Hello: ...
+    @property
+    def ready(self) -> global___DispatchReady: ...
+    @property
+    def progress(self) -> global___ProgressBatch: ...
+    @property
+    def outcomes(self) -> global___OutcomeBatch: ...
+    @property
+    def heartbeat(self) -> global___DispatchHeartbeat: ...
+    @property
+    def goodbye(self) -> computemesh.v1.common_pb2.Goodbye: ...
     def __init__(
         self,
         *,
-        hello: _common_pb2.Hello | None = ...,
-        ready: Global___DispatchReady | None = ...,
-        progress: Global___ProgressBatch | None = ...,
-        outcomes: Global___OutcomeBatch | None = ...,
-        heartbeat: Global___DispatchHeartbeat | None = ...,
-        goodbye: _common_pb2.Goodbye | None = ...,
+        hello: computemesh.v1.common_pb2.Hello | None = ...,
+        ready: global___DispatchReady | None = ...,
+        progress: global___ProgressBatch | None = ...,
+        outcomes: global___OutcomeBatch | None = ...,
+        heartbeat: global___DispatchHeartbeat | None = ...,
+        goodbye: computemesh.v1.common_pb2.Goodbye | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcomes", b"outcomes", "progress", b"progress", "ready", b"ready"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcomes", b"outcomes", "progress", b"progress", "ready", b"ready"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ready", "progress", "outcomes", "heartbeat", "goodbye"]  # noqa: Y015
-    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+    def HasField(self, field_name: typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcomes", b"outcomes", "progress", b"progress", "ready", b"ready"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcomes", b"outcomes", "progress", b"progress", "ready", b"ready"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "ready", "progress", "outcomes", "heartbeat", "goodbye"] | None: ...
 
-Global___DispatchRequest: _TypeAlias = DispatchRequest  # noqa: Y015
+global___DispatchRequest = DispatchRequest
 
-@_typing.final
-class DispatchResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class DispatchResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    GREETING_FIELD_NUMBER: _builtins.int
-    WELCOME_FIELD_NUMBER: _builtins.int
-    LEASES_FIELD_NUMBER: _builtins.int
-    ACKS_FIELD_NUMBER: _builtins.int
-    REVOKES_FIELD_NUMBER: _builtins.int
-    DRAIN_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def greeting(self) -> _common_pb2.Greeting: ...
-    @_builtins.property
-    def welcome(self) -> Global___DispatchWelcome: ...
-    @_builtins.property
-    def leases(self) -> Global___TaskLeaseBatch: ...
-    @_builtins.property
-    def acks(self) -> Global___OutcomeAckBatch: ...
-    @_builtins.property
-    def revokes(self) -> Global___TaskRevokeBatch: ...
-    @_builtins.property
-    def drain(self) -> _common_pb2.DrainNotice: ...
+    GREETING_FIELD_NUMBER: builtins.int
+    WELCOME_FIELD_NUMBER: builtins.int
+    LEASES_FIELD_NUMBER: builtins.int
+    ACKS_FIELD_NUMBER: builtins.int
+    REVOKES_FIELD_NUMBER: builtins.int
+    DRAIN_FIELD_NUMBER: builtins.int
+    @property
+    def greeting(self) -> computemesh.v1.common_pb2.Greeting: ...
+    @property
+    def welcome(self) -> global___DispatchWelcome: ...
+    @property
+    def leases(self) -> global___TaskLeaseBatch: ...
+    @property
+    def acks(self) -> global___OutcomeAckBatch: ...
+    @property
+    def revokes(self) -> global___TaskRevokeBatch: ...
+    @property
+    def drain(self) -> computemesh.v1.common_pb2.DrainNotice: ...
     def __init__(
         self,
         *,
-        greeting: _common_pb2.Greeting | None = ...,
-        welcome: Global___DispatchWelcome | None = ...,
-        leases: Global___TaskLeaseBatch | None = ...,
-        acks: Global___OutcomeAckBatch | None = ...,
-        revokes: Global___TaskRevokeBatch | None = ...,
-        drain: _common_pb2.DrainNotice | None = ...,
+        greeting: computemesh.v1.common_pb2.Greeting | None = ...,
+        welcome: global___DispatchWelcome | None = ...,
+        leases: global___TaskLeaseBatch | None = ...,
+        acks: global___OutcomeAckBatch | None = ...,
+        revokes: global___TaskRevokeBatch | None = ...,
+        drain: computemesh.v1.common_pb2.DrainNotice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "drain", b"drain", "greeting", b"greeting", "leases", b"leases", "message", b"message", "revokes", b"revokes", "welcome", b"welcome"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acks", b"acks", "drain", b"drain", "greeting", b"greeting", "leases", b"leases", "message", b"message", "revokes", b"revokes", "welcome", b"welcome"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["greeting", "welcome", "leases", "acks", "revokes", "drain"]  # noqa: Y015
-    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+    def HasField(self, field_name: typing.Literal["acks", b"acks", "drain", b"drain", "greeting", b"greeting", "leases", b"leases", "message", b"message", "revokes", b"revokes", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["acks", b"acks", "drain", b"drain", "greeting", b"greeting", "leases", b"leases", "message", b"message", "revokes", b"revokes", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["greeting", "welcome", "leases", "acks", "revokes", "drain"] | None: ...
 
-Global___DispatchResponse: _TypeAlias = DispatchResponse  # noqa: Y015
+global___DispatchResponse = DispatchResponse
 
-@_typing.final
-class DispatchWelcome(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class DispatchWelcome(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
-    LEASE_MS_FIELD_NUMBER: _builtins.int
-    heartbeat_interval_ms: _builtins.int
+    HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: builtins.int
+    LEASE_MS_FIELD_NUMBER: builtins.int
+    heartbeat_interval_ms: builtins.int
     """A heartbeat is due this often."""
-    lease_ms: _builtins.int
+    lease_ms: builtins.int
     """Silence for this long ends the leases."""
     def __init__(
         self,
         *,
-        heartbeat_interval_ms: _builtins.int = ...,
-        lease_ms: _builtins.int = ...,
+        heartbeat_interval_ms: builtins.int = ...,
+        lease_ms: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "lease_ms", b"lease_ms"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "lease_ms", b"lease_ms"]) -> None: ...
 
-Global___DispatchWelcome: _TypeAlias = DispatchWelcome  # noqa: Y015
+global___DispatchWelcome = DispatchWelcome
 
-@_typing.final
-class DispatchReady(_message.Message):
+@typing.final
+class DispatchReady(google.protobuf.message.Message):
     """Adds to the number of tasks the market may send."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CREDITS_FIELD_NUMBER: _builtins.int
-    credits: _builtins.int
+    CREDITS_FIELD_NUMBER: builtins.int
+    credits: builtins.int
     def __init__(
         self,
         *,
-        credits: _builtins.int = ...,
+        credits: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["credits", b"credits"]) -> None: ...
 
-Global___DispatchReady: _TypeAlias = DispatchReady  # noqa: Y015
+global___DispatchReady = DispatchReady
 
-@_typing.final
-class DispatchHeartbeat(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class DispatchHeartbeat(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DispatchHeartbeat: _TypeAlias = DispatchHeartbeat  # noqa: Y015
+global___DispatchHeartbeat = DispatchHeartbeat
 
-@_typing.final
-class TaskLease(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class TaskLease(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    CHALLENGE_TYPE_FIELD_NUMBER: _builtins.int
-    PAYLOAD_FIELD_NUMBER: _builtins.int
-    REWARD_UNITS_FIELD_NUMBER: _builtins.int
-    DEADLINE_MS_FIELD_NUMBER: _builtins.int
-    PRIORITY_FIELD_NUMBER: _builtins.int
-    CUSTOMER_FIELD_NUMBER: _builtins.int
-    JOBS_FIELD_NUMBER: _builtins.int
-    CREATED_MS_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.bytes
-    epoch: _builtins.int
+    TASK_ID_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    CHALLENGE_TYPE_FIELD_NUMBER: builtins.int
+    PAYLOAD_FIELD_NUMBER: builtins.int
+    REWARD_UNITS_FIELD_NUMBER: builtins.int
+    DEADLINE_MS_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    CUSTOMER_FIELD_NUMBER: builtins.int
+    JOBS_FIELD_NUMBER: builtins.int
+    CREATED_MS_FIELD_NUMBER: builtins.int
+    task_id: builtins.bytes
+    epoch: builtins.int
     """Grows with every lease of the task; results under an older one are refused."""
-    challenge_type: _builtins.str
-    reward_units: _builtins.int
-    deadline_ms: _builtins.int
-    priority: _builtins.int
-    customer: _builtins.str
+    challenge_type: builtins.str
+    reward_units: builtins.int
+    deadline_ms: builtins.int
+    priority: builtins.int
+    customer: builtins.str
     """Address of the customer, for fair shares."""
-    jobs: _builtins.int
-    created_ms: _builtins.int
-    @_builtins.property
-    def payload(self) -> _struct_pb2.Struct: ...
+    jobs: builtins.int
+    created_ms: builtins.int
+    @property
+    def payload(self) -> google.protobuf.struct_pb2.Struct: ...
     def __init__(
         self,
         *,
-        task_id: _builtins.bytes = ...,
-        epoch: _builtins.int = ...,
-        challenge_type: _builtins.str = ...,
-        payload: _struct_pb2.Struct | None = ...,
-        reward_units: _builtins.int = ...,
-        deadline_ms: _builtins.int = ...,
-        priority: _builtins.int = ...,
-        customer: _builtins.str = ...,
-        jobs: _builtins.int = ...,
-        created_ms: _builtins.int = ...,
+        task_id: builtins.bytes = ...,
+        epoch: builtins.int = ...,
+        challenge_type: builtins.str = ...,
+        payload: google.protobuf.struct_pb2.Struct | None = ...,
+        reward_units: builtins.int = ...,
+        deadline_ms: builtins.int = ...,
+        priority: builtins.int = ...,
+        customer: builtins.str = ...,
+        jobs: builtins.int = ...,
+        created_ms: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "jobs", b"jobs", "payload", b"payload", "priority", b"priority", "reward_units", b"reward_units", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "jobs", b"jobs", "payload", b"payload", "priority", b"priority", "reward_units", b"reward_units", "task_id", b"task_id"]) -> None: ...
 
-Global___TaskLease: _TypeAlias = TaskLease  # noqa: Y015
+global___TaskLease = TaskLease
 
-@_typing.final
-class TaskLeaseBatch(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class TaskLeaseBatch(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    LEASES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskLease]: ...
+    LEASES_FIELD_NUMBER: builtins.int
+    @property
+    def leases(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TaskLease]: ...
     def __init__(
         self,
         *,
-        leases: _abc.Iterable[Global___TaskLease] | None = ...,
+        leases: collections.abc.Iterable[global___TaskLease] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["leases", b"leases"]) -> None: ...
 
-Global___TaskLeaseBatch: _TypeAlias = TaskLeaseBatch  # noqa: Y015
+global___TaskLeaseBatch = TaskLeaseBatch
 
-@_typing.final
-class TaskProgress(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class TaskProgress(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    JOBS_SETTLED_FIELD_NUMBER: _builtins.int
-    JOBS_RUNNING_FIELD_NUMBER: _builtins.int
-    BLOCK_HEIGHT_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.bytes
-    epoch: _builtins.int
-    jobs_settled: _builtins.int
-    jobs_running: _builtins.int
-    block_height: _builtins.int
+    TASK_ID_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    JOBS_SETTLED_FIELD_NUMBER: builtins.int
+    JOBS_RUNNING_FIELD_NUMBER: builtins.int
+    BLOCK_HEIGHT_FIELD_NUMBER: builtins.int
+    task_id: builtins.bytes
+    epoch: builtins.int
+    jobs_settled: builtins.int
+    jobs_running: builtins.int
+    block_height: builtins.int
     def __init__(
         self,
         *,
-        task_id: _builtins.bytes = ...,
-        epoch: _builtins.int = ...,
-        jobs_settled: _builtins.int = ...,
-        jobs_running: _builtins.int = ...,
-        block_height: _builtins.int = ...,
+        task_id: builtins.bytes = ...,
+        epoch: builtins.int = ...,
+        jobs_settled: builtins.int = ...,
+        jobs_running: builtins.int = ...,
+        block_height: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_height", b"block_height", "epoch", b"epoch", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "epoch", b"epoch", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "task_id", b"task_id"]) -> None: ...
 
-Global___TaskProgress: _TypeAlias = TaskProgress  # noqa: Y015
+global___TaskProgress = TaskProgress
 
-@_typing.final
-class ProgressBatch(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ProgressBatch(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    PROGRESS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def progress(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskProgress]: ...
+    PROGRESS_FIELD_NUMBER: builtins.int
+    @property
+    def progress(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TaskProgress]: ...
     def __init__(
         self,
         *,
-        progress: _abc.Iterable[Global___TaskProgress] | None = ...,
+        progress: collections.abc.Iterable[global___TaskProgress] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["progress", b"progress"]) -> None: ...
 
-Global___ProgressBatch: _TypeAlias = ProgressBatch  # noqa: Y015
+global___ProgressBatch = ProgressBatch
 
-@_typing.final
-class TaskOutcome(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class TaskOutcome(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    STATUS_FIELD_NUMBER: _builtins.int
-    DETAIL_FIELD_NUMBER: _builtins.int
-    RESULT_HASH_FIELD_NUMBER: _builtins.int
-    BLOCK_HEIGHT_FIELD_NUMBER: _builtins.int
-    JOBS_SETTLED_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.bytes
-    epoch: _builtins.int
-    status: Global___TaskStatus.ValueType
+    TASK_ID_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    RESULT_HASH_FIELD_NUMBER: builtins.int
+    BLOCK_HEIGHT_FIELD_NUMBER: builtins.int
+    JOBS_SETTLED_FIELD_NUMBER: builtins.int
+    task_id: builtins.bytes
+    epoch: builtins.int
+    status: global___TaskStatus.ValueType
     """COMPLETED or FAILED."""
-    detail: _builtins.str
-    result_hash: _builtins.bytes
+    detail: builtins.str
+    result_hash: builtins.bytes
     """Root over the jobs' result hashes; empty unless COMPLETED."""
-    block_height: _builtins.int
-    jobs_settled: _builtins.int
+    block_height: builtins.int
+    jobs_settled: builtins.int
     def __init__(
         self,
         *,
-        task_id: _builtins.bytes = ...,
-        epoch: _builtins.int = ...,
-        status: Global___TaskStatus.ValueType = ...,
-        detail: _builtins.str = ...,
-        result_hash: _builtins.bytes = ...,
-        block_height: _builtins.int = ...,
-        jobs_settled: _builtins.int = ...,
+        task_id: builtins.bytes = ...,
+        epoch: builtins.int = ...,
+        status: global___TaskStatus.ValueType = ...,
+        detail: builtins.str = ...,
+        result_hash: builtins.bytes = ...,
+        block_height: builtins.int = ...,
+        jobs_settled: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_height", b"block_height", "detail", b"detail", "epoch", b"epoch", "jobs_settled", b"jobs_settled", "result_hash", b"result_hash", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "detail", b"detail", "epoch", b"epoch", "jobs_settled", b"jobs_settled", "result_hash", b"result_hash", "status", b"status", "task_id", b"task_id"]) -> None: ...
 
-Global___TaskOutcome: _TypeAlias = TaskOutcome  # noqa: Y015
+global___TaskOutcome = TaskOutcome
 
-@_typing.final
-class OutcomeBatch(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class OutcomeBatch(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    OUTCOMES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskOutcome]: ...
+    OUTCOMES_FIELD_NUMBER: builtins.int
+    @property
+    def outcomes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TaskOutcome]: ...
     def __init__(
         self,
         *,
-        outcomes: _abc.Iterable[Global___TaskOutcome] | None = ...,
+        outcomes: collections.abc.Iterable[global___TaskOutcome] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["outcomes", b"outcomes"]) -> None: ...
 
-Global___OutcomeBatch: _TypeAlias = OutcomeBatch  # noqa: Y015
+global___OutcomeBatch = OutcomeBatch
 
-@_typing.final
-class OutcomeAckBatch(_message.Message):
+@typing.final
+class OutcomeAckBatch(google.protobuf.message.Message):
     """The market has recorded the outcomes; the orchestrator may forget the tasks."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_IDS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def task_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    TASK_IDS_FIELD_NUMBER: builtins.int
+    @property
+    def task_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
     def __init__(
         self,
         *,
-        task_ids: _abc.Iterable[_builtins.bytes] | None = ...,
+        task_ids: collections.abc.Iterable[builtins.bytes] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_ids", b"task_ids"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["task_ids", b"task_ids"]) -> None: ...
 
-Global___OutcomeAckBatch: _TypeAlias = OutcomeAckBatch  # noqa: Y015
+global___OutcomeAckBatch = OutcomeAckBatch
 
-@_typing.final
-class TaskRevoke(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class TaskRevoke(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    STATUS_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.bytes
-    epoch: _builtins.int
-    status: Global___TaskStatus.ValueType
+    TASK_ID_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    task_id: builtins.bytes
+    epoch: builtins.int
+    status: global___TaskStatus.ValueType
     """CANCELLED, EXPIRED, or UNSPECIFIED where another orchestrator holds the task."""
     def __init__(
         self,
         *,
-        task_id: _builtins.bytes = ...,
-        epoch: _builtins.int = ...,
-        status: Global___TaskStatus.ValueType = ...,
+        task_id: builtins.bytes = ...,
+        epoch: builtins.int = ...,
+        status: global___TaskStatus.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "status", b"status", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "status", b"status", "task_id", b"task_id"]) -> None: ...
 
-Global___TaskRevoke: _TypeAlias = TaskRevoke  # noqa: Y015
+global___TaskRevoke = TaskRevoke
 
-@_typing.final
-class TaskRevokeBatch(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class TaskRevokeBatch(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    REVOKES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def revokes(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskRevoke]: ...
+    REVOKES_FIELD_NUMBER: builtins.int
+    @property
+    def revokes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TaskRevoke]: ...
     def __init__(
         self,
         *,
-        revokes: _abc.Iterable[Global___TaskRevoke] | None = ...,
+        revokes: collections.abc.Iterable[global___TaskRevoke] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revokes", b"revokes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["revokes", b"revokes"]) -> None: ...
 
-Global___TaskRevokeBatch: _TypeAlias = TaskRevokeBatch  # noqa: Y015
+global___TaskRevokeBatch = TaskRevokeBatch

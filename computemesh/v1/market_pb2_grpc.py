@@ -5,7 +5,7 @@ import warnings
 
 from computemesh.v1 import market_pb2 as computemesh_dot_v1_dot_market__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class MarketServiceStub:
+class MarketServiceStub(object):
     """Where customers buy computation. A caller is known by `authorization: Bearer <token>` metadata: an API key, whose
     account the market holds and signs for, or a token its own key signed (docs/PROTOCOL.md section 4).
     """
@@ -78,7 +78,7 @@ class MarketServiceStub:
                 _registered_method=True)
 
 
-class MarketServiceServicer:
+class MarketServiceServicer(object):
     """Where customers buy computation. A caller is known by `authorization: Bearer <token>` metadata: an API key, whose
     account the market holds and signs for, or a token its own key signed (docs/PROTOCOL.md section 4).
     """
@@ -198,7 +198,7 @@ def add_MarketServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class MarketService:
+class MarketService(object):
     """Where customers buy computation. A caller is known by `authorization: Bearer <token>` metadata: an API key, whose
     account the market holds and signs for, or a token its own key signed (docs/PROTOCOL.md section 4).
     """

@@ -3,29 +3,29 @@
 isort:skip_file
 """
 
-from collections import abc as _abc
-from computemesh.v1 import common_pb2 as _common_pb2
-from google.protobuf import descriptor as _descriptor
-from google.protobuf import message as _message
-from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-import builtins as _builtins
+import builtins
+import collections.abc
+import computemesh.v1.common_pb2
+import google.protobuf.descriptor
+import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
+import google.protobuf.message
 import sys
-import typing as _typing
+import typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    import typing_extensions
 
-DESCRIPTOR: _descriptor.FileDescriptor
+DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 class _NackKind:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _NackKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NackKind.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _NackKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_NackKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     NACK_KIND_UNSPECIFIED: _NackKind.ValueType  # 0
     NACK_KIND_RETRYABLE: _NackKind.ValueType  # 1
     """This worker cannot do it now (no memory, draining, busy): give it to another, nobody is to blame."""
@@ -39,14 +39,14 @@ NACK_KIND_RETRYABLE: NackKind.ValueType  # 1
 """This worker cannot do it now (no memory, draining, busy): give it to another, nobody is to blame."""
 NACK_KIND_POISON: NackKind.ValueType  # 2
 """The job itself fails: three distinct workers saying so fail the job."""
-Global___NackKind: _TypeAlias = NackKind  # noqa: Y015
+global___NackKind = NackKind
 
 class _VerdictKind:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _VerdictKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VerdictKind.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _VerdictKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_VerdictKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     VERDICT_KIND_UNSPECIFIED: _VerdictKind.ValueType  # 0
     VERDICT_KIND_SETTLED: _VerdictKind.ValueType  # 1
     """Audit passed and the result is durable in the ledger."""
@@ -72,14 +72,14 @@ VERDICT_KIND_STALE: VerdictKind.ValueType  # 4
 """The lease had ended: the job was given to another, or the task ended."""
 VERDICT_KIND_REFUSED: VerdictKind.ValueType  # 5
 """The ledger refused the result; `reason` says why."""
-Global___VerdictKind: _TypeAlias = VerdictKind  # noqa: Y015
+global___VerdictKind = VerdictKind
 
 class _WorkerStatus:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _WorkerStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerStatus.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _WorkerStatusEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_WorkerStatus.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     WORKER_STATUS_UNSPECIFIED: _WorkerStatus.ValueType  # 0
     WORKER_STATUS_READY: _WorkerStatus.ValueType  # 1
     WORKER_STATUS_DRAINING: _WorkerStatus.ValueType  # 2
@@ -91,14 +91,14 @@ WORKER_STATUS_UNSPECIFIED: WorkerStatus.ValueType  # 0
 WORKER_STATUS_READY: WorkerStatus.ValueType  # 1
 WORKER_STATUS_DRAINING: WorkerStatus.ValueType  # 2
 WORKER_STATUS_GONE: WorkerStatus.ValueType  # 3
-Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
+global___WorkerStatus = WorkerStatus
 
 class _JobStatus:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _JobStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobStatus.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _JobStatusEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_JobStatus.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     JOB_STATUS_UNSPECIFIED: _JobStatus.ValueType  # 0
     JOB_STATUS_QUEUED: _JobStatus.ValueType  # 1
     JOB_STATUS_RUNNING: _JobStatus.ValueType  # 2
@@ -120,913 +120,790 @@ JOB_STATUS_SETTLING: JobStatus.ValueType  # 4
 """Audit passed, on its way into the ledger."""
 JOB_STATUS_SETTLED: JobStatus.ValueType  # 5
 JOB_STATUS_FAILED: JobStatus.ValueType  # 6
-Global___JobStatus: _TypeAlias = JobStatus  # noqa: Y015
+global___JobStatus = JobStatus
 
-@_typing.final
-class WorkRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class WorkRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    HELLO_FIELD_NUMBER: _builtins.int
-    READY_FIELD_NUMBER: _builtins.int
-    COMMITMENTS_FIELD_NUMBER: _builtins.int
-    OPENINGS_FIELD_NUMBER: _builtins.int
-    NACKS_FIELD_NUMBER: _builtins.int
-    HEARTBEAT_FIELD_NUMBER: _builtins.int
-    GOODBYE_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def hello(self) -> _common_pb2.Hello: ...
-    @_builtins.property
-    def ready(self) -> Global___Ready: ...
-    @_builtins.property
-    def commitments(self) -> Global___CommitmentBatch: ...
-    @_builtins.property
-    def openings(self) -> Global___OpeningBatch: ...
-    @_builtins.property
-    def nacks(self) -> Global___NackBatch: ...
-    @_builtins.property
-    def heartbeat(self) -> Global___Heartbeat: ...
-    @_builtins.property
-    def goodbye(self) -> _common_pb2.Goodbye: ...
+    HELLO_FIELD_NUMBER: builtins.int
+    READY_FIELD_NUMBER: builtins.int
+    COMMITMENTS_FIELD_NUMBER: builtins.int
+    OPENINGS_FIELD_NUMBER: builtins.int
+    NACKS_FIELD_NUMBER: builtins.int
+    HEARTBEAT_FIELD_NUMBER: builtins.int
+    GOODBYE_FIELD_NUMBER: builtins.int
+    @property
+    def hello(self) -> computemesh.v1.common_pb2.Hello: ...
+    @property
+    def ready(self) -> global___Ready: ...
+    @property
+    def commitments(self) -> global___CommitmentBatch: ...
+    @property
+    def openings(self) -> global___OpeningBatch: ...
+    @property
+    def nacks(self) -> global___NackBatch: ...
+    @property
+    def heartbeat(self) -> global___Heartbeat: ...
+    @property
+    def goodbye(self) -> computemesh.v1.common_pb2.Goodbye: ...
     def __init__(
         self,
         *,
-        hello: _common_pb2.Hello | None = ...,
-        ready: Global___Ready | None = ...,
-        commitments: Global___CommitmentBatch | None = ...,
-        openings: Global___OpeningBatch | None = ...,
-        nacks: Global___NackBatch | None = ...,
-        heartbeat: Global___Heartbeat | None = ...,
-        goodbye: _common_pb2.Goodbye | None = ...,
+        hello: computemesh.v1.common_pb2.Hello | None = ...,
+        ready: global___Ready | None = ...,
+        commitments: global___CommitmentBatch | None = ...,
+        openings: global___OpeningBatch | None = ...,
+        nacks: global___NackBatch | None = ...,
+        heartbeat: global___Heartbeat | None = ...,
+        goodbye: computemesh.v1.common_pb2.Goodbye | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["commitments", b"commitments", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "nacks", b"nacks", "openings", b"openings", "ready", b"ready"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitments", b"commitments", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "nacks", b"nacks", "openings", b"openings", "ready", b"ready"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ready", "commitments", "openings", "nacks", "heartbeat", "goodbye"]  # noqa: Y015
-    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+    def HasField(self, field_name: typing.Literal["commitments", b"commitments", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "nacks", b"nacks", "openings", b"openings", "ready", b"ready"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["commitments", b"commitments", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "nacks", b"nacks", "openings", b"openings", "ready", b"ready"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "ready", "commitments", "openings", "nacks", "heartbeat", "goodbye"] | None: ...
 
-Global___WorkRequest: _TypeAlias = WorkRequest  # noqa: Y015
+global___WorkRequest = WorkRequest
 
-@_typing.final
-class WorkResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class WorkResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    GREETING_FIELD_NUMBER: _builtins.int
-    WELCOME_FIELD_NUMBER: _builtins.int
-    JOBS_FIELD_NUMBER: _builtins.int
-    CHALLENGES_FIELD_NUMBER: _builtins.int
-    VERDICTS_FIELD_NUMBER: _builtins.int
-    DRAIN_FIELD_NUMBER: _builtins.int
-    REVOKES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def greeting(self) -> _common_pb2.Greeting: ...
-    @_builtins.property
-    def welcome(self) -> Global___Welcome: ...
-    @_builtins.property
-    def jobs(self) -> Global___JobBatch: ...
-    @_builtins.property
-    def challenges(self) -> Global___ChallengeBatch: ...
-    @_builtins.property
-    def verdicts(self) -> Global___VerdictBatch: ...
-    @_builtins.property
-    def drain(self) -> _common_pb2.DrainNotice: ...
-    @_builtins.property
-    def revokes(self) -> Global___RevokeBatch: ...
+    GREETING_FIELD_NUMBER: builtins.int
+    WELCOME_FIELD_NUMBER: builtins.int
+    JOBS_FIELD_NUMBER: builtins.int
+    CHALLENGES_FIELD_NUMBER: builtins.int
+    VERDICTS_FIELD_NUMBER: builtins.int
+    DRAIN_FIELD_NUMBER: builtins.int
+    REVOKES_FIELD_NUMBER: builtins.int
+    @property
+    def greeting(self) -> computemesh.v1.common_pb2.Greeting: ...
+    @property
+    def welcome(self) -> global___Welcome: ...
+    @property
+    def jobs(self) -> global___JobBatch: ...
+    @property
+    def challenges(self) -> global___ChallengeBatch: ...
+    @property
+    def verdicts(self) -> global___VerdictBatch: ...
+    @property
+    def drain(self) -> computemesh.v1.common_pb2.DrainNotice: ...
+    @property
+    def revokes(self) -> global___RevokeBatch: ...
     def __init__(
         self,
         *,
-        greeting: _common_pb2.Greeting | None = ...,
-        welcome: Global___Welcome | None = ...,
-        jobs: Global___JobBatch | None = ...,
-        challenges: Global___ChallengeBatch | None = ...,
-        verdicts: Global___VerdictBatch | None = ...,
-        drain: _common_pb2.DrainNotice | None = ...,
-        revokes: Global___RevokeBatch | None = ...,
+        greeting: computemesh.v1.common_pb2.Greeting | None = ...,
+        welcome: global___Welcome | None = ...,
+        jobs: global___JobBatch | None = ...,
+        challenges: global___ChallengeBatch | None = ...,
+        verdicts: global___VerdictBatch | None = ...,
+        drain: computemesh.v1.common_pb2.DrainNotice | None = ...,
+        revokes: global___RevokeBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["challenges", b"challenges", "drain", b"drain", "greeting", b"greeting", "jobs", b"jobs", "message", b"message", "revokes", b"revokes", "verdicts", b"verdicts", "welcome", b"welcome"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenges", b"challenges", "drain", b"drain", "greeting", b"greeting", "jobs", b"jobs", "message", b"message", "revokes", b"revokes", "verdicts", b"verdicts", "welcome", b"welcome"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["greeting", "welcome", "jobs", "challenges", "verdicts", "drain", "revokes"]  # noqa: Y015
-    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+    def HasField(self, field_name: typing.Literal["challenges", b"challenges", "drain", b"drain", "greeting", b"greeting", "jobs", b"jobs", "message", b"message", "revokes", b"revokes", "verdicts", b"verdicts", "welcome", b"welcome"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["challenges", b"challenges", "drain", b"drain", "greeting", b"greeting", "jobs", b"jobs", "message", b"message", "revokes", b"revokes", "verdicts", b"verdicts", "welcome", b"welcome"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["greeting", "welcome", "jobs", "challenges", "verdicts", "drain", "revokes"] | None: ...
 
-Global___WorkResponse: _TypeAlias = WorkResponse  # noqa: Y015
+global___WorkResponse = WorkResponse
 
-@_typing.final
-class Welcome(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Welcome(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
-    LEASE_MS_FIELD_NUMBER: _builtins.int
-    OPENING_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
-    MAX_BATCH_JOBS_FIELD_NUMBER: _builtins.int
-    MAX_BATCH_BYTES_FIELD_NUMBER: _builtins.int
-    heartbeat_interval_ms: _builtins.int
-    lease_ms: _builtins.int
+    HEARTBEAT_INTERVAL_MS_FIELD_NUMBER: builtins.int
+    LEASE_MS_FIELD_NUMBER: builtins.int
+    OPENING_TIMEOUT_MS_FIELD_NUMBER: builtins.int
+    MAX_BATCH_JOBS_FIELD_NUMBER: builtins.int
+    MAX_BATCH_BYTES_FIELD_NUMBER: builtins.int
+    heartbeat_interval_ms: builtins.int
+    lease_ms: builtins.int
     """Silence for this long ends the leases; a job held longer than its own lease_ms is given to another."""
-    opening_timeout_ms: _builtins.int
+    opening_timeout_ms: builtins.int
     """Time a challenge may stay unanswered."""
-    max_batch_jobs: _builtins.int
+    max_batch_jobs: builtins.int
     """Most jobs and bytes in one batch."""
-    max_batch_bytes: _builtins.int
+    max_batch_bytes: builtins.int
     def __init__(
         self,
         *,
-        heartbeat_interval_ms: _builtins.int = ...,
-        lease_ms: _builtins.int = ...,
-        opening_timeout_ms: _builtins.int = ...,
-        max_batch_jobs: _builtins.int = ...,
-        max_batch_bytes: _builtins.int = ...,
+        heartbeat_interval_ms: builtins.int = ...,
+        lease_ms: builtins.int = ...,
+        opening_timeout_ms: builtins.int = ...,
+        max_batch_jobs: builtins.int = ...,
+        max_batch_bytes: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "lease_ms", b"lease_ms", "max_batch_bytes", b"max_batch_bytes", "max_batch_jobs", b"max_batch_jobs", "opening_timeout_ms", b"opening_timeout_ms"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "lease_ms", b"lease_ms", "max_batch_bytes", b"max_batch_bytes", "max_batch_jobs", b"max_batch_jobs", "opening_timeout_ms", b"opening_timeout_ms"]) -> None: ...
 
-Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+global___Welcome = Welcome
 
-@_typing.final
-class Ready(_message.Message):
+@typing.final
+class Ready(google.protobuf.message.Message):
     """Adds to the number of jobs the orchestrator may send. A worker grants as many as it can hold; each committed or
     nacked job gives one credit back with the next Ready.
     """
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CREDITS_FIELD_NUMBER: _builtins.int
-    credits: _builtins.int
+    CREDITS_FIELD_NUMBER: builtins.int
+    credits: builtins.int
     def __init__(
         self,
         *,
-        credits: _builtins.int = ...,
+        credits: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["credits", b"credits"]) -> None: ...
 
-Global___Ready: _TypeAlias = Ready  # noqa: Y015
+global___Ready = Ready
 
-@_typing.final
-class Job(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Job(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    LEASE_ID_FIELD_NUMBER: _builtins.int
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    INDEX_FIELD_NUMBER: _builtins.int
-    TASK_EPOCH_FIELD_NUMBER: _builtins.int
-    ATTEMPT_FIELD_NUMBER: _builtins.int
-    CHALLENGE_TYPE_FIELD_NUMBER: _builtins.int
-    PARAMS_FIELD_NUMBER: _builtins.int
-    BINDING_FIELD_NUMBER: _builtins.int
-    LEASE_MS_FIELD_NUMBER: _builtins.int
-    lease_id: _builtins.int
+    LEASE_ID_FIELD_NUMBER: builtins.int
+    TASK_ID_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    TASK_EPOCH_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    CHALLENGE_TYPE_FIELD_NUMBER: builtins.int
+    PARAMS_FIELD_NUMBER: builtins.int
+    BINDING_FIELD_NUMBER: builtins.int
+    LEASE_MS_FIELD_NUMBER: builtins.int
+    lease_id: builtins.int
     """Names the attempt on this stream; every later message refers to it."""
-    task_id: _builtins.bytes
-    index: _builtins.int
-    task_epoch: _builtins.int
-    attempt: _builtins.int
-    challenge_type: _builtins.str
-    params: _builtins.bytes
+    task_id: builtins.bytes
+    index: builtins.int
+    task_epoch: builtins.int
+    attempt: builtins.int
+    challenge_type: builtins.str
+    params: builtins.bytes
     """Fixed layout of the task type."""
-    binding: _builtins.bytes
+    binding: builtins.bytes
     """Seed bound to this worker (docs/PROTOCOL.md section 4); empty where the task type or customer gives the seed."""
-    lease_ms: _builtins.int
+    lease_ms: builtins.int
     """The lease ends so long after the batch was received unless heartbeats name it."""
     def __init__(
         self,
         *,
-        lease_id: _builtins.int = ...,
-        task_id: _builtins.bytes = ...,
-        index: _builtins.int = ...,
-        task_epoch: _builtins.int = ...,
-        attempt: _builtins.int = ...,
-        challenge_type: _builtins.str = ...,
-        params: _builtins.bytes = ...,
-        binding: _builtins.bytes = ...,
-        lease_ms: _builtins.int = ...,
+        lease_id: builtins.int = ...,
+        task_id: builtins.bytes = ...,
+        index: builtins.int = ...,
+        task_epoch: builtins.int = ...,
+        attempt: builtins.int = ...,
+        challenge_type: builtins.str = ...,
+        params: builtins.bytes = ...,
+        binding: builtins.bytes = ...,
+        lease_ms: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "binding", b"binding", "challenge_type", b"challenge_type", "index", b"index", "lease_id", b"lease_id", "lease_ms", b"lease_ms", "params", b"params", "task_epoch", b"task_epoch", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "binding", b"binding", "challenge_type", b"challenge_type", "index", b"index", "lease_id", b"lease_id", "lease_ms", b"lease_ms", "params", b"params", "task_epoch", b"task_epoch", "task_id", b"task_id"]) -> None: ...
 
-Global___Job: _TypeAlias = Job  # noqa: Y015
+global___Job = Job
 
-@_typing.final
-class JobBatch(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class JobBatch(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    JOBS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]: ...
+    JOBS_FIELD_NUMBER: builtins.int
+    @property
+    def jobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Job]: ...
     def __init__(
         self,
         *,
-        jobs: _abc.Iterable[Global___Job] | None = ...,
+        jobs: collections.abc.Iterable[global___Job] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["jobs", b"jobs"]) -> None: ...
 
-Global___JobBatch: _TypeAlias = JobBatch  # noqa: Y015
+global___JobBatch = JobBatch
 
-@_typing.final
-class CommitmentBatch(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class CommitmentBatch(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    LEASE_IDS_FIELD_NUMBER: _builtins.int
-    COMMITMENTS_FIELD_NUMBER: _builtins.int
-    SIGNATURE_FIELD_NUMBER: _builtins.int
-    COMPUTE_US_FIELD_NUMBER: _builtins.int
-    commitments: _builtins.bytes
+    LEASE_IDS_FIELD_NUMBER: builtins.int
+    COMMITMENTS_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    COMPUTE_US_FIELD_NUMBER: builtins.int
+    commitments: builtins.bytes
     """The commitments (118 bytes each), in the same order."""
-    signature: _builtins.bytes
+    signature: builtins.bytes
     """Domain `commitment` over count and root: one signature for the batch."""
-    @_builtins.property
-    def lease_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+    @property
+    def lease_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Lease of each commitment, in order."""
 
-    @_builtins.property
-    def compute_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+    @property
+    def compute_us(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Device time of each job in microseconds, for estimates; empty or one per job."""
 
     def __init__(
         self,
         *,
-        lease_ids: _abc.Iterable[_builtins.int] | None = ...,
-        commitments: _builtins.bytes = ...,
-        signature: _builtins.bytes = ...,
-        compute_us: _abc.Iterable[_builtins.int] | None = ...,
+        lease_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        commitments: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
+        compute_us: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitments", b"commitments", "compute_us", b"compute_us", "lease_ids", b"lease_ids", "signature", b"signature"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["commitments", b"commitments", "compute_us", b"compute_us", "lease_ids", b"lease_ids", "signature", b"signature"]) -> None: ...
 
-Global___CommitmentBatch: _TypeAlias = CommitmentBatch  # noqa: Y015
+global___CommitmentBatch = CommitmentBatch
 
-@_typing.final
-class ChallengeBatch(_message.Message):
+@typing.final
+class ChallengeBatch(google.protobuf.message.Message):
     """Sent after the commitments are durable. Units follow from seed, commitment and k (docs/PROTOCOL.md section 6)."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    CHALLENGES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def challenges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Challenge]: ...
+    CHALLENGES_FIELD_NUMBER: builtins.int
+    @property
+    def challenges(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Challenge]: ...
     def __init__(
         self,
         *,
-        challenges: _abc.Iterable[Global___Challenge] | None = ...,
+        challenges: collections.abc.Iterable[global___Challenge] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenges", b"challenges"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenges", b"challenges"]) -> None: ...
 
-Global___ChallengeBatch: _TypeAlias = ChallengeBatch  # noqa: Y015
+global___ChallengeBatch = ChallengeBatch
 
-@_typing.final
-class Challenge(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Challenge(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    LEASE_ID_FIELD_NUMBER: _builtins.int
-    SEED_FIELD_NUMBER: _builtins.int
-    K_FIELD_NUMBER: _builtins.int
-    lease_id: _builtins.int
-    seed: _builtins.bytes
-    k: _builtins.int
+    LEASE_ID_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    K_FIELD_NUMBER: builtins.int
+    lease_id: builtins.int
+    seed: builtins.bytes
+    k: builtins.int
     def __init__(
         self,
         *,
-        lease_id: _builtins.int = ...,
-        seed: _builtins.bytes = ...,
-        k: _builtins.int = ...,
+        lease_id: builtins.int = ...,
+        seed: builtins.bytes = ...,
+        k: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["k", b"k", "lease_id", b"lease_id", "seed", b"seed"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["k", b"k", "lease_id", b"lease_id", "seed", b"seed"]) -> None: ...
 
-Global___Challenge: _TypeAlias = Challenge  # noqa: Y015
+global___Challenge = Challenge
 
-@_typing.final
-class OpeningBatch(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class OpeningBatch(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    OPENINGS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def openings(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobOpening]: ...
+    OPENINGS_FIELD_NUMBER: builtins.int
+    @property
+    def openings(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___JobOpening]: ...
     def __init__(
         self,
         *,
-        openings: _abc.Iterable[Global___JobOpening] | None = ...,
+        openings: collections.abc.Iterable[global___JobOpening] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["openings", b"openings"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["openings", b"openings"]) -> None: ...
 
-Global___OpeningBatch: _TypeAlias = OpeningBatch  # noqa: Y015
+global___OpeningBatch = OpeningBatch
 
-@_typing.final
-class JobOpening(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class JobOpening(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    LEASE_ID_FIELD_NUMBER: _builtins.int
-    OPENINGS_FIELD_NUMBER: _builtins.int
-    lease_id: _builtins.int
-    openings: _builtins.bytes
+    LEASE_ID_FIELD_NUMBER: builtins.int
+    OPENINGS_FIELD_NUMBER: builtins.int
+    lease_id: builtins.int
+    openings: builtins.bytes
     """Canonical openings bytes (docs/PROTOCOL.md section 6)."""
     def __init__(
         self,
         *,
-        lease_id: _builtins.int = ...,
-        openings: _builtins.bytes = ...,
+        lease_id: builtins.int = ...,
+        openings: builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "openings", b"openings"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lease_id", b"lease_id", "openings", b"openings"]) -> None: ...
 
-Global___JobOpening: _TypeAlias = JobOpening  # noqa: Y015
+global___JobOpening = JobOpening
 
-@_typing.final
-class Nack(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Nack(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    LEASE_ID_FIELD_NUMBER: _builtins.int
-    KIND_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    DETAIL_FIELD_NUMBER: _builtins.int
-    lease_id: _builtins.int
-    kind: Global___NackKind.ValueType
-    reason: _builtins.str
+    LEASE_ID_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    lease_id: builtins.int
+    kind: global___NackKind.ValueType
+    reason: builtins.str
     """E.g. OUT_OF_MEMORY, DRAINING, UNSUPPORTED, EXECUTION_ERROR."""
-    detail: _builtins.str
+    detail: builtins.str
     def __init__(
         self,
         *,
-        lease_id: _builtins.int = ...,
-        kind: Global___NackKind.ValueType = ...,
-        reason: _builtins.str = ...,
-        detail: _builtins.str = ...,
+        lease_id: builtins.int = ...,
+        kind: global___NackKind.ValueType = ...,
+        reason: builtins.str = ...,
+        detail: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "kind", b"kind", "lease_id", b"lease_id", "reason", b"reason"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["detail", b"detail", "kind", b"kind", "lease_id", b"lease_id", "reason", b"reason"]) -> None: ...
 
-Global___Nack: _TypeAlias = Nack  # noqa: Y015
+global___Nack = Nack
 
-@_typing.final
-class NackBatch(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class NackBatch(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    NACKS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def nacks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Nack]: ...
+    NACKS_FIELD_NUMBER: builtins.int
+    @property
+    def nacks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Nack]: ...
     def __init__(
         self,
         *,
-        nacks: _abc.Iterable[Global___Nack] | None = ...,
+        nacks: collections.abc.Iterable[global___Nack] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nacks", b"nacks"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nacks", b"nacks"]) -> None: ...
 
-Global___NackBatch: _TypeAlias = NackBatch  # noqa: Y015
+global___NackBatch = NackBatch
 
-@_typing.final
-class Heartbeat(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Heartbeat(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    RUNNING_LEASE_IDS_FIELD_NUMBER: _builtins.int
-    UTILISATION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def running_lease_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+    RUNNING_LEASE_IDS_FIELD_NUMBER: builtins.int
+    UTILISATION_FIELD_NUMBER: builtins.int
+    @property
+    def running_lease_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Jobs still being worked on, whose leases this renews."""
 
-    @_builtins.property
-    def utilisation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+    @property
+    def utilisation(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Busy share of each device since the last heartbeat, 0..1."""
 
     def __init__(
         self,
         *,
-        running_lease_ids: _abc.Iterable[_builtins.int] | None = ...,
-        utilisation: _abc.Iterable[_builtins.float] | None = ...,
+        running_lease_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        utilisation: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["running_lease_ids", b"running_lease_ids", "utilisation", b"utilisation"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["running_lease_ids", b"running_lease_ids", "utilisation", b"utilisation"]) -> None: ...
 
-Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+global___Heartbeat = Heartbeat
 
-@_typing.final
-class VerdictBatch(_message.Message):
+@typing.final
+class VerdictBatch(google.protobuf.message.Message):
     """One per commitment, in any order."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    VERDICTS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Verdict]: ...
+    VERDICTS_FIELD_NUMBER: builtins.int
+    @property
+    def verdicts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Verdict]: ...
     def __init__(
         self,
         *,
-        verdicts: _abc.Iterable[Global___Verdict] | None = ...,
+        verdicts: collections.abc.Iterable[global___Verdict] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["verdicts", b"verdicts"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["verdicts", b"verdicts"]) -> None: ...
 
-Global___VerdictBatch: _TypeAlias = VerdictBatch  # noqa: Y015
+global___VerdictBatch = VerdictBatch
 
-@_typing.final
-class Verdict(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Verdict(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    LEASE_IDS_FIELD_NUMBER: _builtins.int
-    KIND_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    kind: Global___VerdictKind.ValueType
-    reason: _builtins.str
+    LEASE_IDS_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    kind: global___VerdictKind.ValueType
+    reason: builtins.str
     """Machine-readable cause of a refusal, e.g. NONCE_REPLAYED."""
-    @_builtins.property
-    def lease_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+    @property
+    def lease_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """All leases this verdict is for."""
 
     def __init__(
         self,
         *,
-        lease_ids: _abc.Iterable[_builtins.int] | None = ...,
-        kind: Global___VerdictKind.ValueType = ...,
-        reason: _builtins.str = ...,
+        lease_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        kind: global___VerdictKind.ValueType = ...,
+        reason: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "lease_ids", b"lease_ids", "reason", b"reason"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kind", b"kind", "lease_ids", b"lease_ids", "reason", b"reason"]) -> None: ...
 
-Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
+global___Verdict = Verdict
 
-@_typing.final
-class RevokeBatch(_message.Message):
+@typing.final
+class RevokeBatch(google.protobuf.message.Message):
     """Jobs that need not be finished: their task ended."""
 
-    DESCRIPTOR: _descriptor.Descriptor
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    LEASE_IDS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def lease_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    LEASE_IDS_FIELD_NUMBER: builtins.int
+    @property
+    def lease_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
         self,
         *,
-        lease_ids: _abc.Iterable[_builtins.int] | None = ...,
+        lease_ids: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ids", b"lease_ids"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lease_ids", b"lease_ids"]) -> None: ...
 
-Global___RevokeBatch: _TypeAlias = RevokeBatch  # noqa: Y015
+global___RevokeBatch = RevokeBatch
 
-@_typing.final
-class Worker(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class Worker(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
-    ADDRESS_FIELD_NUMBER: _builtins.int
-    STATUS_FIELD_NUMBER: _builtins.int
-    CAPABILITIES_FIELD_NUMBER: _builtins.int
-    JOBS_RUNNING_FIELD_NUMBER: _builtins.int
-    JOBS_SETTLED_FIELD_NUMBER: _builtins.int
-    JOBS_WRONG_FIELD_NUMBER: _builtins.int
-    JOBS_LATE_FIELD_NUMBER: _builtins.int
-    CONNECTED_MS_FIELD_NUMBER: _builtins.int
-    LAST_SEEN_MS_FIELD_NUMBER: _builtins.int
-    UTILISATION_FIELD_NUMBER: _builtins.int
-    public_key: _builtins.str
-    address: _builtins.str
-    status: Global___WorkerStatus.ValueType
-    jobs_running: _builtins.int
-    jobs_settled: _builtins.int
-    jobs_wrong: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    CAPABILITIES_FIELD_NUMBER: builtins.int
+    JOBS_RUNNING_FIELD_NUMBER: builtins.int
+    JOBS_SETTLED_FIELD_NUMBER: builtins.int
+    JOBS_WRONG_FIELD_NUMBER: builtins.int
+    JOBS_LATE_FIELD_NUMBER: builtins.int
+    CONNECTED_MS_FIELD_NUMBER: builtins.int
+    LAST_SEEN_MS_FIELD_NUMBER: builtins.int
+    UTILISATION_FIELD_NUMBER: builtins.int
+    public_key: builtins.str
+    address: builtins.str
+    status: global___WorkerStatus.ValueType
+    jobs_running: builtins.int
+    jobs_settled: builtins.int
+    jobs_wrong: builtins.int
     """Attempts that failed an audit."""
-    jobs_late: _builtins.int
+    jobs_late: builtins.int
     """Attempts lost to silence or late openings."""
-    connected_ms: _builtins.int
-    last_seen_ms: _builtins.int
-    @_builtins.property
-    def capabilities(self) -> _common_pb2.Capabilities: ...
-    @_builtins.property
-    def utilisation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    connected_ms: builtins.int
+    last_seen_ms: builtins.int
+    @property
+    def capabilities(self) -> computemesh.v1.common_pb2.Capabilities: ...
+    @property
+    def utilisation(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
     def __init__(
         self,
         *,
-        public_key: _builtins.str = ...,
-        address: _builtins.str = ...,
-        status: Global___WorkerStatus.ValueType = ...,
-        capabilities: _common_pb2.Capabilities | None = ...,
-        jobs_running: _builtins.int = ...,
-        jobs_settled: _builtins.int = ...,
-        jobs_wrong: _builtins.int = ...,
-        jobs_late: _builtins.int = ...,
-        connected_ms: _builtins.int = ...,
-        last_seen_ms: _builtins.int = ...,
-        utilisation: _abc.Iterable[_builtins.float] | None = ...,
+        public_key: builtins.str = ...,
+        address: builtins.str = ...,
+        status: global___WorkerStatus.ValueType = ...,
+        capabilities: computemesh.v1.common_pb2.Capabilities | None = ...,
+        jobs_running: builtins.int = ...,
+        jobs_settled: builtins.int = ...,
+        jobs_wrong: builtins.int = ...,
+        jobs_late: builtins.int = ...,
+        connected_ms: builtins.int = ...,
+        last_seen_ms: builtins.int = ...,
+        utilisation: collections.abc.Iterable[builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capabilities", b"capabilities", "connected_ms", b"connected_ms", "jobs_late", b"jobs_late", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "jobs_wrong", b"jobs_wrong", "last_seen_ms", b"last_seen_ms", "public_key", b"public_key", "status", b"status", "utilisation", b"utilisation"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["capabilities", b"capabilities"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "capabilities", b"capabilities", "connected_ms", b"connected_ms", "jobs_late", b"jobs_late", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "jobs_wrong", b"jobs_wrong", "last_seen_ms", b"last_seen_ms", "public_key", b"public_key", "status", b"status", "utilisation", b"utilisation"]) -> None: ...
 
-Global___Worker: _TypeAlias = Worker  # noqa: Y015
+global___Worker = Worker
 
-@_typing.final
-class ListWorkersRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ListWorkersRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    page_size: _builtins.int
-    page_token: _builtins.str
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    page_token: builtins.str
     def __init__(
         self,
         *,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
-Global___ListWorkersRequest: _TypeAlias = ListWorkersRequest  # noqa: Y015
+global___ListWorkersRequest = ListWorkersRequest
 
-@_typing.final
-class ListWorkersResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ListWorkersResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WORKERS_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    TOTAL_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
-    total: _builtins.int
-    @_builtins.property
-    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]: ...
+    WORKERS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    total: builtins.int
+    @property
+    def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Worker]: ...
     def __init__(
         self,
         *,
-        workers: _abc.Iterable[Global___Worker] | None = ...,
-        next_page_token: _builtins.str = ...,
-        total: _builtins.int = ...,
+        workers: collections.abc.Iterable[global___Worker] | None = ...,
+        next_page_token: builtins.str = ...,
+        total: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "total", b"total", "workers", b"workers"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "total", b"total", "workers", b"workers"]) -> None: ...
 
-Global___ListWorkersResponse: _TypeAlias = ListWorkersResponse  # noqa: Y015
+global___ListWorkersResponse = ListWorkersResponse
 
-@_typing.final
-class GetWorkerRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetWorkerRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WORKER_FIELD_NUMBER: _builtins.int
-    worker: _builtins.str
+    WORKER_FIELD_NUMBER: builtins.int
+    worker: builtins.str
     """Address `cpc1...` or key in hexadecimal."""
     def __init__(
         self,
         *,
-        worker: _builtins.str = ...,
+        worker: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
 
-Global___GetWorkerRequest: _TypeAlias = GetWorkerRequest  # noqa: Y015
+global___GetWorkerRequest = GetWorkerRequest
 
-@_typing.final
-class GetWorkerResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetWorkerResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WORKER_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def worker(self) -> Global___Worker: ...
+    WORKER_FIELD_NUMBER: builtins.int
+    @property
+    def worker(self) -> global___Worker: ...
     def __init__(
         self,
         *,
-        worker: Global___Worker | None = ...,
+        worker: global___Worker | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["worker", b"worker"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
 
-Global___GetWorkerResponse: _TypeAlias = GetWorkerResponse  # noqa: Y015
+global___GetWorkerResponse = GetWorkerResponse
 
-@_typing.final
-class DrainWorkerRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class DrainWorkerRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WORKER_FIELD_NUMBER: _builtins.int
-    worker: _builtins.str
+    WORKER_FIELD_NUMBER: builtins.int
+    worker: builtins.str
     def __init__(
         self,
         *,
-        worker: _builtins.str = ...,
+        worker: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
 
-Global___DrainWorkerRequest: _TypeAlias = DrainWorkerRequest  # noqa: Y015
+global___DrainWorkerRequest = DrainWorkerRequest
 
-@_typing.final
-class DrainWorkerResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class DrainWorkerResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WORKER_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def worker(self) -> Global___Worker: ...
+    WORKER_FIELD_NUMBER: builtins.int
+    @property
+    def worker(self) -> global___Worker: ...
     def __init__(
         self,
         *,
-        worker: Global___Worker | None = ...,
+        worker: global___Worker | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["worker", b"worker"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
 
-Global___DrainWorkerResponse: _TypeAlias = DrainWorkerResponse  # noqa: Y015
+global___DrainWorkerResponse = DrainWorkerResponse
 
-@_typing.final
-class JobState(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class JobState(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    INDEX_FIELD_NUMBER: _builtins.int
-    STATUS_FIELD_NUMBER: _builtins.int
-    ATTEMPTS_FIELD_NUMBER: _builtins.int
-    WORKER_FIELD_NUMBER: _builtins.int
-    RESULT_HASH_FIELD_NUMBER: _builtins.int
-    DETAIL_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
-    index: _builtins.int
-    status: Global___JobStatus.ValueType
-    attempts: _builtins.int
-    worker: _builtins.str
+    TASK_ID_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    ATTEMPTS_FIELD_NUMBER: builtins.int
+    WORKER_FIELD_NUMBER: builtins.int
+    RESULT_HASH_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    index: builtins.int
+    status: global___JobStatus.ValueType
+    attempts: builtins.int
+    worker: builtins.str
     """Worker that holds or delivered it; empty while queued."""
-    result_hash: _builtins.str
-    detail: _builtins.str
+    result_hash: builtins.str
+    detail: builtins.str
     """Why the last attempt failed; empty otherwise."""
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
-        index: _builtins.int = ...,
-        status: Global___JobStatus.ValueType = ...,
-        attempts: _builtins.int = ...,
-        worker: _builtins.str = ...,
-        result_hash: _builtins.str = ...,
-        detail: _builtins.str = ...,
+        task_id: builtins.str = ...,
+        index: builtins.int = ...,
+        status: global___JobStatus.ValueType = ...,
+        attempts: builtins.int = ...,
+        worker: builtins.str = ...,
+        result_hash: builtins.str = ...,
+        detail: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "detail", b"detail", "index", b"index", "result_hash", b"result_hash", "status", b"status", "task_id", b"task_id", "worker", b"worker"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "detail", b"detail", "index", b"index", "result_hash", b"result_hash", "status", b"status", "task_id", b"task_id", "worker", b"worker"]) -> None: ...
 
-Global___JobState: _TypeAlias = JobState  # noqa: Y015
+global___JobState = JobState
 
-@_typing.final
-class ListJobsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ListJobsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
-    page_size: _builtins.int
-    page_token: _builtins.str
+    TASK_ID_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    page_size: builtins.int
+    page_token: builtins.str
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
+        task_id: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token", "task_id", b"task_id"]) -> None: ...
 
-Global___ListJobsRequest: _TypeAlias = ListJobsRequest  # noqa: Y015
+global___ListJobsRequest = ListJobsRequest
 
-@_typing.final
-class ListJobsResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ListJobsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    JOBS_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    TOTAL_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
-    total: _builtins.int
-    @_builtins.property
-    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobState]: ...
+    JOBS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    total: builtins.int
+    @property
+    def jobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___JobState]: ...
     def __init__(
         self,
         *,
-        jobs: _abc.Iterable[Global___JobState] | None = ...,
-        next_page_token: _builtins.str = ...,
-        total: _builtins.int = ...,
+        jobs: collections.abc.Iterable[global___JobState] | None = ...,
+        next_page_token: builtins.str = ...,
+        total: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "next_page_token", b"next_page_token", "total", b"total"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["jobs", b"jobs", "next_page_token", b"next_page_token", "total", b"total"]) -> None: ...
 
-Global___ListJobsResponse: _TypeAlias = ListJobsResponse  # noqa: Y015
+global___ListJobsResponse = ListJobsResponse
 
-@_typing.final
-class GetJobRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetJobRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    INDEX_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
-    index: _builtins.int
+    TASK_ID_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    index: builtins.int
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
-        index: _builtins.int = ...,
+        task_id: builtins.str = ...,
+        index: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["index", b"index", "task_id", b"task_id"]) -> None: ...
 
-Global___GetJobRequest: _TypeAlias = GetJobRequest  # noqa: Y015
+global___GetJobRequest = GetJobRequest
 
-@_typing.final
-class GetJobResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetJobResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    JOB_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def job(self) -> Global___JobState: ...
+    JOB_FIELD_NUMBER: builtins.int
+    @property
+    def job(self) -> global___JobState: ...
     def __init__(
         self,
         *,
-        job: Global___JobState | None = ...,
+        job: global___JobState | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["job", b"job"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["job", b"job"]) -> None: ...
 
-Global___GetJobResponse: _TypeAlias = GetJobResponse  # noqa: Y015
+global___GetJobResponse = GetJobResponse
 
-@_typing.final
-class GetAuditTranscriptRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetAuditTranscriptRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TASK_ID_FIELD_NUMBER: _builtins.int
-    JOB_FIELD_NUMBER: _builtins.int
-    task_id: _builtins.str
-    job: _builtins.int
+    TASK_ID_FIELD_NUMBER: builtins.int
+    JOB_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    job: builtins.int
     def __init__(
         self,
         *,
-        task_id: _builtins.str = ...,
-        job: _builtins.int = ...,
+        task_id: builtins.str = ...,
+        job: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "task_id", b"task_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["job", b"job", "task_id", b"task_id"]) -> None: ...
 
-Global___GetAuditTranscriptRequest: _TypeAlias = GetAuditTranscriptRequest  # noqa: Y015
+global___GetAuditTranscriptRequest = GetAuditTranscriptRequest
 
-@_typing.final
-class GetAuditTranscriptResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class GetAuditTranscriptResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    TRANSCRIPT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def transcript(self) -> Global___AuditTranscript: ...
+    TRANSCRIPT_FIELD_NUMBER: builtins.int
+    @property
+    def transcript(self) -> global___AuditTranscript: ...
     def __init__(
         self,
         *,
-        transcript: Global___AuditTranscript | None = ...,
+        transcript: global___AuditTranscript | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["transcript", b"transcript"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["transcript", b"transcript"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["transcript", b"transcript"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["transcript", b"transcript"]) -> None: ...
 
-Global___GetAuditTranscriptResponse: _TypeAlias = GetAuditTranscriptResponse  # noqa: Y015
+global___GetAuditTranscriptResponse = GetAuditTranscriptResponse
 
-@_typing.final
-class AuditTranscript(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class AuditTranscript(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    COMMITMENT_FIELD_NUMBER: _builtins.int
-    POSITION_FIELD_NUMBER: _builtins.int
-    COUNT_FIELD_NUMBER: _builtins.int
-    COMMITMENT_PATH_FIELD_NUMBER: _builtins.int
-    WORKER_SIGNATURE_FIELD_NUMBER: _builtins.int
-    CHALLENGE_TYPE_FIELD_NUMBER: _builtins.int
-    PARAMS_FIELD_NUMBER: _builtins.int
-    BINDING_FIELD_NUMBER: _builtins.int
-    SEED_FIELD_NUMBER: _builtins.int
-    K_FIELD_NUMBER: _builtins.int
-    UNITS_FIELD_NUMBER: _builtins.int
-    OPENINGS_FIELD_NUMBER: _builtins.int
-    VERDICT_FIELD_NUMBER: _builtins.int
-    DIGEST_FIELD_NUMBER: _builtins.int
-    commitment: _builtins.bytes
+    COMMITMENT_FIELD_NUMBER: builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    COMMITMENT_PATH_FIELD_NUMBER: builtins.int
+    WORKER_SIGNATURE_FIELD_NUMBER: builtins.int
+    CHALLENGE_TYPE_FIELD_NUMBER: builtins.int
+    PARAMS_FIELD_NUMBER: builtins.int
+    BINDING_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    K_FIELD_NUMBER: builtins.int
+    UNITS_FIELD_NUMBER: builtins.int
+    OPENINGS_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    commitment: builtins.bytes
     """The worker's commitment (118 bytes) and what proves it was signed."""
-    position: _builtins.int
-    count: _builtins.int
-    worker_signature: _builtins.bytes
-    challenge_type: _builtins.str
+    position: builtins.int
+    count: builtins.int
+    worker_signature: builtins.bytes
+    challenge_type: builtins.str
     """Job as it was given."""
-    params: _builtins.bytes
-    binding: _builtins.bytes
-    seed: _builtins.bytes
+    params: builtins.bytes
+    binding: builtins.bytes
+    seed: builtins.bytes
     """Empty where every unit was recomputed and nothing was opened."""
-    k: _builtins.int
-    units: _builtins.int
-    openings: _builtins.bytes
-    verdict: Global___VerdictKind.ValueType
-    digest: _builtins.bytes
+    k: builtins.int
+    units: builtins.int
+    openings: builtins.bytes
+    verdict: global___VerdictKind.ValueType
+    digest: builtins.bytes
     """Transcript digest: the result's proof_hash."""
-    @_builtins.property
-    def commitment_path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @property
+    def commitment_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
     def __init__(
         self,
         *,
-        commitment: _builtins.bytes = ...,
-        position: _builtins.int = ...,
-        count: _builtins.int = ...,
-        commitment_path: _abc.Iterable[_builtins.bytes] | None = ...,
-        worker_signature: _builtins.bytes = ...,
-        challenge_type: _builtins.str = ...,
-        params: _builtins.bytes = ...,
-        binding: _builtins.bytes = ...,
-        seed: _builtins.bytes = ...,
-        k: _builtins.int = ...,
-        units: _builtins.int = ...,
-        openings: _builtins.bytes = ...,
-        verdict: Global___VerdictKind.ValueType = ...,
-        digest: _builtins.bytes = ...,
+        commitment: builtins.bytes = ...,
+        position: builtins.int = ...,
+        count: builtins.int = ...,
+        commitment_path: collections.abc.Iterable[builtins.bytes] | None = ...,
+        worker_signature: builtins.bytes = ...,
+        challenge_type: builtins.str = ...,
+        params: builtins.bytes = ...,
+        binding: builtins.bytes = ...,
+        seed: builtins.bytes = ...,
+        k: builtins.int = ...,
+        units: builtins.int = ...,
+        openings: builtins.bytes = ...,
+        verdict: global___VerdictKind.ValueType = ...,
+        digest: builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding", "challenge_type", b"challenge_type", "commitment", b"commitment", "commitment_path", b"commitment_path", "count", b"count", "digest", b"digest", "k", b"k", "openings", b"openings", "params", b"params", "position", b"position", "seed", b"seed", "units", b"units", "verdict", b"verdict", "worker_signature", b"worker_signature"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def ClearField(self, field_name: typing.Literal["binding", b"binding", "challenge_type", b"challenge_type", "commitment", b"commitment", "commitment_path", b"commitment_path", "count", b"count", "digest", b"digest", "k", b"k", "openings", b"openings", "params", b"params", "position", b"position", "seed", b"seed", "units", b"units", "verdict", b"verdict", "worker_signature", b"worker_signature"]) -> None: ...
 
-Global___AuditTranscript: _TypeAlias = AuditTranscript  # noqa: Y015
+global___AuditTranscript = AuditTranscript

@@ -5,7 +5,7 @@ import warnings
 
 from computemesh.v1 import orchestrator_pb2 as computemesh_dot_v1_dot_orchestrator__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class OrchestratorServiceStub:
+class OrchestratorServiceStub(object):
     """Splits tasks into jobs, streams them to workers, audits what comes back and has the ledger settle it.
     """
 
@@ -72,7 +72,7 @@ class OrchestratorServiceStub:
                 _registered_method=True)
 
 
-class OrchestratorServiceServicer:
+class OrchestratorServiceServicer(object):
     """Splits tasks into jobs, streams them to workers, audits what comes back and has the ledger settle it.
     """
 
@@ -175,7 +175,7 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class OrchestratorService:
+class OrchestratorService(object):
     """Splits tasks into jobs, streams them to workers, audits what comes back and has the ledger settle it.
     """
 

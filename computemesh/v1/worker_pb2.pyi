@@ -3,27 +3,27 @@
 isort:skip_file
 """
 
-from computemesh.v1 import common_pb2 as _common_pb2
-from google.protobuf import descriptor as _descriptor
-from google.protobuf import message as _message
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-import builtins as _builtins
+import builtins
+import computemesh.v1.common_pb2
+import google.protobuf.descriptor
+import google.protobuf.internal.enum_type_wrapper
+import google.protobuf.message
 import sys
-import typing as _typing
+import typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    import typing_extensions
 
-DESCRIPTOR: _descriptor.FileDescriptor
+DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 class _WorkerAgentStatus:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
 
-class _WorkerAgentStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerAgentStatus.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
+class _WorkerAgentStatusEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_WorkerAgentStatus.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     WORKER_AGENT_STATUS_UNSPECIFIED: _WorkerAgentStatus.ValueType  # 0
     WORKER_AGENT_STATUS_STARTING: _WorkerAgentStatus.ValueType  # 1
     WORKER_AGENT_STATUS_CONNECTED: _WorkerAgentStatus.ValueType  # 2
@@ -39,161 +39,134 @@ WORKER_AGENT_STATUS_CONNECTED: WorkerAgentStatus.ValueType  # 2
 WORKER_AGENT_STATUS_DISCONNECTED: WorkerAgentStatus.ValueType  # 3
 WORKER_AGENT_STATUS_DRAINING: WorkerAgentStatus.ValueType  # 4
 WORKER_AGENT_STATUS_STOPPING: WorkerAgentStatus.ValueType  # 5
-Global___WorkerAgentStatus: _TypeAlias = WorkerAgentStatus  # noqa: Y015
+global___WorkerAgentStatus = WorkerAgentStatus
 
-@_typing.final
-class WorkerDescription(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class WorkerDescription(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
-    ADDRESS_FIELD_NUMBER: _builtins.int
-    ORCHESTRATOR_FIELD_NUMBER: _builtins.int
-    STATUS_FIELD_NUMBER: _builtins.int
-    CAPABILITIES_FIELD_NUMBER: _builtins.int
-    JOBS_HELD_FIELD_NUMBER: _builtins.int
-    JOBS_DONE_FIELD_NUMBER: _builtins.int
-    JOBS_SETTLED_FIELD_NUMBER: _builtins.int
-    JOBS_REFUSED_FIELD_NUMBER: _builtins.int
-    RECONNECTS_FIELD_NUMBER: _builtins.int
-    NEXT_NONCE_FIELD_NUMBER: _builtins.int
-    public_key: _builtins.str
-    address: _builtins.str
-    orchestrator: _builtins.str
+    PUBLIC_KEY_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    ORCHESTRATOR_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    CAPABILITIES_FIELD_NUMBER: builtins.int
+    JOBS_HELD_FIELD_NUMBER: builtins.int
+    JOBS_DONE_FIELD_NUMBER: builtins.int
+    JOBS_SETTLED_FIELD_NUMBER: builtins.int
+    JOBS_REFUSED_FIELD_NUMBER: builtins.int
+    RECONNECTS_FIELD_NUMBER: builtins.int
+    NEXT_NONCE_FIELD_NUMBER: builtins.int
+    public_key: builtins.str
+    address: builtins.str
+    orchestrator: builtins.str
     """HOST:PORT it dials."""
-    status: Global___WorkerAgentStatus.ValueType
-    jobs_held: _builtins.int
-    jobs_done: _builtins.int
-    jobs_settled: _builtins.int
-    jobs_refused: _builtins.int
-    reconnects: _builtins.int
-    next_nonce: _builtins.int
+    status: global___WorkerAgentStatus.ValueType
+    jobs_held: builtins.int
+    jobs_done: builtins.int
+    jobs_settled: builtins.int
+    jobs_refused: builtins.int
+    reconnects: builtins.int
+    next_nonce: builtins.int
     """Next nonce it will sign."""
-    @_builtins.property
-    def capabilities(self) -> _common_pb2.Capabilities: ...
+    @property
+    def capabilities(self) -> computemesh.v1.common_pb2.Capabilities: ...
     def __init__(
         self,
         *,
-        public_key: _builtins.str = ...,
-        address: _builtins.str = ...,
-        orchestrator: _builtins.str = ...,
-        status: Global___WorkerAgentStatus.ValueType = ...,
-        capabilities: _common_pb2.Capabilities | None = ...,
-        jobs_held: _builtins.int = ...,
-        jobs_done: _builtins.int = ...,
-        jobs_settled: _builtins.int = ...,
-        jobs_refused: _builtins.int = ...,
-        reconnects: _builtins.int = ...,
-        next_nonce: _builtins.int = ...,
+        public_key: builtins.str = ...,
+        address: builtins.str = ...,
+        orchestrator: builtins.str = ...,
+        status: global___WorkerAgentStatus.ValueType = ...,
+        capabilities: computemesh.v1.common_pb2.Capabilities | None = ...,
+        jobs_held: builtins.int = ...,
+        jobs_done: builtins.int = ...,
+        jobs_settled: builtins.int = ...,
+        jobs_refused: builtins.int = ...,
+        reconnects: builtins.int = ...,
+        next_nonce: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "capabilities", b"capabilities", "jobs_done", b"jobs_done", "jobs_held", b"jobs_held", "jobs_refused", b"jobs_refused", "jobs_settled", b"jobs_settled", "next_nonce", b"next_nonce", "orchestrator", b"orchestrator", "public_key", b"public_key", "reconnects", b"reconnects", "status", b"status"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["capabilities", b"capabilities"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "capabilities", b"capabilities", "jobs_done", b"jobs_done", "jobs_held", b"jobs_held", "jobs_refused", b"jobs_refused", "jobs_settled", b"jobs_settled", "next_nonce", b"next_nonce", "orchestrator", b"orchestrator", "public_key", b"public_key", "reconnects", b"reconnects", "status", b"status"]) -> None: ...
 
-Global___WorkerDescription: _TypeAlias = WorkerDescription  # noqa: Y015
+global___WorkerDescription = WorkerDescription
 
-@_typing.final
-class DescribeRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class DescribeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DescribeRequest: _TypeAlias = DescribeRequest  # noqa: Y015
+global___DescribeRequest = DescribeRequest
 
-@_typing.final
-class DescribeResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class DescribeResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WORKER_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def worker(self) -> Global___WorkerDescription: ...
+    WORKER_FIELD_NUMBER: builtins.int
+    @property
+    def worker(self) -> global___WorkerDescription: ...
     def __init__(
         self,
         *,
-        worker: Global___WorkerDescription | None = ...,
+        worker: global___WorkerDescription | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["worker", b"worker"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
 
-Global___DescribeResponse: _TypeAlias = DescribeResponse  # noqa: Y015
+global___DescribeResponse = DescribeResponse
 
-@_typing.final
-class DrainRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class DrainRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+global___DrainRequest = DrainRequest
 
-@_typing.final
-class DrainResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class DrainResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WORKER_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def worker(self) -> Global___WorkerDescription: ...
+    WORKER_FIELD_NUMBER: builtins.int
+    @property
+    def worker(self) -> global___WorkerDescription: ...
     def __init__(
         self,
         *,
-        worker: Global___WorkerDescription | None = ...,
+        worker: global___WorkerDescription | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["worker", b"worker"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
 
-Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
+global___DrainResponse = DrainResponse
 
-@_typing.final
-class ResumeRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ResumeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     def __init__(
         self,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ResumeRequest: _TypeAlias = ResumeRequest  # noqa: Y015
+global___ResumeRequest = ResumeRequest
 
-@_typing.final
-class ResumeResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+@typing.final
+class ResumeResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
-    WORKER_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def worker(self) -> Global___WorkerDescription: ...
+    WORKER_FIELD_NUMBER: builtins.int
+    @property
+    def worker(self) -> global___WorkerDescription: ...
     def __init__(
         self,
         *,
-        worker: Global___WorkerDescription | None = ...,
+        worker: global___WorkerDescription | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    def HasField(self, field_name: typing.Literal["worker", b"worker"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
 
-Global___ResumeResponse: _TypeAlias = ResumeResponse  # noqa: Y015
+global___ResumeResponse = ResumeResponse

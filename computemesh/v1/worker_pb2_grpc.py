@@ -5,7 +5,7 @@ import warnings
 
 from computemesh.v1 import worker_pb2 as computemesh_dot_v1_dot_worker__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class WorkerServiceStub:
+class WorkerServiceStub(object):
     """Control of one worker by its owner, on a port of the worker's own (loopback by default). Jobs do not come this way:
     the worker dials the orchestrator.
     """
@@ -53,7 +53,7 @@ class WorkerServiceStub:
                 _registered_method=True)
 
 
-class WorkerServiceServicer:
+class WorkerServiceServicer(object):
     """Control of one worker by its owner, on a port of the worker's own (loopback by default). Jobs do not come this way:
     the worker dials the orchestrator.
     """
@@ -105,7 +105,7 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class WorkerService:
+class WorkerService(object):
     """Control of one worker by its owner, on a port of the worker's own (loopback by default). Jobs do not come this way:
     the worker dials the orchestrator.
     """

@@ -1,0 +1,81 @@
+# Everything a newcomer, a developer and the CI do here. `make` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DATA ?= data
+# The CUDA build of JAX where the machine has a GPU.
+EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda12,)
+PROTOS := $(wildcard proto/computemesh/v1/*.proto) proto/buf/validate/validate.proto
+# Generated code works with every release from the one that generated it, so the oldest supported one generates.
+PROTO_VENV := build/proto-venv
+PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(PROTO_VENV)/bin/protoc-gen-mypy
+
+.PHONY: help setup run-cluster demo test test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make the virtual environment and install everything
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (extras: $(EXTRA)test,check)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA)test,check]'
+	@touch $@
+
+run-cluster: $(STAMP)  ## run the whole mesh here: first task, verified receipt, then stay up until Ctrl-C
+	@exec $(BIN)/mesh up --data $(DATA)
+
+demo: $(STAMP)  ## the same, and exit 0 after the first task
+	@exec $(BIN)/mesh up --data $(DATA) --once
+
+test: $(STAMP)  ## run the tests (what the CI runs)
+	@$(BIN)/python -m pytest -m 'not long'
+
+test-long: $(STAMP)  ## run every test, including those that take minutes
+	@$(BIN)/python -m pytest
+
+check: $(STAMP) check-proto  ## lint, types, contracts, generated code, architecture
+	$(BIN)/ruff check .
+	$(BIN)/mypy computemesh/trust $(wildcard */core.py)
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+build/node_modules: deploy/buf/package.json
+	@mkdir -p build && cp deploy/buf/package.json build/ && cd build && npm install --silent --no-audit --no-fund --no-package-lock
+	@touch $@
+
+check-proto: build/node_modules $(PROTO_VENV)  ## buf lint, buf breaking, and regenerating changes nothing
+	build/node_modules/.bin/buf lint
+	build/node_modules/.bin/buf breaking --against deploy/buf/baseline.binpb
+	@rm -rf build/generated && mkdir -p build/generated
+	@$(PROTOC) --python_out=build/generated --grpc_python_out=build/generated --mypy_out=quiet:build/generated $(PROTOS)
+	@diff -r -x __pycache__ -x __init__.py build/generated/computemesh/v1 computemesh/v1 && diff -r -x __pycache__ build/generated/buf buf \
+	  && echo "generated code is up to date"
+
+$(PROTO_VENV): Makefile
+	@$(PYTHON) -m venv $@ && $@/bin/python -m pip install --quiet --disable-pip-version-check \
+	  grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.6.0 setuptools==80.9.0
+	@touch $@
+
+proto: $(PROTO_VENV)  ## generate computemesh/v1 from the contracts
+	$(PROTOC) --python_out=. --grpc_python_out=. --mypy_out=quiet:. $(PROTOS)
+
+baseline: build/node_modules  ## accept the present contracts as the ones that must not break
+	build/node_modules/.bin/buf build -o deploy/buf/baseline.binpb
+
+bench: bench-verify bench-ledger bench-dispatch  ## all benchmarks
+
+bench-dispatch: $(STAMP)  ## no-op jobs through the complete path, next to the transport's ceiling
+	@$(BIN)/python -m bench.dispatch
+
+bench-verify: $(STAMP)  ## cost of checking over cost of computing; detection; false accusations
+	@$(BIN)/python -m bench.verify
+
+bench-ledger: $(STAMP)  ## batch-signed durable results through the ledger
+	@$(BIN)/python -m bench.ledger
+
+clean:  ## remove what was built (not the data)
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,122 @@
+"""The outermost interceptor: malformed bytes, broken rules and exceptions become clear statuses.
+
+Without it grpc.aio sends the text of any uncaught exception to the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+
+from computemesh.service.errors import abort
+from computemesh.service.validation import validate
+from computemesh.trust.errors import Internal, InvalidArgument, MeshError
+
+log = structlog.get_logger("computemesh.service")
+
+
+class Malformed:
+    """Stands for a request whose bytes could not be parsed."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def error(self, method: str) -> InvalidArgument:
+        """The error the caller sees."""
+        return InvalidArgument(
+            f"the {self.size} bytes received are not a valid request message of {method}",
+            reason="MALFORMED_MESSAGE")
+
+
+def _tolerant(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    if parse is None:
+        return None
+
+    def deserialize(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return Malformed(len(data))
+
+    return deserialize
+
+
+async def _translate(context: grpc.aio.ServicerContext, method: str, error: BaseException) -> None:
+    if isinstance(error, MeshError):
+        await abort(context, error)
+    incident = uuid.uuid4().hex[:12]
+    log.error("unexpected exception", method=method, incident=incident, exc_info=error)
+    await abort(context, Internal(
+        f"internal error, incident {incident}; the service's log has the cause", metadata={"incident": incident}))
+
+
+async def _checked(requests: AsyncIterator[Any], method: str) -> AsyncIterator[Any]:
+    async for request in requests:
+        if isinstance(request, Malformed):
+            raise request.error(method)
+        yield request
+
+
+def _wrap(behaviour: Callable[..., Any], method: str, streams_in: bool, streams_out: bool) -> Callable[..., Any]:
+    def admit(request: Any) -> Any:
+        if streams_in:
+            return _checked(request, method)
+        if isinstance(request, Malformed):
+            raise request.error(method)
+        validate(request)
+        return request
+
+    if inspect.isasyncgenfunction(behaviour):
+        async def generate(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+            try:
+                async for response in behaviour(admit(request), context):
+                    yield response
+            except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
+                raise
+            except Exception as error:
+                await _translate(context, method, error)
+        return generate
+
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await behaviour(admit(request), context)
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception as error:
+            await _translate(context, method, error)
+    return call
+
+
+_HANDLERS = {
+    (False, False): (grpc.unary_unary_rpc_method_handler, "unary_unary"),
+    (False, True): (grpc.unary_stream_rpc_method_handler, "unary_stream"),
+    (True, False): (grpc.stream_unary_rpc_method_handler, "stream_unary"),
+    (True, True): (grpc.stream_stream_rpc_method_handler, "stream_stream"),
+}
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """Maps MeshError to its status, anything else to INTERNAL with an incident number that the log explains; checks
+    unary requests against the contract's rules. Stream messages are checked by who reads them."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or not method.startswith("/computemesh."):
+            return handler
+        make, name = _HANDLERS[(handler.request_streaming, handler.response_streaming)]
+        return make(
+            _wrap(getattr(handler, name), method, handler.request_streaming, handler.response_streaming),
+            request_deserializer=_tolerant(handler.request_deserializer),
+            response_serializer=handler.response_serializer)

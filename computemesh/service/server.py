@@ -1,0 +1,114 @@
+"""Start, serve and stop a gRPC service; dial one."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+
+import grpc
+import structlog
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from computemesh.service.interceptors import Boundary
+from computemesh.trust.errors import InvalidArgument
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+log = structlog.get_logger("computemesh.service")
+
+# Keepalive finds dead hosts only with the ping timeout set; wedged processes are found by leases. A ping more often
+# than the minimum interval counts as abuse.
+_KEEPALIVE = [
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+_SERVER = [
+    *_KEEPALIVE,
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),
+]
+_CLIENT = [
+    *_KEEPALIVE,
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+]
+
+
+def dial(address: str) -> grpc.aio.Channel:
+    """A channel to HOST:PORT with the options every part of the mesh uses."""
+    return grpc.aio.insecure_channel(address, options=_CLIENT)
+
+
+def build_server(
+    listen: str,
+    register: Callable[[grpc.aio.Server], None],
+    services: Sequence[str],
+    *,
+    max_concurrent_streams: int = 16,
+) -> tuple[grpc.aio.Server, int]:
+    """A server that is not started yet, and its port.
+
+    `listen` is HOST:PORT, port 0 takes a free one. `services` are full names for health and reflection. Few concurrent
+    streams per connection keep one rapidly resetting connection from starving the rest. Raises InvalidArgument where
+    the address cannot be bound.
+    """
+    server = grpc.aio.server(
+        interceptors=[Boundary()],
+        options=[*_SERVER, ("grpc.max_concurrent_streams", max_concurrent_streams)])
+    register(server)
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    server.computemesh_health = checks  # type: ignore[attr-defined]
+    server.computemesh_services = tuple(services)  # type: ignore[attr-defined]
+    reflection.enable_server_reflection(
+        (*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    channelz.add_channelz_servicer(server)
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise InvalidArgument(
+            f"listen: cannot bind {listen}: is another process using the port?",
+            violations=[("listen", f"{listen} cannot be bound")]) from error
+    return server, port
+
+
+async def set_serving(server: grpc.aio.Server, serving: bool) -> None:
+    """Says so in the health service, for the whole server and each of its services."""
+    status = (health_pb2.HealthCheckResponse.SERVING if serving
+              else health_pb2.HealthCheckResponse.NOT_SERVING)
+    for name in ("", *server.computemesh_services):  # type: ignore[attr-defined]
+        await server.computemesh_health.set(name, status)  # type: ignore[attr-defined]
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """SIGTERM and SIGINT set `stop`."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+async def serve(
+    server: grpc.aio.Server,
+    stop: asyncio.Event,
+    *,
+    before_stop: Callable[[], Awaitable[None]] | None = None,
+    grace_s: float = 5.0,
+) -> None:
+    """Serves until `stop` is set. `before_stop` runs first (it may send DrainNotices: `server.stop` tells open streams
+    nothing), then open calls have `grace_s` seconds."""
+    await server.start()
+    await set_serving(server, True)
+    try:
+        await stop.wait()
+    finally:
+        await set_serving(server, False)
+        if before_stop is not None:
+            await before_stop()
+        await server.stop(grace_s)

@@ -1,0 +1,131 @@
+"""SQLite as it must be opened, and group commit.
+
+`synchronous=FULL` in WAL mode makes a commit durable before it returns (https://sqlite.org/pragma.html#pragma_synchronous);
+with NORMAL, power loss takes acknowledged transactions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], T]
+log = structlog.get_logger("computemesh.store")
+_MAX_GROUP = 1024
+
+
+def open_sqlite(path: str | Path, schema: Sequence[str]) -> sqlite3.Connection:
+    """Opens or creates the database at `path` and runs `schema` (idempotent statements; tables must be STRICT).
+
+    WAL, `synchronous=FULL` and STRICT are asserted, not assumed. The connection is in autocommit mode: whoever uses it
+    writes BEGIN and COMMIT. May be used from one thread at a time, whichever that is.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA busy_timeout=5000")
+    for statement in schema:
+        connection.execute(statement)
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    (synchronous,) = connection.execute("PRAGMA synchronous").fetchone()
+    if mode != "wal" or synchronous != 2:
+        raise RuntimeError(f"{path}: journal_mode={mode} synchronous={synchronous}, need wal and 2 (FULL)")
+    for _, name, kind, _, _, strict in connection.execute("PRAGMA table_list").fetchall():
+        if kind == "table" and not name.startswith("sqlite_") and not strict:
+            raise RuntimeError(f"{path}: table {name} is not STRICT")
+    return connection
+
+
+class GroupCommit:
+    """One writer thread. Operations submitted while one group is being made durable form the next: the fsync is
+    shared, there is no timer. Results resolve after COMMIT, in the order of submission.
+
+    An operation that raises a non-database error undoes the whole group, so operations must only fail where the
+    database itself does; then the process ends, because after a failed fsync nothing is known (fsyncgate, 2018).
+    """
+
+    def __init__(self, connection: sqlite3.Connection, on_fatal: Callable[[BaseException], None] | None = None) -> None:
+        self._connection = connection
+        self._on_fatal = on_fatal or _end_process
+        self._queue: queue.SimpleQueue[tuple[Operation[Any], bool, asyncio.AbstractEventLoop, asyncio.Future[Any]] | None]
+        self._queue = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="group-commit", daemon=True)
+        self._thread.start()
+
+    def submit(self, operation: Operation[T]) -> asyncio.Future[T]:
+        """Queues `operation`; the future resolves with its value once the group is durable."""
+        return self._put(operation, True)
+
+    async def commit(self, operation: Operation[T]) -> T:
+        """Runs `operation` in the next group and returns its value once that is durable."""
+        return await self._put(operation, True)
+
+    async def read(self, operation: Operation[T]) -> T:
+        """Runs a read in the writer thread, after everything submitted before it."""
+        return await self._put(operation, False)
+
+    def close(self) -> None:
+        """Finishes what is queued and closes the database."""
+        self._queue.put(None)
+        self._thread.join()
+        self._connection.close()
+
+    def _put(self, operation: Operation[T], writes: bool) -> asyncio.Future[T]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.put((operation, writes, loop, future))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            group = [self._queue.get()]
+            while len(group) < _MAX_GROUP and group[-1] is not None:
+                try:
+                    group.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            work = [item for item in group if item is not None]
+            if work:
+                try:
+                    self._run_group(work)
+                except BaseException as error:  # nothing is known about the disk's state any more
+                    self._on_fatal(error)
+                    return
+            if group[-1] is None:
+                return
+
+    def _run_group(self, work: list[Any]) -> None:
+        writes = any(item[1] for item in work)
+        if writes:
+            self._connection.execute("BEGIN IMMEDIATE")
+        values = [operation(self._connection) for operation, _, _, _ in work]
+        if writes:
+            self._connection.execute("COMMIT")
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
+        for (_, _, loop, future), value in zip(work, values, strict=True):
+            by_loop.setdefault(loop, []).append((future, value))
+        for loop, pairs in by_loop.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_resolve, pairs)
+
+
+def _resolve(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
+    for future, value in pairs:
+        if not future.done():
+            future.set_result(value)
+
+
+def _end_process(error: BaseException) -> None:
+    log.critical("storage failed; ending the process", error=repr(error), exc_info=error)
+    os._exit(70)
