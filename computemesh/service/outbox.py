@@ -1,4 +1,4 @@
-"""One writer per stream that sends whatever is queued, with no timer: low latency when idle, full batches under load."""
+"""One writer per stream that sends whatever is queued, with no timer: low latency idle, full batches under load."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ import structlog
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
+_Item = tuple[Operation[Any], bool, asyncio.AbstractEventLoop, asyncio.Future[Any]]
 log = structlog.get_logger("computemesh.store")
 _MAX_GROUP = 1024
 
@@ -58,8 +59,7 @@ class GroupCommit:
     def __init__(self, connection: sqlite3.Connection, on_fatal: Callable[[BaseException], None] | None = None) -> None:
         self._connection = connection
         self._on_fatal = on_fatal or _end_process
-        self._queue: queue.SimpleQueue[tuple[Operation[Any], bool, asyncio.AbstractEventLoop, asyncio.Future[Any]] | None]
-        self._queue = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="group-commit", daemon=True)
         self._thread.start()
 
@@ -105,7 +105,7 @@ class GroupCommit:
             if group[-1] is None:
                 return
 
-    def _run_group(self, work: list[Any]) -> None:
+    def _run_group(self, work: list[_Item]) -> None:
         writes = any(item[1] for item in work)
         if writes:
             self._connection.execute("BEGIN IMMEDIATE")
