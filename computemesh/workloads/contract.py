@@ -15,12 +15,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
-if TYPE_CHECKING:
-    from computemesh.trust.audit import Layout
+from computemesh.trust.audit import DIGEST_BYTES, PADDING_LEAF, Layout
+from computemesh.trust.merkle import leaf_hash, root
 
-DIGEST_BYTES = 32
 MAX_PARAMS_BYTES = 4096
 
 P = TypeVar("P")
@@ -89,11 +88,12 @@ class Context:
     progress: Callable[[float], None] = _ignore
 
 
-class Claim(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Claim:
     """One challenged unit, as far as the task type must know it.
 
     `unit` is empty for exact types. `previous_root` is the root of the segment before (32 bytes, already proven
-    to be in the same tree), None in the first segment. A `trust.audit.Opening` has the same three names.
+    to be in the same tree: `trust.audit.verify_previous`), None in the first segment.
     """
 
     index: int
@@ -180,7 +180,7 @@ class Workload(Generic[P]):
         """The digest each challenged unit must have (None: its bytes are wrong), sharing work where it can."""
         if self.check_batch is not None:
             return self.check_batch(spec, claims)
-        return [self.check(spec, *claim) for claim in claims]
+        return [self.check(spec, claim.index, claim.unit, claim.previous_root) for claim in claims]
 
     def recompute(self, specs: Sequence[JobSpec]) -> list[bytes]:
         """Every unit digest of each job, as `Outcome.digests` must be, without JAX.
@@ -195,19 +195,23 @@ class Workload(Generic[P]):
         return [self._recompute(spec) for spec in specs]
 
     def _recompute(self, spec: JobSpec) -> bytes:
-        from computemesh.trust.audit import JobTree, Layout
-
         layout = self.layout(spec)
-        done, previous = b"", None
-        for segment in range(layout.segments):
-            first = segment * layout.units
+        done, previous = bytearray(), None
+        for first in range(0, layout.count, layout.units):
             claims = [Claim(first + i, b"", previous) for i in range(layout.units)]
-            digests = b"".join(d for d in self.expected_digests(spec, claims) if d is not None)
+            digests = b"".join(digest or b"" for digest in self.expected_digests(spec, claims))
             done += digests
             if layout.segments > 1:
-                tree = JobTree(Layout(segment + 1, layout.units), done)
-                previous = tree.segment_root(segment)
-        return done
+                previous = segment_root(layout, digests)
+        return bytes(done)
+
+
+def segment_root(layout: Layout, digests: bytes) -> bytes:
+    """The root over one segment's unit digests (32 bytes each) and its padding: what the next segment chains
+    on, the same as `JobTree.segment_root` of the whole, but known before the rest is computed.
+    """
+    leaves = [leaf_hash(digests[at : at + DIGEST_BYTES]) for at in range(0, len(digests), DIGEST_BYTES)]
+    return root(leaves + [PADDING_LEAF] * (layout.padded - layout.units))
 
 
 def worker_seed(block_hash: bytes, worker_address: str) -> bytes:

@@ -59,9 +59,7 @@ def make_jobs(params: Params, task_id: bytes, which: range) -> list[JobSpec]:
     stream = blake3(task_id).digest(length=size * len(which), seek=size * which.start)
     return [
         JobSpec(task_id, index, stream[at : at + size])
-        for index, at in zip(
-            which, range(0, size * len(which), size) if size else [0] * len(which), strict=True
-        )
+        for index, at in zip(which, range(0, size * len(which), size) if size else [0] * len(which), strict=True)
     ]
 
 

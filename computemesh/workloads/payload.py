@@ -15,6 +15,7 @@ from computemesh.trust.errors import InvalidArgument
 
 M = TypeVar("M", bound=BaseModel)
 MAX_SHOWN = 60
+MAX_VIOLATIONS = 10
 
 
 class Payload(BaseModel):
@@ -35,10 +36,24 @@ def _whole(value: object) -> object:
 Whole = Annotated[int, BeforeValidator(_whole)]
 
 
+def _text(value: object) -> object:
+    """A number given where text is asked is its decimal form: `seed=42` is the seed "42" from every client."""
+    if isinstance(value, str):
+        value.encode()  # UnicodeEncodeError, a ValueError, on lone surrogates
+    if isinstance(value, str) or value is None:
+        return value
+    return str(_whole(value))
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+
+
 def shown(value: object) -> str:
     """A value as an error may repeat it: bounded, whatever was sent."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
         value = int(value)
+    if isinstance(value, int) and abs(value) > 2**63:
+        return "a number beyond 2^63"  # Python refuses to print the very long ones
     text = repr(value[: MAX_SHOWN + 1] if isinstance(value, str) else value)
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
 
@@ -51,7 +66,8 @@ def read(model: type[M], task_type: str, payload: Mapping[str, object]) -> M:
     try:
         return model.model_validate(dict(payload))
     except ValidationError as error:
-        found = [_violation(model, task_type, item) for item in error.errors(include_url=False)]
+        first = error.errors(include_url=False)[:MAX_VIOLATIONS]
+        found = [_violation(model, task_type, item) for item in first]
     raise refuse(*dict.fromkeys(found))
 
 
