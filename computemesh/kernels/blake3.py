@@ -159,25 +159,23 @@ def tile_digests(band: Array, tile: int = 32) -> Array:
     return digests_of_blocks(blocks).T.reshape(down, across, 8)
 
 
-def keyed_rows(key: Array, label: int, rows: Array, length: int) -> Array:
-    """Pseudo-random int8 rows: extended output (section 2.6) of keyed BLAKE3 of `u32 label || u32 row`, LE.
+def keyed_stream(key: Array, label: int, first_block: Array | int, blocks: int) -> Array:
+    """Part of the extended output (section 2.6) of keyed BLAKE3 of the message `u32 label`, little-endian.
 
-    key (8,) uint32; rows (count,) uint32; length in bytes, a multiple of 4. Returns (count, length) int8, row
-    i being exactly `blake3(pack("<II", label, rows[i]), key=key).digest(length)`. The message is one block, so
-    that output block t is one compression with counter t: all are made in parallel and any row alone.
+    key (8,) uint32; first_block () uint32. Returns (64 * blocks,) int8, the bytes
+    `blake3(pack("<I", label), key=key).digest(64 * blocks, seek=64 * first_block)`. The message is one block, so
+    output block t is one compression with counter t: all are made in parallel, and any part alone. The stream
+    is used below 2**38 bytes, where the counter's upper half is zero.
     """
-    count, blocks = rows.shape[0], -(-length // BLOCK_BYTES)
-    lanes = count * blocks
-    message = jnp.zeros((16, lanes), jnp.uint32).at[0].set(label).at[1].set(jnp.repeat(rows, blocks))
-    chaining = jnp.broadcast_to(key[:, None], (8, lanes))
-    counter = jnp.tile(jnp.arange(blocks, dtype=jnp.uint32), count)
-    out = compress(chaining, message, counter, 8, CHUNK_START | CHUNK_END | ROOT | KEYED_HASH)
-    words = out.T.reshape(count, blocks * BLOCK_WORDS)[:, : length // 4]
-    return lax.bitcast_convert_type(words, jnp.int8).reshape(count, length)
+    counter = jnp.uint32(first_block) + jnp.arange(blocks, dtype=jnp.uint32)
+    message = jnp.zeros((16, blocks), jnp.uint32).at[0].set(label)
+    chaining = jnp.broadcast_to(key[:, None], (8, blocks))
+    out = compress(chaining, message, counter, 4, CHUNK_START | CHUNK_END | ROOT | KEYED_HASH)
+    return lax.bitcast_convert_type(out.T, jnp.int8).reshape(BLOCK_BYTES * blocks)
 
 
 def key_words(key: bytes) -> np.ndarray:
-    """A 32-byte key as the (8,) uint32 words that `keyed_rows` takes."""
+    """A 32-byte key as the (8,) uint32 words that `keyed_stream` takes."""
     if len(key) != 32:
         raise ValueError(f"a BLAKE3 key has 32 bytes, not {len(key)}")
     return np.frombuffer(key, "<u4").astype(np.uint32)

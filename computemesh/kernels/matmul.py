@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from computemesh.kernels.blake3 import keyed_rows, tile_digests
+from computemesh.kernels.blake3 import BLOCK_BYTES, keyed_stream, tile_digests
 
 TILE = 32
 MAX_INNER = 2**31 // (128 * 128) - 1
 """Longest inner dimension whose int32 sum cannot overflow: K * 128 * 128 < 2**31."""
 
 LEFT, RIGHT = 0, 1
-"""Labels of the generated operands: A's rows, B's columns."""
+"""Labels of the generated streams: A by rows, B by columns."""
 
 BAND_ENTRIES = {"cpu": 2**19}
 """Entries of the product held at once. A CPU's band must stay in its cache, other devices want few launches."""
@@ -47,16 +47,17 @@ def band_rows(size: int, platform: str) -> int:
 def product_digests(key: Array, *, size: int, band: int) -> Array:
     """Digests of the 32x32 tiles of A @ B, both generated from `key`.
 
-    key (8,) uint32; A[i] = keyed_rows(key, LEFT, i), B[:, j] = keyed_rows(key, RIGHT, j), both `size` int8
-    entries. Returns (tiles, 8) uint32, tiles numbered row-major. Neither A nor the product ever exists whole:
-    B does (size**2 bytes), the rest is one band. Compiled once per (size, band).
+    key (8,) uint32; A is keyed_stream(key, LEFT) row after row, B is keyed_stream(key, RIGHT) column after
+    column, `size` int8 entries each; `band` rows, a multiple of the tile, are worked on at once. Returns
+    (tiles, 8) uint32, tiles numbered row-major. Neither A nor the product ever exists whole: B does (size**2
+    bytes), the rest is one band. Compiled once per (size, band).
     """
     bands = -(-size // band)
-    starts = jnp.arange(bands, dtype=jnp.uint32) * band
-    lines = jnp.arange(band, dtype=jnp.uint32)
+    blocks = band * size // BLOCK_BYTES  # whole, since band and size are multiples of 32
+    starts = jnp.arange(bands, dtype=jnp.uint32) * blocks
 
     def generate(label: int, start: Array) -> Array:
-        return keyed_rows(key, label, start + lines, size)
+        return keyed_stream(key, label, start, blocks).reshape(band, size)
 
     columns = lax.map(partial(generate, RIGHT), starts).reshape(bands * band, size)[:size]
 
