@@ -39,7 +39,9 @@ def _decode(text: str, what: str) -> bytes:
 
 def _valid_name(name: str) -> bool:
     # "\ud800" to "\udfff" are lone surrogates, which have no UTF-8.
-    return bool(name) and not any(c == "+" or c.isspace() or c < " " or "\ud800" <= c <= "\udfff" for c in name)
+    return bool(name) and not any(
+        c == "+" or c.isspace() or c < " " or "\ud800" <= c <= "\udfff" for c in name
+    )
 
 
 def key_hash(name: str, public: bytes) -> bytes:

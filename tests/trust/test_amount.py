@@ -6,10 +6,11 @@ import time
 from decimal import Decimal
 
 import pytest
-from computemesh.trust.amount import CPC, MAX_UNITS, Shares, Split, format_cpc, job_reward, parse_cpc, split
-from computemesh.trust.errors import InvalidArgument
 from hypothesis import given
 from hypothesis import strategies as st
+
+from computemesh.trust.amount import CPC, MAX_UNITS, Shares, Split, format_cpc, job_reward, parse_cpc, split
+from computemesh.trust.errors import InvalidArgument
 
 UNITS = st.integers(0, MAX_UNITS)
 
@@ -23,8 +24,14 @@ def test_formatted_amount_parses_back_to_itself(units: int) -> None:
 
 @pytest.mark.parametrize(
     ("units", "text"),
-    [(10_000_000, "10.0"), (2_500_000, "2.5"), (1, "0.000001"), (0, "0.0"), (-1_500_000, "-1.5")]
-    + [(MAX_UNITS, "9223372036854.775807")],
+    [
+        (10_000_000, "10.0"),
+        (2_500_000, "2.5"),
+        (1, "0.000001"),
+        (0, "0.0"),
+        (-1_500_000, "-1.5"),
+        (MAX_UNITS, "9223372036854.775807"),
+    ],
 )
 def test_format_is_the_shortest_with_one_decimal(units: int, text: str) -> None:
     assert format_cpc(units) == text

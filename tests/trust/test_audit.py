@@ -8,12 +8,21 @@ from dataclasses import replace
 from hashlib import sha256
 
 import pytest
-from computemesh.trust import audit, merkle
-from computemesh.trust.audit import JobTree, Layout, Opening, fold_opening, parse_openings, sample, verify_previous
-from computemesh.trust.digest import tagged
-from computemesh.trust.errors import InvalidArgument, InvalidProof
 from hypothesis import given
 from hypothesis import strategies as st
+
+from computemesh.trust import audit, merkle
+from computemesh.trust.audit import (
+    JobTree,
+    Layout,
+    Opening,
+    fold_opening,
+    parse_openings,
+    sample,
+    verify_previous,
+)
+from computemesh.trust.digest import tagged
+from computemesh.trust.errors import InvalidArgument, InvalidProof
 
 H = st.binary(min_size=32, max_size=32)
 SEED, LEAF = sha256(b"seed").digest(), sha256(b"leaf").digest()
@@ -34,7 +43,9 @@ def test_sample_is_distinct_in_range_and_deterministic(seed: bytes, leaf: bytes,
 
 def test_sample_follows_the_protocols_stream() -> None:
     prefix = tagged("computemesh.v1/challenge", SEED + LEAF)
-    words = [w for c in range(4) for w in struct.unpack(">4Q", sha256(prefix + struct.pack(">I", c)).digest())]
+    words = [
+        w for c in range(4) for w in struct.unpack(">4Q", sha256(prefix + struct.pack(">I", c)).digest())
+    ]
     expected: list[int] = []
     for j in range(1000 - 9, 1000):  # no word of this stream is in the rejected last stretch
         t = words.pop(0) % (j + 1)
@@ -65,7 +76,9 @@ def test_every_unit_is_drawn_equally_often() -> None:
 
 
 def test_modulo_bias_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = iter([2**64 - 1, 5])  # 2^64 - 1 is in the incomplete last stretch of every odd bound > 1 but its divisors
+    words = iter(
+        [2**64 - 1, 5]
+    )  # 2^64 - 1 is in the incomplete last stretch of every odd bound > 1 but its divisors
     monkeypatch.setattr(audit, "_stream", lambda seed, leaf: words)
     assert sample(SEED, LEAF, 7, 1) == [5]
 
@@ -221,7 +234,9 @@ def test_transcript_digest_is_the_protocols_formula() -> None:
         "computemesh.v1/transcript", body + b"\x00"
     )
     unopened = LEAF + bytes(32) + struct.pack(">IQ", 8, 4) + sha256(b"").digest() + b"\x01"
-    assert audit.transcript_digest(LEAF, None, 8, 4, b"", True) == tagged("computemesh.v1/transcript", unopened)
+    assert audit.transcript_digest(LEAF, None, 8, 4, b"", True) == tagged(
+        "computemesh.v1/transcript", unopened
+    )
     for bad in ((b"", SEED, 1, 1), (LEAF, b"", 1, 1), (LEAF, SEED, -1, 1), (LEAF, SEED, 1, 2**64)):
         with pytest.raises(InvalidArgument):
             audit.transcript_digest(*bad, b"", True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 
 import pytest
-from computemesh.trust.checkpoint import Checkpoint, NoteSigner, NoteVerifier, open_note, sign_note
-from computemesh.trust.errors import InvalidArgument, InvalidProof
 from hypothesis import given
 from hypothesis import strategies as st
+
+from computemesh.trust.checkpoint import Checkpoint, NoteSigner, NoteVerifier, open_note, sign_note
+from computemesh.trust.errors import InvalidArgument, InvalidProof
 
 # The example of golang.org/x/mod/sumdb/note.
 GO_VKEY = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
@@ -17,7 +18,8 @@ GO_TEXT = (
     "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n"
 )
 GO_LINE = (
-    "— PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n"
+    "— PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZIn"
+    "NIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n"
 )
 GO_NOTE = GO_TEXT + "\n" + GO_LINE
 GO_SEED = base64.b64decode(GO_SKEY.split("+", 4)[4])[1:]

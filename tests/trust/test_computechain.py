@@ -5,6 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 
 import pytest
+
 from computemesh.trust.computechain import poc_leaf, poc_root
 from computemesh.trust.errors import InvalidArgument
 
@@ -35,7 +36,9 @@ def test_two_lists_share_a_root_which_is_why_it_is_never_trusted() -> None:
 
 
 def test_leaf_is_compact_raw_json_in_field_order() -> None:
-    text = '{"task_id":"t","worker_address":"cpc1é","result_hash":"ab","proof":null,"nonce":7,"signature":"s"}'
+    text = (
+        '{"task_id":"t","worker_address":"cpc1é","result_hash":"ab","proof":null,"nonce":7,"signature":"s"}'
+    )
     assert poc_leaf(RESULT) == sha256(text.encode()).digest()
 
 

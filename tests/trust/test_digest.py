@@ -7,11 +7,12 @@ import struct
 from typing import Any
 
 import pytest
-from computemesh.trust.digest import MAX_DEPTH, payload_digest, sha256, tagged
-from computemesh.trust.errors import InvalidArgument
 from google.protobuf import json_format, struct_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+
+from computemesh.trust.digest import MAX_DEPTH, payload_digest, sha256, tagged
+from computemesh.trust.errors import InvalidArgument
 
 SCALARS = (
     st.none()

@@ -6,6 +6,7 @@ import copy
 import pickle
 
 import pytest
+
 from computemesh.trust import errors
 from computemesh.trust.errors import MeshError, from_reason
 
@@ -15,7 +16,9 @@ CLASSES = list(errors._classes(MeshError))
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_error_comes_back_as_itself(cls: type[MeshError]) -> None:
     sent = cls("no", violations=[("a.b", "is bad")], metadata={"k": "v"}, retry_after_ms=50)
-    got = from_reason(sent.status, sent.reason, sent.message, sent.violations, sent.metadata, sent.retry_after_ms)
+    got = from_reason(
+        sent.status, sent.reason, sent.message, sent.violations, sent.metadata, sent.retry_after_ms
+    )
     assert type(got) is cls
     assert (got.status, got.reason, str(got)) == (sent.status, sent.reason, "no")
     assert (got.violations, got.metadata, got.retry_after_ms) == ([("a.b", "is bad")], {"k": "v"}, 50)

@@ -6,11 +6,12 @@ from hashlib import sha256
 
 import coincurve
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from computemesh.trust import envelope, identity
 from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 ONE = identity.PrivateKey((1).to_bytes(32, "big"))
@@ -26,7 +27,7 @@ def test_key_one_has_the_address_of_the_protocol() -> None:
 
 
 def test_signature_is_the_rfc_6979_one_of_known_vectors() -> None:
-    # The secp256k1 vectors of bitcointalk 285142, also in the test suites of trezor-crypto and of Bitcoin libraries.
+    # From the secp256k1 vectors of bitcointalk 285142, which trezor-crypto and other libraries test against.
     digest = sha256(b"Satoshi Nakamoto").digest()
     assert ONE.sign(digest).hex() == (
         "934b1ea10a4b3c1757e2b0c017d0b6143ce3c9a7e6a4a49860d7a6ab210ee3d8"

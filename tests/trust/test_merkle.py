@@ -8,10 +8,11 @@ from hashlib import sha256
 
 import pymerkle
 import pytest
-from computemesh.trust import merkle
-from computemesh.trust.errors import InvalidProof
 from hypothesis import given
 from hypothesis import strategies as st
+
+from computemesh.trust import merkle
+from computemesh.trust.errors import InvalidProof
 
 DATA = [i.to_bytes(4, "big") for i in range(5000)]
 LEAVES = [merkle.leaf_hash(data) for data in DATA]
@@ -31,7 +32,16 @@ def inclusion(tree: pymerkle.InmemoryTree, index: int, size: int) -> list[bytes]
 
 
 # The eight leaves of the Certificate Transparency reference tests (google/certificate-transparency).
-CT_LEAVES = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
+CT_LEAVES = [
+    "",
+    "00",
+    "10",
+    "2021",
+    "3031",
+    "40414243",
+    "5051525354555657",
+    "606162636465666768696a6b6c6d6e6f",
+]
 CT_ROOTS = [
     "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
@@ -89,7 +99,9 @@ def test_pymerkle_accepts_our_inclusion_paths(reference: pymerkle.InmemoryTree) 
 
 
 def subproof(old: int, hashes: list[bytes], known: bool) -> list[bytes]:
-    """SUBPROOF as RFC 9162 section 2.1.4.1 writes it; pymerkle names other nodes in its consistency proofs."""
+    """SUBPROOF as RFC 9162 section 2.1.4.1 writes it; pymerkle names other nodes in its consistency
+    proofs.
+    """
     if old == len(hashes):
         return [] if known else [merkle.root(hashes)]
     split = 1
@@ -222,7 +234,9 @@ def test_compact_range_continues_from_its_stored_state(first: int, more: int) ->
     assert len(resumed.hashes) == (first + more).bit_count()
 
 
-@pytest.mark.parametrize(("size", "hashes"), [(1, []), (0, [bytes(32)]), (3, [bytes(32)]), (1, [b"x"]), (-1, [])])
+@pytest.mark.parametrize(
+    ("size", "hashes"), [(1, []), (0, [bytes(32)]), (3, [bytes(32)]), (1, [b"x"]), (-1, [])]
+)
 def test_compact_range_refuses_an_impossible_state(size: int, hashes: list[bytes]) -> None:
     with pytest.raises(InvalidProof):
         merkle.CompactRange(size, hashes)

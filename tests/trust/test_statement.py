@@ -8,13 +8,14 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from computemesh.trust import envelope, identity, merkle, statement
 from computemesh.trust.amount import MAX_UNITS
 from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument, InvalidProof
 from computemesh.trust.statement import Assignment, Commitment, Header, Order, Result
-from hypothesis import given
-from hypothesis import strategies as st
 
 CHAIN = "computemesh-test"
 KEY = identity.PrivateKey(sha256(b"worker").digest())
@@ -108,7 +109,9 @@ def test_task_id_is_the_digest_the_customer_signs() -> None:
 
 
 def test_layouts_are_the_protocols() -> None:
-    expected = b"\x01" + b"t" * 32 + struct.pack(">III", 1, 3, 1) + KEY.public + b"h" * 32 + struct.pack(">Q", 77)
+    expected = (
+        b"\x01" + b"t" * 32 + struct.pack(">III", 1, 3, 1) + KEY.public + b"h" * 32 + struct.pack(">Q", 77)
+    )
     assert SAMPLES[2].pack() == expected
     expected = b"\x01" + b"t" * 32 + struct.pack(">I", 1) + KEY.public + b"h" * 32 + b"p" * 32
     assert SAMPLES[3].pack() == expected + struct.pack(">Q", 77) + b"a" * 32
