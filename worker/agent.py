@@ -1,0 +1,306 @@
+"""The agent: ties core, executors, stream and control together. Imports no JAX."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import structlog
+
+from computemesh import workloads
+from computemesh.trust.errors import InvalidArgument, Unavailable
+from computemesh.trust.identity import PrivateKey
+from computemesh.v1.common_pb2 import Capabilities, Device
+from computemesh.v1.worker_pb2 import WorkerAgentStatus, WorkerDescription
+from worker import core
+from worker.config import WorkerConfig
+from worker.core import Core, Effects, Event, Finished, Pause, Resume, State, Tick
+from worker.devices import environments
+from worker.nonce import NonceFile
+from worker.process import DeviceUnavailable, ExecutorProcess
+from worker.service import ControlServer
+from worker.session import Session
+
+SOFTWARE_VERSION = "0.1.0"
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+# A stream that lived this long ended by accident, and the next dial is due at once; one that ends as soon as it
+# is joined must not be redialled ten times a second.
+SOUND_STREAM_S = 5.0
+TICK_S = 0.1
+log = structlog.get_logger("worker")
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def load_key(folder: Path) -> PrivateKey:
+    """The worker's key from `folder/worker.key` (64 hex characters), made there at the first start."""
+    path = folder / "worker.key"
+    try:
+        text = path.read_text().strip()
+    except FileNotFoundError:
+        folder.mkdir(parents=True, exist_ok=True)
+        key = PrivateKey.generate()
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(key.secret.hex() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return key
+    try:
+        return PrivateKey.from_bytes(bytes.fromhex(text))
+    except (ValueError, InvalidArgument):
+        raise InvalidArgument(f"{path} is not a private key of 64 hex characters") from None
+
+
+class Agent:
+    """One worker: its core, its executors, its stream. `start` first, then `run`."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        self._folder = Path(config.data_dir)
+        self.key = load_key(self._folder)
+        self._types = list(config.challenge_types or workloads.names())
+        for name in self._types:
+            workloads.get(name)
+        self._inbox: asyncio.Queue[tuple[Session | None, Event]] = asyncio.Queue()
+        self._session: Session | None = None
+        self._turn = asyncio.Lock()
+        self._executors: list[ExecutorProcess] = []
+        self._nonces: NonceFile | None = None
+        self.capabilities = Capabilities()
+        self.core: Core | None = None
+        self.reconnects = 0
+
+    async def start(self) -> None:
+        """Open the devices. Raises DeviceUnavailable, and InvalidState where another agent has the folder."""
+        self._nonces = NonceFile(self._folder)
+        cache = str((self._folder / "compile-cache").absolute())
+        places = environments(self.config.platform)
+        self._executors = [
+            ExecutorProcess(lane, place, cache, lambda event: self._inbox.put_nowait((None, event)))
+            for lane, place in enumerate(places)
+        ]
+        await self._executors[0].start()
+        if self._executors[0].description["platform"] == "cpu":
+            del self._executors[1:]  # GPUs are there, but JAX has no plugin for them
+        await asyncio.gather(*(executor.start() for executor in self._executors[1:]))
+        described = [executor.description for executor in self._executors]
+        self.capabilities = Capabilities(
+            devices=[
+                Device(kind=d["kind"], platform=d["platform"], memory_bytes=d["memory_bytes"])
+                for d in described
+            ],
+            challenge_types=self._types,
+            jaxlib_version=described[0]["jaxlib_version"],
+            display_name=self.config.display_name[:64],
+            price_units_per_teraop=self.config.price_units_per_teraop,
+            software_version=SOFTWARE_VERSION,
+        )
+        batchable = [name for name in self._types if workloads.get(name).execute_batch is not None]
+        self.core = Core(
+            self.key, self.capabilities.SerializeToString(), self._types, batchable, len(self._executors),
+            self._nonces.next, self.config.credits,
+        )  # fmt: skip
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set, then drain and return; at the latest `drain_timeout_ms` after it."""
+        async with asyncio.TaskGroup() as tasks:
+            background = [tasks.create_task(executor.keep()) for executor in self._executors]
+            background += [tasks.create_task(self._tick()), tasks.create_task(self._dial())]
+            background.append(tasks.create_task(self._stop_after(stop)))
+            try:
+                await self._decide()
+            finally:
+                for task in background:
+                    task.cancel()
+
+    async def close(self) -> None:
+        """End what still runs and release the data folder."""
+        await asyncio.gather(*(executor.close() for executor in self._executors))
+        if self._nonces is not None:
+            self._nonces.close()
+
+    # ---- the loop around the core
+
+    async def _decide(self) -> None:
+        assert self.core is not None
+        while not (self.core.stopping and self.core.state is State.CLOSED and self._session is None):
+            events = [await self._inbox.get()]
+            while not self._inbox.empty():
+                events.append(self._inbox.get_nowait())
+            # All results that are ready share one signature: the more there is to do, the cheaper each gets.
+            finished = [done for _, event in events if isinstance(event, Finished) for done in event.groups]
+            if finished:
+                await self._take(Finished(finished))
+            for session, event in events:
+                if not isinstance(event, Finished):
+                    await self._step(session, event)
+
+    async def _step(self, session: Session | None, event: Event) -> None:
+        assert self.core is not None
+        if isinstance(event, core.Dialled):
+            self._session = session
+        if session is not self._session and session is not None:
+            return
+        if session is not None and self.core.state is State.CLOSED and isinstance(event, core.Received):
+            return  # said goodbye already
+        await self._take(event)
+        if isinstance(event, core.StreamEnded):
+            self._session = None
+
+    async def _take(self, event: Event) -> None:
+        assert self.core is not None
+        async with self._turn:  # one event's messages leave before the next event's
+            await self._apply(self.core.step(event, now_ms()))
+
+    async def _apply(self, effects: Effects) -> None:
+        if effects.persist is not None:
+            # Before anything is sent; in a thread, so that a slow disk does not stop heartbeats being read.
+            assert self._nonces is not None
+            await asyncio.to_thread(self._nonces.reserve, effects.persist)
+        if self._session is not None:
+            self._session.send(effects.send)
+        for run in effects.run:
+            self._executors[run.lane].run(run)
+        for lane, group_id in effects.cancel:
+            self._executors[lane].cancel(group_id)
+        for level, event, fields in effects.notes:
+            if event == "joined":
+                fields = {**fields, **self._introduction()}
+            getattr(log, level)(event, **fields)
+        if effects.close is not None and self._session is not None:
+            self._session.close(effects.close)
+
+    def _introduction(self) -> dict[str, object]:
+        devices = [f"{device.kind} ({device.platform})" for device in self.capabilities.devices]
+        return {
+            "orchestrator": self.config.orchestrator, "address": self.key.address, "devices": devices,
+            "challenge_types": self._types,
+        }  # fmt: skip
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._inbox.put_nowait((None, Tick()))
+
+    async def _stop_after(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        log.info("draining", timeout_ms=self.config.drain_timeout_ms)
+        deadline_ms = now_ms() + self.config.drain_timeout_ms
+        self._inbox.put_nowait((None, Pause(leave=True, deadline_ms=deadline_ms)))
+
+    async def _dial(self) -> None:
+        """Hold a stream, for ever: exponential backoff with full jitter between tries."""
+        pause_s = FIRST_PAUSE_S
+        assert self.core is not None
+        while True:
+            began = time.monotonic()
+            session = Session(self.config.orchestrator, lambda s, event: self._inbox.put_nowait((s, event)))
+            await session.run()
+            if self.core.stopping:
+                return
+            if time.monotonic() - began >= SOUND_STREAM_S:
+                pause_s = FIRST_PAUSE_S
+            wait_s = random.uniform(0, pause_s)
+            log.warning("disconnected", orchestrator=self.config.orchestrator, cause=session.cause,
+                        redial_s=round(wait_s, 2))  # fmt: skip
+            self.reconnects += 1
+            await asyncio.sleep(wait_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    # ---- the owner's wishes
+
+    async def pause(self) -> None:
+        """Take no new jobs. Returns once the core knows it."""
+        await self._wish(Pause())
+
+    async def resume(self) -> None:
+        """Take jobs again. Returns once the core knows it; without effect while the agent is stopping."""
+        await self._wish(Resume())
+
+    async def _wish(self, event: Event) -> None:
+        if self.core is None:
+            raise Unavailable("the worker is starting: its devices are not open yet", retry_after_ms=1000)
+        await self._take(event)
+
+    def describe(self) -> WorkerDescription:
+        """What WorkerService tells the owner."""
+        description = WorkerDescription(
+            public_key=self.key.public.hex(),
+            address=self.key.address,
+            orchestrator=self.config.orchestrator,
+            status=self._status(),
+            capabilities=self.capabilities,
+            reconnects=self.reconnects,
+        )
+        if self.core is not None:
+            counts = self.core.counts
+            description.jobs_held = len(self.core.lanes.held)
+            description.jobs_done = counts.done
+            description.jobs_settled = counts.settled
+            description.jobs_refused = counts.refused
+            description.next_nonce = self.core.next_nonce
+        return description
+
+    def _status(self) -> WorkerAgentStatus.ValueType:
+        if self.core is None:
+            return WorkerAgentStatus.WORKER_AGENT_STATUS_STARTING
+        if self.core.stopping:
+            return WorkerAgentStatus.WORKER_AGENT_STATUS_STOPPING
+        if self.core.paused or self.core.state is State.DRAINING:
+            return WorkerAgentStatus.WORKER_AGENT_STATUS_DRAINING
+        if self.core.state is State.READY:
+            return WorkerAgentStatus.WORKER_AGENT_STATUS_CONNECTED
+        return WorkerAgentStatus.WORKER_AGENT_STATUS_DISCONNECTED
+
+
+def stop_event() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT. The second ends the process at once, executors with it."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+async def run(config: WorkerConfig, stop: asyncio.Event | None = None) -> None:
+    """Be a worker until `stop` is set, then drain. Without `stop`, SIGTERM and SIGINT do it.
+
+    Raises InvalidArgument (bad key file, unknown task type, control address in use), InvalidState (another agent
+    has `data_dir`, damaged nonce file) and Unavailable (no device).
+    """
+    stop = stop or stop_event()
+    agent = Agent(config)
+    control = ControlServer(agent, config.control_listen) if config.control_listen else None
+    if control is not None:
+        await control.start()
+    try:
+        starting = asyncio.create_task(agent.start())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        starting.result()
+        await agent.run(stop)
+        log.info("left", done=agent.describe().jobs_done, settled=agent.describe().jobs_settled)
+    except DeviceUnavailable as error:
+        raise Unavailable(f"no device: {error}") from None
+    finally:
+        if control is not None:
+            await control.stop()
+        await agent.close()

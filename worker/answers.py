@@ -1,0 +1,125 @@
+"""Finished jobs on their way out: packed commitments, and what their challenges will ask for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from computemesh.trust.audit import DIGEST_BYTES, JobTree, Layout, openings_bytes, sample
+from computemesh.trust.errors import InvalidArgument
+from computemesh.trust.statement import COMMITMENT, COMMITMENT_SIZE, VERSION, leaves
+from computemesh.v1.orchestrator_pb2 import Job
+
+RETAINED_BYTES = 256 * 1024 * 1024
+# The ledger refuses a nonce 4,096 or more below the highest it saw (PROTOCOL section 4). With a quarter of that
+# kept back, a job whose audit is slow is settled before younger ones can push it out of the window.
+NONCE_SPAN = 3072
+
+
+@dataclass(slots=True)
+class GroupDone:
+    """What an executor says of one group, as columns in the group's order.
+
+    A failed job has an entry (nack kind, reason, detail) in `failures` by position, and empty columns.
+    `result_hashes` are 32 bytes each, `layouts` (segments, units), `digests` the 32-byte unit digests of each
+    job joined, `units` the canonical unit bytes where the task type is not exact, else None. Times are
+    microseconds; `wall_us` is the whole group's.
+    """
+
+    lane: int
+    group_id: int
+    failures: dict[int, tuple[int, str, str]]
+    compute_us: list[int]
+    wall_us: int
+    result_hashes: list[bytes]
+    layouts: list[tuple[int, int]]
+    digests: list[bytes]
+    units: list[list[bytes] | None]
+
+
+@dataclass(slots=True)
+class Answer:
+    """A committed result whose verdict is still to come.
+
+    Digests are kept instead of the tree: a 4096 x 4096 product has 16,384 tiles, half a megabyte of digests and
+    some four of Python objects as a tree, which is needed once at most.
+    """
+
+    task_id: bytes
+    index: int
+    nonce: int
+    leaf: bytes
+    layout: tuple[int, int]
+    digests: bytes
+    units: list[bytes] | None
+
+    @property
+    def retained_bytes(self) -> int:
+        return len(self.digests) + sum(map(len, self.units or ()))
+
+    def open(self, seed: bytes, k: int) -> bytes:
+        """The canonical openings of the units that seed and `k` ask for (PROTOCOL section 6)."""
+        layout = Layout(*self.layout)
+        tree = JobTree(layout, self.digests)
+        wanted = sample(seed, self.leaf, layout.count, k)
+        if self.units is None:
+            return openings_bytes([tree.open(unit) for unit in wanted])
+        return openings_bytes([tree.open(unit, self.units[unit]) for unit in wanted])
+
+
+class Answers:
+    """The commitments without a verdict, oldest first."""
+
+    def __init__(self) -> None:
+        self._by_lease: dict[int, Answer] = {}
+        self.retained_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._by_lease)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._by_lease)
+
+    def __contains__(self, lease: int) -> bool:
+        return lease in self._by_lease
+
+    def get(self, lease: int) -> Answer | None:
+        return self._by_lease.get(lease)
+
+    def keep(self, lease: int, answer: Answer) -> None:
+        self._by_lease[lease] = answer
+        self.retained_bytes += answer.retained_bytes
+
+    def settle(self, lease: int) -> Answer | None:
+        """The verdict has come: forget the answer and return it; None where there is none."""
+        answer = self._by_lease.pop(lease, None)
+        if answer is not None:
+            self.retained_bytes -= answer.retained_bytes
+        return answer
+
+    def clear(self) -> None:
+        self._by_lease.clear()
+        self.retained_bytes = 0
+
+    def room(self, next_nonce: int) -> int:
+        """How many jobs may be taken on before the oldest answer is in danger of leaving the nonce window."""
+        if self.retained_bytes > RETAINED_BYTES:
+            return 0
+        oldest = next(iter(self._by_lease.values()), None)
+        return NONCE_SPAN if oldest is None else max(NONCE_SPAN - (next_nonce - oldest.nonce), 0)
+
+
+def pack(worker_key: bytes, jobs: Sequence[Job], result_hashes: Sequence[bytes], first_nonce: int) -> bytes:
+    """The commitments of a batch, 118 bytes each, with nonces from `first_nonce` upwards."""
+    if any(len(result_hash) != DIGEST_BYTES for result_hash in result_hashes):
+        raise InvalidArgument(f"a result hash has {DIGEST_BYTES} bytes")
+    row = COMMITMENT.pack
+    return b"".join(
+        row(VERSION, job.task_id, job.index, job.task_epoch, job.attempt, worker_key, result_hash, nonce)
+        for nonce, (job, result_hash) in enumerate(zip(jobs, result_hashes, strict=True), first_nonce)
+    )
+
+
+def leaf_hashes(batch: bytes) -> list[bytes]:
+    """The tree leaf of each packed commitment: a challenge's sample is drawn from it."""
+    return leaves(batch, COMMITMENT_SIZE)

@@ -1,0 +1,29 @@
+"""Settings of one worker agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_DATA_DIR = str(Path.home() / ".computemesh" / "worker")
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker is told. Only `orchestrator` (HOST:PORT) has no useful default.
+
+    `data_dir` holds `worker.key` (made at the first start), `nonce` and the compile cache; one agent per
+    folder. `control_listen` is HOST:PORT of WorkerService, empty = none. `challenge_types` empty = every type
+    installed. `platform` is what JAX calls it (cpu, cuda, tpu), empty = JAX's choice. `credits` is a fixed
+    number of jobs held at a time, 0 = adapted to how long jobs take. `price_units_per_teraop` in base units.
+    """
+
+    orchestrator: str
+    data_dir: str = DEFAULT_DATA_DIR
+    control_listen: str = ""
+    display_name: str = ""
+    challenge_types: tuple[str, ...] = ()
+    platform: str = ""
+    credits: int = 0
+    price_units_per_teraop: int = 0
+    drain_timeout_ms: int = 30_000

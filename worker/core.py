@@ -1,0 +1,488 @@
+"""The worker's half of the Work stream as a state machine: events in, effects out.
+
+No I/O, no clock, no randomness, no grpc, no jax. The shell makes `Effects.persist` durable before it sends
+anything of the same effects: a nonce that left this machine unreserved could be used again after a crash.
+
+Laws, held by tests: every job held ends in exactly one commitment or nack, or with its stream; credits at the
+orchestrator and jobs held never exceed what was asked for; no nonce is used twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from computemesh.trust import envelope
+from computemesh.trust.errors import MeshError
+from computemesh.trust.identity import PUBLIC_KEY_BYTES, PrivateKey, valid_public_key
+from computemesh.trust.statement import COMMITMENT_SIZE, hello_body, sign_commitments
+from computemesh.v1 import orchestrator_pb2 as pb
+from computemesh.v1.common_pb2 import Goodbye, Greeting, Hello
+from worker import answers as outgoing
+from worker.answers import Answer, Answers, GroupDone
+from worker.lanes import Lanes, Run
+from worker.pace import Pace
+
+NONCES_AHEAD = 1024
+MAX_BATCH = 4096
+MAX_OPENING_BYTES = 1024 * 1024
+LANES_LOST_AFTER_MS = 10_000
+MAX_DETAIL = 1024
+KILLS_OF_A_POISON_JOB = 2
+
+
+class State(Enum):
+    """Where the stream stands."""
+
+    CLOSED = "closed"
+    GREETING = "greeting"
+    JOINING = "joining"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+_S = State
+TRANSITIONS: dict[tuple[State, str], State] = {
+    (_S.CLOSED, "dialled"): _S.GREETING,
+    (_S.GREETING, "greeting"): _S.JOINING,
+    (_S.JOINING, "welcome"): _S.READY,
+    # Work arrives in DRAINING too: it was under way when the drain began, and is nacked.
+    **{
+        (s, what): s
+        for s in (_S.READY, _S.DRAINING)
+        for what in ("jobs", "challenges", "verdicts", "revokes")
+    },
+    # An orchestrator that shuts down says so whenever it happens to be dialled.
+    **{(s, "drain"): _S.DRAINING for s in (_S.GREETING, _S.JOINING, _S.READY, _S.DRAINING)},
+    (_S.READY, "pause"): _S.DRAINING,
+    (_S.DRAINING, "resume"): _S.READY,
+    (_S.DRAINING, "left"): _S.CLOSED,
+    **{(s, "ended"): _S.CLOSED for s in State},
+}
+
+
+class Dialled:
+    """A stream was opened; the orchestrator speaks first."""
+
+
+class StreamEnded:
+    """The stream is gone, for whatever reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    message: pb.WorkResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Groups that executors are through with: all that were ready at this moment."""
+
+    groups: list[GroupDone]
+
+
+@dataclass(frozen=True, slots=True)
+class LaneUp:
+    lane: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneDown:
+    lane: int
+
+
+class Tick:
+    """Time passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The owner wants no new jobs. With `leave`: finish by `deadline_ms` (Unix ms), say goodbye, close."""
+
+    leave: bool = False
+    deadline_ms: int = 0
+
+
+class Resume:
+    """The owner wants jobs again."""
+
+
+Event = Dialled | StreamEnded | Received | Finished | LaneUp | LaneDown | Tick | Pause | Resume
+
+
+class ProtocolViolation(Exception):
+    """The orchestrator sent what it may not send now; the stream is not usable any more."""
+
+
+@dataclass(slots=True)
+class Effects:
+    """What to do, in this order: persist, send, give executors work, stop groups, close the stream.
+
+    `persist` is the nonce up to which a reservation must be durable. `notes` are (level, event, fields) to log.
+    `close` is the cause, None = stay.
+    """
+
+    persist: int | None = None
+    send: list[pb.WorkRequest] = field(default_factory=list)
+    run: list[Run] = field(default_factory=list)
+    cancel: list[tuple[int, int]] = field(default_factory=list)
+    close: str | None = None
+    notes: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since the agent started."""
+
+    done: int = 0
+    settled: int = 0
+    refused: int = 0
+    nacked: int = 0
+
+
+class Core:
+    """One agent's state over all its streams. `reserved` is the first nonce never reserved before."""
+
+    def __init__(
+        self,
+        key: PrivateKey,
+        capabilities: bytes,
+        challenge_types: Collection[str],
+        batchable: Collection[str],
+        lanes: int,
+        reserved: int,
+        credits: int = 0,
+    ) -> None:
+        self._key = key
+        self._capabilities = capabilities
+        self._types = frozenset(challenge_types)
+        self.state = State.CLOSED
+        self.counts = Counts()
+        self.next_nonce = reserved
+        self._reserved = reserved
+        self._pace = Pace(credits)
+        self.lanes = Lanes(lanes, batchable, self._pace.group_size)
+        self.answers = Answers()
+        self.credits = 0  # given to the orchestrator and not used by it yet
+        self.paused = False
+        self.stopping = False
+        self._leaving = False
+        self._deadline_ms = 0
+        self._chain = ""
+        self._heartbeat_interval_ms = 0
+        self._heartbeat_ms = 0
+        self._down_since_ms = 0
+        self._nacks: list[pb.Nack] = []
+
+    def step(self, event: Event, now_ms: int) -> Effects:
+        """Apply one event. `now_ms` is Unix milliseconds. A violation closes the stream, it is not raised."""
+        effects = Effects()
+        try:
+            _ON[type(event)](self, event, now_ms, effects)
+        except ProtocolViolation as violation:
+            effects.notes.append(("error", "protocol violated", {"cause": str(violation)}))
+            effects.close = str(violation)
+        if effects.close is None:
+            effects.run += self.lanes.assign(now_ms)
+            self._flush(effects)
+            self._leave_when_done(now_ms, effects)
+        return effects
+
+    # ---- the stream
+
+    def _move(self, what: str) -> None:
+        target = TRANSITIONS.get((self.state, what))
+        if target is None:
+            raise ProtocolViolation(f"{what} while {self.state.value}")
+        self.state = target
+
+    def _dialled(self, event: Dialled, now_ms: int, effects: Effects) -> None:
+        self._move("dialled")
+
+    def _ended(self, event: StreamEnded, now_ms: int, effects: Effects) -> None:
+        # Leases belong to a stream: the orchestrator gives their jobs to others when it loses it.
+        self._move("ended")
+        effects.cancel += self.lanes.reset()
+        self.answers.clear()
+        self._nacks.clear()
+        self.credits = 0
+        if not self.stopping:
+            self._leaving, self._deadline_ms = False, 0
+
+    def _received(self, event: Received, now_ms: int, effects: Effects) -> None:
+        what = event.message.WhichOneof("message")
+        if what is None:
+            raise ProtocolViolation("empty message")
+        self._move(what)
+        _ON_MESSAGE[what](self, getattr(event.message, what), now_ms, effects)
+
+    def _greeting(self, greeting: Greeting, now_ms: int, effects: Effects) -> None:
+        if len(greeting.nonce) != 32 or not valid_public_key(greeting.public_key):
+            raise ProtocolViolation("greeting without a 32-byte nonce and a public key")
+        self._chain = greeting.chain_id
+        body = hello_body(greeting.nonce, greeting.public_key, self._key.public, self._capabilities)
+        signature = envelope.sign(self._key, "hello", self._chain, body)
+        hello = Hello(public_key=self._key.public, capabilities=self._capabilities, signature=signature)
+        effects.send.append(pb.WorkRequest(hello=hello))
+
+    def _welcome(self, welcome: pb.Welcome, now_ms: int, effects: Effects) -> None:
+        self._heartbeat_interval_ms = max(welcome.heartbeat_interval_ms, 1)
+        self._heartbeat_ms = now_ms
+        self.lanes.utilisation(now_ms, 0)
+        effects.notes.append(("info", "joined", {"chain": self._chain}))
+        if self.paused:
+            self._move("pause")
+
+    def _jobs(self, batch: pb.JobBatch, now_ms: int, effects: Effects) -> None:
+        jobs: Sequence[pb.Job] = batch.jobs
+        if self.state is State.DRAINING:
+            self._refuse(jobs, "DRAINING", "this worker takes no new jobs")
+        else:
+            if len(jobs) > self.credits:
+                self._refuse(
+                    jobs[self.credits :], "NO_CREDIT", f"{self.credits} credits for {len(jobs)} jobs"
+                )
+                jobs = jobs[: self.credits]
+            self.lanes.add([job for job in jobs if self._acceptable(job)])
+        self.credits = max(self.credits - len(batch.jobs), 0)
+
+    def _acceptable(self, job: pb.Job) -> bool:
+        if job.lease_id in self.lanes.held or job.lease_id in self.answers:
+            raise ProtocolViolation(f"lease {job.lease_id} was given twice")
+        if len(job.task_id) != 32:
+            self._nack(
+                job, pb.NACK_KIND_POISON, "INVALID_JOB", f"task_id has {len(job.task_id)} bytes, not 32"
+            )
+            return False
+        if job.challenge_type not in self._types:
+            self._nack(
+                job, pb.NACK_KIND_RETRYABLE, "UNSUPPORTED", f"no task type {job.challenge_type[:64]!r} here"
+            )
+            return False
+        return True
+
+    def _challenges(self, batch: pb.ChallengeBatch, now_ms: int, effects: Effects) -> None:
+        """All asked for is opened in one round trip; a message is cut at 1 MiB, below gRPC's limit of 4."""
+        openings: list[pb.JobOpening] = []
+        size = 0
+        for challenge in batch.challenges:
+            answer = self.answers.get(challenge.lease_id)
+            if answer is None:  # its verdict crossed the challenge
+                continue
+            try:
+                opened = answer.open(challenge.seed, challenge.k)
+            except MeshError as error:
+                raise ProtocolViolation(f"challenge of lease {challenge.lease_id}: {error}") from None
+            if openings and size + len(opened) > MAX_OPENING_BYTES:
+                effects.send.append(pb.WorkRequest(openings=pb.OpeningBatch(openings=openings)))
+                openings, size = [], 0
+            openings.append(pb.JobOpening(lease_id=challenge.lease_id, openings=opened))
+            size += len(opened)
+        if openings:
+            effects.send.append(pb.WorkRequest(openings=pb.OpeningBatch(openings=openings)))
+
+    def _verdicts(self, batch: pb.VerdictBatch, now_ms: int, effects: Effects) -> None:
+        for verdict in batch.verdicts:
+            found = [(lease, self.answers.settle(lease)) for lease in verdict.lease_ids]
+            known = [(lease, answer) for lease, answer in found if answer is not None]
+            if verdict.kind == pb.VERDICT_KIND_SETTLED:
+                self.counts.settled += len(known)
+                continue
+            self.counts.refused += len(known)
+            if not known or verdict.kind == pb.VERDICT_KIND_STALE:
+                continue
+            lease, answer = known[0]
+            fields = {
+                "lease": lease, "task": answer.task_id.hex(), "job": answer.index, "jobs": len(known),
+                "verdict": pb.VerdictKind.Name(verdict.kind), "reason": verdict.reason,
+            }  # fmt: skip
+            effects.notes.append(("warning", "result refused", fields))
+
+    def _revokes(self, batch: pb.RevokeBatch, now_ms: int, effects: Effects) -> None:
+        dropped, empty = self.lanes.drop(batch.lease_ids)
+        effects.cancel += empty
+        self._refuse(dropped, "REVOKED", "")
+
+    def _drain(self, notice: Any, now_ms: int, effects: Effects) -> None:
+        until_ms = notice.until_ms if notice.until_ms > now_ms else now_ms + 30_000
+        self._deadline_ms = min(self._deadline_ms or until_ms, until_ms)
+        self._leaving = True
+        effects.notes.append(
+            ("info", "orchestrator drains", {"cause": notice.cause[:256], "until_ms": until_ms})
+        )
+
+    # ---- the owner
+
+    def _pause(self, event: Pause, now_ms: int, effects: Effects) -> None:
+        self.paused = True
+        if event.leave:
+            self.stopping = self._leaving = True
+            self._deadline_ms = event.deadline_ms
+        if self.state is State.READY:
+            self._move("pause")
+        elif self.state in (State.GREETING, State.JOINING) and event.leave:
+            effects.close = "leaving"
+
+    def _resume(self, event: Resume, now_ms: int, effects: Effects) -> None:
+        if self.stopping:
+            return
+        self.paused = False
+        if self.state is State.DRAINING and not self._leaving:
+            self._move("resume")
+
+    def _leave_when_done(self, now_ms: int, effects: Effects) -> None:
+        if self.state is not State.DRAINING or not self._leaving:
+            return
+        late = now_ms >= self._deadline_ms
+        if (self.lanes.held or self.answers) and not late:
+            return
+        dropped, empty = self.lanes.drop(list(self.lanes.held))
+        effects.cancel += empty
+        self._refuse(dropped, "DRAINING", "not finished before this worker left")
+        self._flush(effects)
+        effects.send.append(
+            pb.WorkRequest(goodbye=Goodbye(cause="drained" if not late else "drain deadline passed"))
+        )
+        self._move("left")
+        effects.close = "drained"
+
+    # ---- the executors
+
+    def _lane_up(self, event: LaneUp, now_ms: int, effects: Effects) -> None:
+        self.lanes.lane_up(event.lane)
+        self._down_since_ms = 0
+
+    def _lane_down(self, event: LaneDown, now_ms: int, effects: Effects) -> None:
+        ran = self.lanes.lane_down(event.lane, now_ms)
+        if not self.lanes.working:
+            self._down_since_ms = self._down_since_ms or now_ms
+        for job, deaths in ran:
+            poison = deaths >= KILLS_OF_A_POISON_JOB and len(ran) == 1
+            kind = pb.NACK_KIND_POISON if poison else pb.NACK_KIND_RETRYABLE
+            self._nack(
+                job, kind, "EXECUTOR_DIED", f"the executor died while running this job ({deaths} times)"
+            )
+        jobs = [f"{job.task_id.hex()}/{job.index}" for job, _ in ran[:8]]
+        effects.notes.append(
+            ("warning", "executor died", {"lane": event.lane, "jobs": len(ran), "first": jobs})
+        )
+
+    def _finished(self, event: Finished, now_ms: int, effects: Effects) -> None:
+        jobs: list[pb.Job] = []
+        rows: list[tuple[GroupDone, int]] = []
+        for done in event.groups:
+            group = self.lanes.finish(done.group_id, now_ms)
+            if group is None:
+                continue
+            if not group.stale:
+                self._pace.observe(group.challenge_type, len(group.leases), done.wall_us)
+            for position, lease in enumerate(group.leases if not group.stale else ()):
+                job = self.lanes.held.pop(lease, None)
+                if job is None:
+                    continue
+                self.lanes.absolve(job)
+                failure = done.failures.get(position)
+                if failure is not None:
+                    self._nack(job, *failure)
+                    fields = {
+                        "lease": lease,
+                        "task": job.task_id.hex(),
+                        "job": job.index,
+                        "reason": failure[1],
+                    }
+                    effects.notes.append(
+                        ("warning", "job failed", {**fields, "detail": failure[2][:MAX_DETAIL]})
+                    )
+                else:
+                    jobs.append(job)
+                    rows.append((done, position))
+        for at in range(0, len(jobs), MAX_BATCH):
+            self._commit(jobs[at : at + MAX_BATCH], rows[at : at + MAX_BATCH], effects)
+
+    def _commit(self, jobs: list[pb.Job], rows: list[tuple[GroupDone, int]], effects: Effects) -> None:
+        first = self.next_nonce
+        batch = outgoing.pack(self._key.public, jobs, [done.result_hashes[at] for done, at in rows], first)
+        self.next_nonce += len(jobs)
+        if self.next_nonce > self._reserved:
+            self._reserved = effects.persist = self.next_nonce + NONCES_AHEAD
+        keep = self.answers.keep
+        for nonce, job, leaf, (done, at) in zip(
+            range(first, self.next_nonce), jobs, outgoing.leaf_hashes(batch), rows, strict=True
+        ):
+            answer = Answer(
+                job.task_id, job.index, nonce, leaf, done.layouts[at], done.digests[at], done.units[at]
+            )
+            keep(job.lease_id, answer)
+        message = pb.CommitmentBatch(
+            lease_ids=[job.lease_id for job in jobs],
+            commitments=batch,
+            signature=sign_commitments(self._key, self._chain, batch),
+            compute_us=[done.compute_us[at] for done, at in rows],
+        )
+        self.counts.done += len(jobs)
+        effects.send.append(pb.WorkRequest(commitments=message))
+
+    # ---- time, nacks, credits
+
+    def _tick(self, event: Tick, now_ms: int, effects: Effects) -> None:
+        if self._down_since_ms and now_ms - self._down_since_ms >= LANES_LOST_AFTER_MS:
+            # Nobody here can run them soon; another worker may.
+            dropped, _ = self.lanes.drop(list(self.lanes.held))
+            self._refuse(dropped, "EXECUTOR_DIED", "no executor of this worker is up")
+        since_ms = now_ms - self._heartbeat_ms
+        if self.state not in (State.READY, State.DRAINING) or since_ms < self._heartbeat_interval_ms:
+            return
+        self._heartbeat_ms = now_ms
+        shares = self.lanes.utilisation(now_ms, since_ms)
+        heartbeat = pb.Heartbeat(running_lease_ids=list(self.lanes.held), utilisation=shares)
+        effects.send.append(pb.WorkRequest(heartbeat=heartbeat))
+
+    def _nack(self, job: pb.Job, kind: int, reason: str, detail: str) -> None:
+        nack = pb.Nack(lease_id=job.lease_id, reason=reason, detail=detail[:MAX_DETAIL])
+        nack.kind = pb.NackKind.ValueType(kind)
+        self._nacks.append(nack)
+        self.counts.nacked += 1
+
+    def _refuse(self, jobs: Sequence[pb.Job], reason: str, detail: str) -> None:
+        for job in jobs:
+            self._nack(job, pb.NACK_KIND_RETRYABLE, reason, detail)
+
+    def _flush(self, effects: Effects) -> None:
+        """Nacks, then the credits that commitments and nacks made free: one message each at most."""
+        for at in range(0, len(self._nacks), MAX_BATCH):
+            effects.send.append(pb.WorkRequest(nacks=pb.NackBatch(nacks=self._nacks[at : at + MAX_BATCH])))
+        self._nacks.clear()
+        if self.state is not State.READY:
+            return
+        depth = self._pace.depth(self.lanes.working)
+        taken = self.credits + len(self.lanes.held)
+        more = min(depth, self.answers.room(self.next_nonce)) - taken
+        # A Ready for every single job would be a message per job; a quarter of the depth keeps work coming.
+        if more > 0 and (more * 4 >= depth or not taken):
+            self.credits += more
+            effects.send.append(pb.WorkRequest(ready=pb.Ready(credits=more)))
+
+
+_ON: dict[type[Any], Callable[[Core, Any, int, Effects], None]] = {
+    Dialled: Core._dialled,
+    StreamEnded: Core._ended,
+    Received: Core._received,
+    Finished: Core._finished,
+    LaneUp: Core._lane_up,
+    LaneDown: Core._lane_down,
+    Tick: Core._tick,
+    Pause: Core._pause,
+    Resume: Core._resume,
+}
+_ON_MESSAGE: dict[str, Callable[[Core, Any, int, Effects], None]] = {
+    "greeting": Core._greeting,
+    "welcome": Core._welcome,
+    "jobs": Core._jobs,
+    "challenges": Core._challenges,
+    "verdicts": Core._verdicts,
+    "revokes": Core._revokes,
+    "drain": Core._drain,
+}
+assert COMMITMENT_SIZE == 118 and PUBLIC_KEY_BYTES == 33  # the layouts this file packs

@@ -1,0 +1,210 @@
+"""The process that owns one device: jobs in, unit digests out. The only part of the worker that imports JAX.
+
+Started as `python -m worker.executor` with one end of a socket pair and its settings as JSON. Frames are a u32
+length and a pickle; both ends are this program, on one machine, so pickle is safe and quick.
+
+It lives exactly as long as its socket: the agent may be killed at any moment, in the middle of a long job too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import queue
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+from typing import Any
+
+from computemesh import workloads
+from computemesh.trust.audit import JobTree
+from computemesh.trust.merkle import leaf_hash
+from computemesh.v1.orchestrator_pb2 import NACK_KIND_POISON, NACK_KIND_RETRYABLE
+from computemesh.workloads import Context, JobSpec, Outcome, Workload
+from worker.answers import GroupDone
+
+LENGTH = struct.Struct(">I")
+MAX_TEXT = 1024
+Failure = tuple[int, str, str]
+
+
+class Cancelled(Exception):
+    """Nobody wants this group's results any more."""
+
+
+def frame(message: object) -> bytes:
+    """A message as it goes over the socket."""
+    data = pickle.dumps(message, protocol=5)
+    return LENGTH.pack(len(data)) + data
+
+
+class Link:
+    """The socket to the agent. A thread reads it all the time, so that a cancel or the agent's death is seen
+    while the device computes, and the agent's writes never wait for a job to end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self.cancelled: set[int] = set()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def send(self, message: object) -> None:
+        try:
+            self._sock.sendall(frame(message))
+        except OSError:
+            os._exit(0)
+
+    def _read(self) -> None:
+        stream = self._sock.makefile("rb")
+        try:
+            while len(head := stream.read(LENGTH.size)) == LENGTH.size:
+                message = pickle.loads(stream.read(LENGTH.unpack(head)[0]))
+                if message[0] == "cancel":
+                    self.cancelled.add(message[1])
+                else:
+                    self.inbox.put(message)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            pass
+        os._exit(0)  # the agent is gone: stop in the middle of whatever runs
+
+
+def open_device(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Import JAX, take the device, and say what it is. Raises what JAX raises where there is none."""
+    import jax
+    import jaxlib
+
+    cache = settings["cache_dir"]
+    if cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    device = jax.local_devices()[0]
+    memory = (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform != "cpu" else 0
+    if device.platform == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return device, {
+        "kind": device.device_kind,
+        "platform": device.platform,
+        "memory_bytes": int(memory),
+        "jaxlib_version": jaxlib.__version__,
+    }
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What a job's exception means to the orchestrator: (nack kind, reason, text)."""
+    text = f"{type(error).__name__}: {error}"[:MAX_TEXT]
+    if isinstance(error, Cancelled):
+        return NACK_KIND_RETRYABLE, "REVOKED", ""
+    # XLA's allocator has no exception class of its own; jaxlib puts the status name into the text.
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return NACK_KIND_RETRYABLE, "OUT_OF_MEMORY", text
+    return NACK_KIND_POISON, "EXECUTION_ERROR", text
+
+
+class Executor:
+    """Runs groups of jobs of one task type on one device."""
+
+    def __init__(self, lane: int, link: Link, device: Any) -> None:
+        self._lane, self._link, self._device = lane, link, device
+
+    def run(
+        self, group_id: int, challenge_type: str, rows: list[tuple[bytes, int, bytes, bytes]]
+    ) -> GroupDone:
+        """All jobs of a group; where the group fails as a whole each runs alone, so that only the bad ones do."""
+        started = time.perf_counter_ns()
+        done = GroupDone(self._lane, group_id, {}, [], 0, [], [], [], [])
+        specs = [
+            JobSpec(task_id=task_id, index=index, params=params, binding=binding)
+            for task_id, index, params, binding in rows
+        ]
+        try:
+            workload = workloads.get(challenge_type)
+            outcomes = self._execute(workload, specs, group_id)
+        except Exception as error:
+            if len(specs) > 1 and not isinstance(error, Cancelled):
+                for spec in specs:
+                    self._one(done, challenge_type, spec, group_id)
+            else:
+                for _ in specs:
+                    _failed(done, error)
+        else:
+            each_us = (time.perf_counter_ns() - started) // 1000 // max(len(specs), 1)
+            for spec, outcome in zip(specs, outcomes, strict=True):
+                try:
+                    _add(done, workload, spec, outcome, each_us)
+                except Exception as error:
+                    _failed(done, error)
+        done.wall_us = (time.perf_counter_ns() - started) // 1000
+        return done
+
+    def _one(self, done: GroupDone, challenge_type: str, spec: JobSpec, group_id: int) -> None:
+        started = time.perf_counter_ns()
+        try:
+            workload = workloads.get(challenge_type)
+            outcome = self._execute(workload, [spec], group_id)[0]
+            _add(done, workload, spec, outcome, (time.perf_counter_ns() - started) // 1000)
+        except Exception as error:
+            _failed(done, error)
+
+    def _execute(self, workload: Workload[Any], specs: list[JobSpec], group_id: int) -> list[Outcome]:
+        def progress(_fraction: float) -> None:
+            if group_id in self._link.cancelled:
+                raise Cancelled
+
+        progress(0.0)
+        context = Context(device=self._device, progress=progress)
+        if len(specs) == 1 and workload.execute_batch is None:
+            return [workload.execute(specs[0], context)]
+        return workload.execute_all(specs, context)
+
+
+def _add(done: GroupDone, workload: Workload[Any], spec: JobSpec, outcome: Outcome, compute_us: int) -> None:
+    layout = workload.layout(spec)
+    if layout.leaves == 1 and len(outcome.digests) == 32:
+        root = leaf_hash(outcome.digests)
+    else:
+        root = JobTree(layout, outcome.digests).result_hash
+    # Bytes for openings leave with the result: after that this process may die without failing an audit.
+    units = None if outcome.units is None else [outcome.units(unit) for unit in range(layout.count)]
+    done.result_hashes.append(root)
+    done.layouts.append((layout.segments, layout.units))
+    done.digests.append(outcome.digests)
+    done.units.append(units)
+    done.compute_us.append(min(compute_us, 2**32 - 1))
+
+
+def _failed(done: GroupDone, error: BaseException) -> None:
+    done.failures[len(done.compute_us)] = failure_of(error)
+    done.result_hashes.append(b"")
+    done.layouts.append((1, 1))
+    done.digests.append(b"")
+    done.units.append(None)
+    done.compute_us.append(0)
+
+
+def main(fd: int, settings: dict[str, Any]) -> None:
+    """Serve the agent at the other end of socket `fd` until it closes."""
+    # Ctrl-C and a service manager's SIGTERM reach the whole group; the agent decides when this process ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    link = Link(socket.socket(fileno=fd))
+    try:
+        device, description = open_device(settings)
+    except Exception as error:
+        link.send(("failed", f"{type(error).__name__}: {error}"[:MAX_TEXT]))
+        raise SystemExit(1) from error
+    link.send(("ready", description))
+    executor = Executor(settings["lane"], link, device)
+    while True:
+        _, group_id, challenge_type, rows = link.inbox.get()
+        done = executor.run(group_id, challenge_type, rows)
+        link.cancelled.discard(group_id)
+        link.send(("done", done))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), json.loads(sys.argv[2]))
