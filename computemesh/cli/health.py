@@ -1,0 +1,27 @@
+"""Is a process of the cluster ready? Plain blocking calls with short deadlines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from computemesh.v1 import worker_pb2, worker_pb2_grpc
+
+
+def ready(module: str, address: str, timeout_s: float) -> bool:
+    """Whether the service at HOST:PORT serves; a worker must also be connected to its orchestrator."""
+    options = [("grpc.use_local_subchannel_pool", 1)]  # a shared one would remember the refusals before the start
+    with grpc.insecure_channel(address, options=options) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+            if reply.status != health_pb2.HealthCheckResponse.SERVING:
+                return False
+            if module != "worker":
+                return True
+            stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)  # type: ignore[no-untyped-call]
+            worker = stub.Describe(worker_pb2.DescribeRequest(), timeout=timeout_s)
+        except grpc.RpcError:
+            return False
+    return bool(worker.worker.status == worker_pb2.WORKER_AGENT_STATUS_CONNECTED)

@@ -1,0 +1,122 @@
+"""What the command prints: one JSON document or text for people on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from computemesh.trust.errors import MeshError
+
+
+class Output:
+    """How this invocation prints: set once from its options."""
+
+    def __init__(self) -> None:
+        self.as_json = False
+
+    @property
+    def quiet(self) -> bool:
+        """Whether progress is off: machines read stdout, or nobody watches stderr."""
+        return self.as_json or not sys.stderr.isatty()
+
+
+OUTPUT = Output()
+
+NEXT_STEPS = {
+    "UNAVAILABLE": "is the mesh running? start one with `mesh up`, or name another with --profile",
+    "INSUFFICIENT_FUNDS": "on a local mesh `mesh ledger faucet AMOUNT` adds funds; or offer a smaller --reward",
+    "TASK_NOT_FOUND": "`mesh task list` shows your tasks",
+    "UNAUTHENTICATED": "the profile needs an api_key, or a key_file that signs (docs/quickstart.md)",
+    "PORT_TAKEN": "`mesh up --port-base 7201` uses other ports",
+    "DEADLINE_EXCEEDED": "it may still happen: look with `mesh task get`, or raise the time limit",
+}
+
+
+def set_json(value: bool) -> bool:
+    """Option callback of `--json`."""
+    OUTPUT.as_json = OUTPUT.as_json or value
+    return value
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: records as objects, bytes as hexadecimal."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def emit(document: Any, text: str | None = None) -> None:
+    """Print the document with --json, else the text."""
+    if OUTPUT.as_json:
+        sys.stdout.write(json.dumps(plain(document), indent=2, ensure_ascii=False) + "\n")
+    elif text:
+        sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """A line for people on stderr; nothing with --json."""
+    if not OUTPUT.as_json:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Left-aligned columns, two blanks apart; readable in a pipe as on a screen."""
+    lines = [[str(cell) for cell in row] for row in (list(columns), *rows)]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+                     for line in lines)  # fmt: skip
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """One `name  value` line each."""
+    width = max(map(len, values), default=0)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in values.items())
+
+
+def fail(error: MeshError) -> int:
+    """Report an error: reason and message, the fields at fault, the next step. Returns the exit status 1."""
+    step = NEXT_STEPS.get(error.reason)
+    if OUTPUT.as_json:
+        violations = [{"field": field, "description": text} for field, text in error.violations]
+        emit({"error": {
+            "reason": error.reason, "status": error.status, "message": error.message, "violations": violations,
+            "metadata": error.metadata, "next_step": step or "",
+        }})  # fmt: skip
+        return 1
+    sys.stderr.write(f"mesh: {error.reason}: {error.message}\n")
+    for field, text in error.violations:
+        if text not in error.message or field not in error.message:
+            sys.stderr.write(f"  {field}: {text}\n")
+    if step:
+        sys.stderr.write(f"  {step}\n")
+    return 1
+
+
+def stderr_console() -> Console:
+    """A console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def progress_bar() -> Progress:
+    """A bar on stderr with count and time; invisible where nobody watches."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
+        TimeElapsedColumn(), console=stderr_console(), disable=OUTPUT.quiet, transient=True,
+    )  # fmt: skip

@@ -1,0 +1,241 @@
+"""What a local cluster consists of: its keys, ports and configuration files in one folder.
+
+    data/keys/*.key          secrets, 64 hexadecimal characters each, mode 0600
+    data/<service>.toml      one configuration per process; values already there are kept
+    data/worker-N/           a worker's own folder: its key, nonce and configuration
+    data/profile.toml        what a client needs, found by the `mesh` command
+    data/logs/*.log          what each process wrote
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+import tomllib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from computemesh.trust.digest import tagged
+from computemesh.trust.errors import InvalidArgument, InvalidState
+from computemesh.trust.identity import PrivateKey
+
+CHAIN_ID = "computemesh-local"
+HOST = "127.0.0.1"
+PORT_BASE = 7101
+API_KEY_NAME = "dev"
+SERVICES = ("ledger", "market", "orchestrator")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One process: its module, its configuration file and the address whose health says it is up."""
+
+    name: str
+    module: str
+    config: Path
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A prepared cluster folder. `first_run` is true where this call created it."""
+
+    data: Path
+    nodes: dict[str, Node]
+    keys: dict[str, PrivateKey]
+    api_key: str
+    api_account: PrivateKey
+    first_run: bool
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Who an address of this cluster belongs to."""
+        named = {key.address: name for name, key in self.keys.items()}
+        return {**named, self.api_account.address: f"api:{API_KEY_NAME}"}
+
+
+def write_toml(path: Path, values: Mapping[str, Any], mode: int = 0o644, comment: str = "") -> None:
+    """Write text, numbers, booleans, lists of them and one level of tables, atomically. No change, no write."""
+    lines = [f"# {line}" for line in comment.splitlines()]
+    tables = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    lines += [f"{name} = {_toml(value)}" for name, value in values.items() if name not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{_toml(key)} = {_toml(value)}" for key, value in table.items())]
+    text = "\n".join(lines) + "\n"
+    if path.exists() and path.read_text() == text:
+        return
+    _write(path, text, mode)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(str(value), ensure_ascii=False)  # a JSON string is a TOML basic string
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def _secret(path: Path) -> str:
+    """The 64 hexadecimal characters in `path`, made now if the file is missing."""
+    if not path.exists():
+        _write(path, secrets.token_hex(32) + "\n", 0o600)
+    text = path.read_text().strip()
+    try:
+        valid = len(bytes.fromhex(text)) == 32
+    except ValueError:
+        valid = False
+    if not valid:
+        raise InvalidArgument(f"{path} does not hold a key (64 hexadecimal characters); restore it or remove it")
+    return text
+
+
+def _key(path: Path) -> PrivateKey:
+    return PrivateKey.from_bytes(bytes.fromhex(_secret(path)))
+
+
+def worker_key(folder: Path) -> PrivateKey:
+    """The key in a worker's folder, made now if it is missing."""
+    return _key(folder / "worker.key")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on now; all are held until all are chosen, so they differ."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((HOST, 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def taken(address: str) -> bool:
+    """Whether another process listens on HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError:
+            return True
+    return False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text()) if path.exists() else {}
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidArgument(f"{path} is not TOML: {error}") from None
+
+
+def _addresses(data: Path, workers: list[str], port_base: int | None) -> dict[str, str]:
+    """Where each process listens: free ports for 0, the stored or default ports for None, else from the base."""
+    names = [*SERVICES, *workers]
+    if port_base == 0:
+        return {name: f"{HOST}:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
+    base = PORT_BASE if port_base is None else port_base
+    numbers = [*range(base, base + 3), *range(base + 10, base + 10 + len(workers))]
+    if base < 1 or numbers[-1] > 65535:
+        raise InvalidArgument(f"--port-base is {base}, must be 1..{65535 - 10 - len(workers)}, or 0 for free ports")
+    planned = {name: f"{HOST}:{number}" for name, number in zip(names, numbers, strict=True)}
+    if port_base is None:
+        for name in names:
+            stored = _read(_config_path(data, name)).get("control_listen" if name in workers else "listen")
+            planned[name] = stored or planned[name]
+    return planned
+
+
+def _config_path(data: Path, name: str) -> Path:
+    return data / name / "worker.toml" if name.startswith("worker") else data / f"{name}.toml"
+
+
+def prepare(
+    data: Path, workers: int, port_base: int | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None
+) -> Plan:
+    """Create or complete the cluster folder `data` and say what it holds.
+
+    `port_base` None keeps stored ports (7101.. at first), 0 takes free ones. `overrides` are configuration values per
+    process name; "worker" means every worker. Values already in a configuration are kept, addresses and overrides
+    excepted. Raises InvalidArgument, InvalidState where a stored file contradicts another.
+    """
+    data = data.absolute()
+    names = [f"worker-{number}" for number in range(1, workers + 1)]
+    first_run = not (data / "keys" / "market.key").exists()
+    data.mkdir(parents=True, exist_ok=True)
+    (data / "keys").mkdir(mode=0o700, exist_ok=True)
+    parties = ("authority", "market", "orchestrator", "treasury", "customer")
+    keys = {name: _key(data / "keys" / f"{name}.key") for name in parties}
+    keys |= {name: _key(data / name / "worker.key") for name in names}
+    _secret(data / "keys" / "log.key")
+    api_key = _api_key(data / "keys" / "api.key")
+    address = _addresses(data, names, port_base)
+    configs = _configs(data, keys, address, names, api_key)
+    moved = {"listen", "control_listen", "advertise", "ledger", "market", "orchestrator"}
+    for name, planned in configs.items():
+        path = _config_path(data, name)
+        stored = _read(path)
+        if stored.get("chain_id", CHAIN_ID) != planned.get("chain_id", CHAIN_ID):
+            raise InvalidState(f"{path} is of chain {stored['chain_id']!r}, this cluster is {CHAIN_ID!r}")
+        values = {**planned, **{key: value for key, value in stored.items() if key not in moved}}
+        for who in {name, name.split("-")[0]}:
+            values |= (overrides or {}).get(who, {})
+        write_toml(path, values)
+    account = tagged(
+        "computemesh.v1/api-account", keys["market"].secret + hashlib.sha256(API_KEY_NAME.encode()).digest()
+    )
+    nodes = {
+        name: Node(name, name.split("-")[0], _config_path(data, name), address[name]) for name in (*SERVICES, *names)
+    }
+    return Plan(data, nodes, keys, api_key, PrivateKey.from_bytes(account), first_run)
+
+
+def _api_key(path: Path) -> str:
+    if not path.exists():
+        _write(path, "mesh_" + secrets.token_urlsafe(24) + "\n", 0o600)
+    return path.read_text().strip()
+
+
+def _configs(
+    data: Path, keys: dict[str, PrivateKey], address: dict[str, str], workers: list[str], api_key: str
+) -> dict[str, dict[str, Any]]:
+    digest = hashlib.sha256(api_key.encode()).hexdigest()
+    shared = {"chain_id": CHAIN_ID}
+    configs: dict[str, dict[str, Any]] = {
+        "ledger": {
+            "listen": address["ledger"], "data_dir": str(data / "ledger"), **shared,
+            "authority_key": keys["authority"].public.hex(), "treasury_address": keys["treasury"].address,
+            "log_key_file": str(data / "keys" / "log.key"),
+        },
+        "market": {
+            "listen": address["market"], "data_dir": str(data / "market"), **shared,
+            "key_file": str(data / "keys" / "market.key"), "ledger": address["ledger"],
+            "api_keys": [f"{API_KEY_NAME}:{digest}"], "orchestrator_keys": [keys["orchestrator"].public.hex()],
+        },
+        "orchestrator": {
+            "listen": address["orchestrator"], "advertise": address["orchestrator"],
+            "data_dir": str(data / "orchestrator"), **shared,
+            "key_file": str(data / "keys" / "orchestrator.key"),
+            "market": address["market"], "ledger": address["ledger"],
+        },
+    }  # fmt: skip
+    for name in workers:
+        configs[name] = {
+            "orchestrator": address["orchestrator"], "data_dir": str(data / name),
+            "control_listen": address[name], "display_name": name, "platform": "",
+        }  # fmt: skip
+    return configs

@@ -1,0 +1,214 @@
+"""`mesh task`: publish, look, watch, cancel, price."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from computemesh.cli import output
+from computemesh.cli.options import JsonOption, ProfileOption, connect, parse_deadline, parse_payload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from computemesh.client.model import Task, TaskEvent
+
+app = typer.Typer(help="Publish tasks and follow them.", no_args_is_help=True)
+
+TaskId = Annotated[str, typer.Argument(metavar="TASK", help="Task id, 64 hexadecimal characters.", show_default=False)]
+TypeArgument = Annotated[str, typer.Argument(metavar="TYPE", help="Task type, e.g. synthetic.", show_default=False)]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Payload fields; values: JSON literals, else text.", show_default=False),
+]
+PayloadOption = Annotated[
+    str | None, typer.Option("--payload", metavar="JSON|@FILE", help="Payload as a JSON object, or a file with one.")
+]
+
+
+@app.command()
+def submit(
+    challenge_type: TypeArgument,
+    words: Words = None,
+    payload: PayloadOption = None,
+    reward: Annotated[str, typer.Option(help="Decimal CPC, held until each job is settled.")] = "10.0",
+    deadline: Annotated[
+        str | None, typer.Option(help="Unix seconds, +30m (s, m, h, d), or ISO 8601; one hour from now if absent.")
+    ] = None,
+    priority: Annotated[int, typer.Option(help="0..9, 9 first.")] = 0,
+    request_id: Annotated[
+        str | None, typer.Option("--request-id", help="UUID of your own: the same one is the same task.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the task has ended.")] = False,
+    timeout: Annotated[float | None, typer.Option(help="With --wait: seconds to wait at most.")] = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a task: mesh task submit synthetic matrix_size=1024 --reward 10.0 --wait"""
+    values = parse_payload(words or [], payload)
+    until = parse_deadline(deadline)
+    with connect(profile) as client:
+        handle = client.submit(challenge_type, values, reward, until, priority, request_id)
+        created = handle.task
+        if wait:
+            if not as_json:
+                output.say(f"task {created.task_id}: {created.reward} CPC held")
+            follow(created, handle.watch(timeout))
+        _finish(handle.task, ended=wait)
+
+
+def follow(created: Task, events: Iterable[TaskEvent]) -> None:
+    """Show a task's progress until it has ended."""
+    if created.ended:
+        return
+    with output.progress_bar() as bar:
+        shown = bar.add_task(_label(created), total=max(created.jobs_total, 1))
+        for event in events:
+            task = event.task
+            bar.update(
+                shown, description=_label(task), completed=task.jobs_settled, total=max(task.jobs_total, 1)
+            )
+
+
+def _label(task: Task) -> str:
+    return f"{task.challenge_type} {task.task_id[:12]} {task.status}"
+
+
+def _finish(task: Task, ended: bool) -> None:
+    output.emit(task, describe(task) + ("" if ended else f"\nfollow it with: mesh task watch {task.task_id}"))
+    if ended and task.status != "completed":
+        raise typer.Exit(1)
+
+
+def _when(ms: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000)) if ms else "-"
+
+
+def describe(task: Task) -> str:
+    """A task for people."""
+    values: dict[str, Any] = {
+        "task": task.task_id,
+        "status": task.status + (f": {task.status_detail}" if task.status_detail else ""),
+        "type": f"{task.challenge_type} {task.payload}",
+        "reward": f"{task.reward} CPC" + (f", {task.refunded} given back" if task.refunded not in ("", "0.0") else ""),
+        "jobs": f"{task.jobs_settled} of {task.jobs_total} settled, {task.jobs_running} running",
+        "customer": task.customer,
+        "created": _when(task.created_ms),
+        "deadline": _when(task.deadline * 1000),
+    }
+    if task.ended_ms:
+        values["ended"] = f"{_when(task.ended_ms)}, after {(task.ended_ms - task.created_ms) / 1000:.1f} s"
+    if task.result_hash:
+        values["result"] = f"{task.result_hash} in block {task.block_height}"
+    return output.pairs(values)
+
+
+@app.command()
+def get(task_id: TaskId, profile: ProfileOption = None, as_json: JsonOption = False) -> None:
+    """Show one task."""
+    with connect(profile) as client:
+        task = client.get(task_id)
+    output.emit(task, describe(task))
+
+
+@app.command("list")
+def list_(
+    status: Annotated[str | None, typer.Option(help="Only this status, e.g. completed.")] = None,
+    challenge_type: Annotated[str, typer.Option("--type", help="Only this task type.")] = "",
+    limit: Annotated[int, typer.Option(help="Tasks to show at most.", min=1, max=1000)] = 50,
+    page_token: Annotated[str, typer.Option("--page-token", help="Where the page before ended.")] = "",
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List your tasks, newest first."""
+    with connect(profile) as client:
+        page = client.page(status, challenge_type, limit, page_token)
+    rows = [
+        (task.task_id, task.challenge_type, task.status, f"{task.jobs_settled}/{task.jobs_total}", task.reward,
+         _when(task.created_ms))
+        for task in page.tasks
+    ]  # fmt: skip
+    text = output.table(("TASK", "TYPE", "STATUS", "JOBS", "CPC", "CREATED"), rows)
+    more = f"; next page: --page-token {page.next_page_token}" if page.next_page_token else ""
+    output.emit(page, f"{text}\n{len(rows)} of {page.total} tasks{more}" if rows else "no tasks")
+
+
+@app.command()
+def watch(
+    task_id: TaskId,
+    cursor: Annotated[int, typer.Option(help="Only events after this cursor.", min=0)] = 0,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to watch at most.")] = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow a task until it has ended. Exit status 1 unless it completed."""
+    events: list[TaskEvent] = []
+    with connect(profile) as client:
+        for event in client.watch(task_id, cursor, timeout):
+            events.append(event)
+            if not as_json:
+                task = event.task
+                jobs = f"{task.jobs_settled}/{task.jobs_total} settled, {task.jobs_running} running"
+                line = f"{_when(event.time_ms)}  {event.cursor:>4}  {event.kind:<9} {task.status:<12} {jobs}"
+                sys.stdout.write(line + "\n")
+                sys.stdout.flush()
+        status = events[-1].task.status if events else client.get(task_id).status
+    if as_json:
+        output.emit({"task_id": task_id, "status": status, "events": events})
+    if status != "completed":
+        raise typer.Exit(1)
+
+
+@app.command()
+def cancel(task_id: TaskId, profile: ProfileOption = None, as_json: JsonOption = False) -> None:
+    """End a task; what is unspent comes back to you."""
+    with connect(profile) as client:
+        task = client.cancel(task_id)
+    output.emit(task, describe(task))
+
+
+@app.command()
+def quote(
+    challenge_type: TypeArgument,
+    words: Words = None,
+    payload: PayloadOption = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a task would cost and how it would be split, without creating it."""
+    values = parse_payload(words or [], payload)
+    with connect(profile) as client:
+        price = client.quote(challenge_type, values)
+    output.emit(price, output.pairs({
+        "price": f"{price.price} CPC at most",
+        "operations": f"{price.operations:,}",
+        "jobs": f"{price.jobs:,}",
+        "checked": f"{price.checked_units_per_job} of {price.units_per_job:,} units of each job",
+        "payload": price.payload,
+    }))  # fmt: skip
+
+
+@app.command()
+def receipt(
+    task_id: TaskId,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the receipt to this file.")] = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The receipt of a completed task: JSON that `mesh verify FILE` checks offline."""
+    with connect(profile) as client:
+        found = client.receipt(task_id)
+    text = found.to_json()
+    if out is None:
+        sys.stdout.write(text)
+        return
+    try:
+        out.write_text(text, "utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"cannot write {out}: {error.strerror}", param_hint="--out") from None
+    output.emit({"task_id": task_id, "file": str(out), "jobs": len(found.jobs)},
+                f"{out}: {len(found.jobs)} jobs, {len(text):,} bytes; check it with: mesh verify {out}")  # fmt: skip

@@ -1,0 +1,163 @@
+"""`mesh up`: a whole mesh on this machine, a first task, and its receipt verified step by step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from computemesh.cli import output
+
+if TYPE_CHECKING:
+    from computemesh.cli.cluster import Cluster
+    from computemesh.client import Client
+
+FIRST_PAYLOAD = {"matrix_size": 1024}
+FIRST_REWARD = "10.0"
+FIRST_TASK_LIMIT_S = 600.0
+
+
+def up(
+    workers: Annotated[int, typer.Option(help="Number of workers.", min=1, max=64)] = 2,
+    data: Annotated[Path, typer.Option(help="Folder: keys, configuration, databases, logs.")] = Path("data"),
+    port_base: Annotated[
+        int | None,
+        typer.Option("--port-base", help="First port (7101 at first, then what the folder has); 0 takes free ones."),
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo/--no-demo", help="Publish a first task and verify its receipt.")] = True,
+    once: Annotated[bool, typer.Option("--once", help="Stop after the first task.")] = False,
+) -> None:
+    """Start ledger, market, orchestrator and workers here; Ctrl-C stops them in order."""
+    from computemesh.cli.cluster import Cluster
+
+    stop = threading.Event()
+    cluster = Cluster(data, workers, port_base=port_base, supervise=True, notice=output.say)
+    previous = _stop_on_signals(stop)
+    try:
+        _start(cluster)
+        if demo or once:
+            _first_task(cluster)
+        if not once:
+            _next_commands(cluster)
+            while not stop.wait(0.5):
+                pass
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _stop(cluster)
+
+
+def _stop_on_signals(stop: threading.Event) -> dict[int, signal.Handlers]:
+    """Ctrl-C and SIGTERM end the wait, or interrupt what runs before it; a second one changes nothing."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if not stop.is_set():
+            stop.set()
+            raise KeyboardInterrupt
+
+    return {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}  # type: ignore[misc]
+
+
+def _start(cluster: Cluster) -> None:
+    from computemesh.cli.plan import API_KEY_NAME
+
+    with output.progress_bar() as bar:
+        shown = bar.add_task("starting", total=3 + cluster.workers)
+
+        def progress(name: str, state: str) -> None:
+            bar.update(shown, description=f"{state} {name}", advance=1 if state == "ready" else 0)
+            if state == "ready":
+                bar.console.print(f"  {name:<13} {cluster.address(name):<16} ready")
+
+        cluster.start(progress)
+    if cluster.plan.first_run:
+        output.say(f"\nnew mesh in {cluster.data}; its customer and the API key's account hold 1,000,000 CPC each")
+        output.say(f"API key {API_KEY_NAME!r}, shown this once (profile.toml keeps it): {cluster.plan.api_key}")
+    else:
+        output.say(f"\nmesh in {cluster.data} continues where it stopped")
+
+
+def _first_task(cluster: Cluster) -> None:
+    from computemesh.cli.task import follow
+    from computemesh.cli.verify import report
+    from computemesh.trust.errors import InvalidState
+    from computemesh.trust.receipt import accepted
+
+    with _client(cluster) as client:
+        before = _balances(cluster, client)
+        handle = client.submit("synthetic", FIRST_PAYLOAD, FIRST_REWARD)
+        output.say(f"\nfirst task {handle.task_id}\n  synthetic {FIRST_PAYLOAD}, {FIRST_REWARD} CPC held")
+        follow(handle.task, handle.watch(FIRST_TASK_LIMIT_S))
+        task = handle.refresh()
+        if task.status != "completed":
+            raise InvalidState(f"the first task is {task.status}: {task.status_detail}; logs: {cluster.data}/logs")
+        output.say(f"  completed in {(task.ended_ms - task.created_ms) / 1000:.2f} s, block {task.block_height}")
+        receipt = client.receipt(task.task_id)
+        path = cluster.data / "receipts" / f"{task.task_id[:16]}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(receipt.to_json(), "utf-8")
+        checks = client.verify(receipt)
+        output.say(f"\nits receipt, verified step by step ({path})")
+        output.say(report(checks))
+        if not accepted(checks):
+            raise InvalidState("the receipt of the first task does not hold")
+        output.say("\nwho got what, CPC")
+        output.say(_changes(before, _balances(cluster, client)))
+
+
+def _client(cluster: Cluster) -> Client:
+    from computemesh.client import Client
+
+    return Client(cluster.profile)
+
+
+def _balances(cluster: Cluster, client: Client) -> dict[str, int]:
+    from computemesh.v1 import ledger_pb2
+
+    held: dict[str, int] = {}
+    token = ""
+    while True:
+        page = client.ledger("ListAccounts", ledger_pb2.ListAccountsRequest(page_size=1000, page_token=token))
+        for account in page.accounts:
+            held[cluster.profile.name_of(account.address) or account.address] = account.balance_units
+        token = page.next_page_token
+        if not token:
+            break
+    supply = client.ledger("GetSupply", ledger_pb2.GetSupplyRequest())
+    return {**dict(sorted(held.items())), "held for tasks": supply.escrowed_units, "burned": supply.burned_units}
+
+
+def _changes(before: dict[str, int], after: dict[str, int]) -> str:
+    from computemesh.trust.amount import format_cpc
+
+    def signed(units: int) -> str:
+        return ("+" if units > 0 else "") + format_cpc(units) if units else ""
+
+    rows = [(f"  {name}", format_cpc(units), signed(units - before.get(name, 0))) for name, units in after.items()]
+    total = sum(after.values())
+    return output.table(("  account", "balance", "change"), [*rows, ("  sum = minted", format_cpc(total), "")])
+
+
+def _next_commands(cluster: Cluster) -> None:
+    default = (Path.cwd() / "data").resolve() == cluster.data.resolve()
+    mesh = "mesh" if default else f"mesh --profile {cluster.data / 'profile.toml'}"
+    lines = [f"  {name:<13} {cluster.address(name)}" for name in cluster.names]
+    output.say("\nthe mesh is up:\n" + "\n".join(lines))
+    output.say(f"""
+try, in another terminal:
+  {mesh} task submit synthetic matrix_size=2048 --reward 10.0 --wait
+  {mesh} task list
+  {mesh} worker list
+  {mesh} ledger supply
+logs are in {cluster.data / "logs"}; Ctrl-C stops everything""")
+
+
+def _stop(cluster: Cluster) -> None:
+    output.say("\nstopping")
+    cluster.stop(lambda name, state: output.say(f"  {name} stopped") if state == "stopped" else None)

@@ -1,0 +1,110 @@
+"""`mesh verify`: is a task's receipt true? Offline from a file; with --replay its audits are judged again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from computemesh.cli import output
+from computemesh.cli.options import JsonOption, ProfileOption, find_profile
+
+if TYPE_CHECKING:
+    from computemesh.client.profile import Profile
+    from computemesh.trust.receipt import Check, Receipt
+
+_JOB = re.compile(r"jobs\[\d+\]\.(.+)")
+FAILURES_SHOWN = 5
+
+
+def verify(
+    task: Annotated[str, typer.Argument(metavar="TASK|FILE", help="Task id, or a receipt file.", show_default=False)],
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Also fetch the audits and judge them again by recomputing their units.")
+    ] = False,
+    vkey: Annotated[
+        str | None, typer.Option("--vkey", help="The log's verifier key you trust; else the one in the profile.")
+    ] = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a task's receipt, step by step. A receipt file needs no network. Exit status 1 unless all holds."""
+    from computemesh.trust.receipt import accepted
+    from computemesh.trust.receipt import verify as check_receipt
+
+    receipt, found = _load(task, profile)
+    trusted = vkey or (found.ledger_vkey if found else "") or None
+    checks = check_receipt(receipt, trusted)
+    if replay:
+        checks += _replay(receipt, found or find_profile(profile))
+    ok = accepted(checks)
+    output.emit(
+        {"ok": ok, "task_id": task_id_of(receipt), "jobs": len(receipt.jobs), "trusted_key": trusted is not None,
+         "checks": checks},
+        report(checks) + "\n" + _conclusion(ok, trusted is not None),
+    )  # fmt: skip
+    if not ok:
+        raise typer.Exit(1)
+
+
+def _conclusion(ok: bool, trusted: bool) -> str:
+    if not ok:
+        return "NOT verified"
+    return "verified" if trusted else "consistent; to know whose log it is, give the log's key with --vkey"
+
+
+def _load(task: str, path: Path | None) -> tuple[Receipt, Profile | None]:
+    """The receipt from a file or from the mesh, and the profile where there is one."""
+    from computemesh.client import Client
+    from computemesh.trust.errors import InvalidArgument, NotFound
+    from computemesh.trust.receipt import Receipt
+
+    if re.fullmatch(r"[0-9a-f]{64}", task):
+        found = find_profile(path)
+        with Client(found, retry_for=3.0) as client:
+            return client.receipt(task), found
+    try:
+        receipt = Receipt.from_json(Path(task).read_bytes())
+    except OSError as error:
+        raise InvalidArgument(f"{task!r} is neither a task id nor a readable receipt file: {error.strerror}") from None
+    try:
+        return receipt, find_profile(path)
+    except NotFound:
+        if path is not None:
+            raise
+        return receipt, None
+
+
+def task_id_of(receipt: Receipt) -> str:
+    """The id of a receipt's task, from its order."""
+    from computemesh.trust import envelope
+
+    return envelope.digest("order", receipt.chain, receipt.order).hex()
+
+
+def _replay(receipt: Receipt, profile: Profile) -> list[Check]:
+    from computemesh.client import Client
+    from computemesh.client.replay import replay
+
+    with Client(profile, retry_for=3.0) as client, output.progress_bar() as bar:
+        shown = bar.add_task("judging audits again", total=len(receipt.jobs))
+        return replay(client, receipt, lambda: bar.advance(shown))
+
+
+def report(checks: list[Check]) -> str:
+    """One line per step; a step that every job has is one line for all jobs, with the first failures below it."""
+    lines: list[str] = []
+    grouped: dict[str, list[Check]] = {}
+    for check in checks:
+        of_job = _JOB.fullmatch(check.name)
+        grouped.setdefault(f"jobs.{of_job[1]}" if of_job else check.name, []).append(check)
+    for name, group in grouped.items():
+        bad = [check for check in group if not check.ok]
+        mark = "FAIL" if bad else "ok"
+        detail = group[0].detail if len(group) == 1 else f"{len(group) - len(bad)} of {len(group)} jobs"
+        lines.append(f"  {mark:<4} {name:<22} {detail}")
+        if len(group) > 1:
+            lines += [f"       {check.name}: {check.detail}" for check in bad[:FAILURES_SHOWN]]
+    return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""`mesh worker`: sell this machine's time, and look after workers."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from computemesh.cli import output
+from computemesh.cli.options import JsonOption, ProfileOption, connect
+
+if TYPE_CHECKING:
+    from computemesh.client import Client
+
+app = typer.Typer(help="Join as a worker; list and drain workers.", no_args_is_help=True)
+DEFAULT_CONTROL_PORT = 7111
+
+
+@app.command()
+def join(
+    orchestrator: Annotated[
+        str, typer.Argument(metavar="HOST:PORT", help="The orchestrator to work for.", show_default=False)
+    ],
+    data: Annotated[
+        Path, typer.Option(help="Folder of this worker: its key (where its pay goes) and nonce.")
+    ] = Path("~/.computemesh/worker"),
+    name: Annotated[str, typer.Option(help="Name shown in lists.")] = "",
+    types: Annotated[str, typer.Option(help="Task types to take, separated by commas; all if empty.")] = "",
+    platform: Annotated[str, typer.Option(help="JAX platform: cpu, cuda, tpu; JAX's choice if empty.")] = "",
+    control: Annotated[
+        str, typer.Option(help="HOST:PORT of the worker's own control service; a free loopback port if empty.")
+    ] = "",
+) -> None:
+    """Work for an orchestrator until Ctrl-C, which finishes what is held first."""
+    import socket
+
+    from computemesh.cli.plan import HOST, free_ports, taken, worker_key, write_toml
+
+    host, _, port = orchestrator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise typer.BadParameter(f"{orchestrator!r} is not HOST:PORT, e.g. 10.0.0.5:7103", param_hint="HOST:PORT")
+    folder = data.expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    key = worker_key(folder)
+    if not control:
+        control = f"{HOST}:{DEFAULT_CONTROL_PORT}"
+        control = f"{HOST}:{free_ports(1)[0]}" if taken(control) else control
+    path = folder / "worker.toml"
+    write_toml(path, {
+        "orchestrator": orchestrator, "data_dir": str(folder), "control_listen": control,
+        "display_name": name or socket.gethostname()[:64], "platform": platform,
+        "challenge_types": [one.strip() for one in types.split(",") if one.strip()],
+    })  # fmt: skip
+    output.say(f"working for {orchestrator}; pay goes to {key.address} (key in {folder}); control on {control}")
+    os.execv(sys.executable, [sys.executable, "-m", "worker", "--config", str(path)])
+
+
+@app.command("list")
+def list_(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
+    """Workers the orchestrator knows."""
+    from computemesh.client.model import plain
+    from computemesh.v1 import orchestrator_pb2
+
+    workers: list[Any] = []
+    token = ""
+    with connect(profile) as client:
+        while True:
+            request = orchestrator_pb2.ListWorkersRequest(page_size=1000, page_token=token)
+            page = client.orchestrator("ListWorkers", request)
+            workers += page.workers
+            token = page.next_page_token
+            if not token:
+                break
+    now = time.time() * 1000
+    rows = [
+        (one.capabilities.display_name or "-", one.address, _status(one.status), _devices(one.capabilities),
+         one.jobs_running, one.jobs_settled, one.jobs_wrong, one.jobs_late,
+         f"{max(0.0, now - one.last_seen_ms) / 1000:.0f} s ago")
+        for one in workers
+    ]  # fmt: skip
+    columns = ("NAME", "ADDRESS", "STATUS", "DEVICES", "RUNNING", "SETTLED", "WRONG", "LATE", "SEEN")
+    output.emit({"workers": [plain(one) for one in workers], "total": page.total},
+                output.table(columns, rows) if rows else "no workers")  # fmt: skip
+
+
+def _status(number: int) -> str:
+    from computemesh.client.model import enum_word
+    from computemesh.v1 import orchestrator_pb2
+
+    return enum_word(orchestrator_pb2.WorkerStatus, number, "WORKER_STATUS_")
+
+
+def _devices(capabilities: Any) -> str:
+    kinds = [device.kind for device in capabilities.devices]
+    return ", ".join(f"{kinds.count(kind)}x {kind}" if kinds.count(kind) > 1 else kind for kind in dict.fromkeys(kinds))
+
+
+@app.command()
+def drain(
+    worker: Annotated[
+        str, typer.Argument(help="Name in the profile, control HOST:PORT, or address.", show_default=False)
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Take jobs again instead.")] = False,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a worker finish what it holds and take no new jobs."""
+    from computemesh.client.model import plain
+
+    with connect(profile) as client:
+        control = client.profile.workers.get(worker, worker if ":" in worker else "")
+        reply = _by_control(client, control, resume) if control else _by_address(client, worker, resume)
+    status = plain(reply)["status"].rsplit("_", 1)[-1].lower()
+    output.emit(plain(reply), f"{worker} is {status}")
+
+
+def _by_control(client: Client, control: str, resume: bool) -> Any:
+    from computemesh.v1 import worker_pb2
+
+    request = worker_pb2.ResumeRequest() if resume else worker_pb2.DrainRequest()
+    return client.worker("Resume" if resume else "Drain", request, control).worker
+
+
+def _by_address(client: Client, worker: str, resume: bool) -> Any:
+    from computemesh.v1 import orchestrator_pb2
+
+    if resume:
+        raise typer.BadParameter("--resume needs the worker's control HOST:PORT or its name in the profile")
+    address = client.profile.address_of(worker)
+    return client.orchestrator("DrainWorker", orchestrator_pb2.DrainWorkerRequest(worker=address)).worker

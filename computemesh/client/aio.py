@@ -1,0 +1,367 @@
+"""The asynchronous client."""
+
+# ruff: noqa: ASYNC109 (a timeout is part of what callers say, and spans several calls)
+
+from __future__ import annotations
+
+import builtins
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+
+from computemesh.client import receipts
+from computemesh.client.model import Account, Block, Page, Quote, Task, TaskEvent, status_number, struct_of
+from computemesh.client.orders import Deadline, Wish
+from computemesh.client.profile import Profile
+from computemesh.client.rpc import Pauses, Transport
+from computemesh.service.errors import from_rpc_error
+from computemesh.trust.errors import DeadlineExceeded, InvalidState, MeshError, Unauthenticated, Unavailable
+from computemesh.trust.identity import PrivateKey
+from computemesh.trust.receipt import Check, Receipt, verify
+from computemesh.v1 import (
+    ledger_pb2,
+    ledger_pb2_grpc,
+    market_pb2,
+    market_pb2_grpc,
+    orchestrator_pb2,
+    orchestrator_pb2_grpc,
+    worker_pb2_grpc,
+)
+
+STREAM_S = 60.0
+"""One watch stream lives at most this long and is then resumed, so that no wedged server holds a caller."""
+SEAL_S = 30.0
+RECEIPT_TRIES = 8
+
+
+class AsyncClient:
+    """A customer of a market, and a reader of its ledger.
+
+    `profile` is a `Profile` or a path to one; without it and without `market` the usual places are searched (see
+    `computemesh.client.profile`). `api_key` names an account the market holds; `key` signs orders itself. `timeout` and
+    `retry_for` are seconds, per call. Every method raises `computemesh.MeshError` or one of its kinds.
+    """
+
+    def __init__(
+        self,
+        profile: Profile | Path | str | None = None,
+        *,
+        market: str | None = None,
+        ledger: str | None = None,
+        api_key: str | None = None,
+        key: PrivateKey | None = None,
+        timeout: float = 15.0,
+        retry_for: float = 10.0,
+    ) -> None:
+        if isinstance(profile, Profile):
+            found = profile
+        elif profile is None and market is not None:
+            found = Profile()
+        else:
+            found = Profile.discover(profile)
+        self.profile = found
+        self._market_address = market or found.market
+        self._ledger_address = ledger or found.ledger
+        own = api_key is None and key is None
+        self.key = (found.key() if not found.api_key else None) if own else key
+        self._transport = Transport((found.api_key if own else api_key) or "", self.key, timeout, retry_for)
+        self._known: market_pb2.GetMarketResponse | None = None
+        self._clock_offset_ms = 0
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    def __repr__(self) -> str:
+        who = self.key.address if self.key else "API key" if self._transport.credentials("") else "anonymous"
+        return f"{type(self).__name__}(market={self._market_address!r}, as={who!r})"
+
+    # --- tasks -----------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        challenge_type: str,
+        payload: Mapping[str, Any] | None = None,
+        reward: str = "10.0",
+        deadline: Deadline = None,
+        priority: int = 0,
+        request_id: str | None = None,
+    ) -> AsyncTaskHandle:
+        """Publish a task and hold its reward; it exists when this returns.
+
+        `reward` is decimal CPC; `deadline` Unix seconds, a datetime, a timedelta from now, or None for one hour;
+        `priority` 0..9, 9 first. A `request_id` (UUID) of your own makes repeating this call the same task. Raises
+        InvalidArgument, InsufficientFunds, Conflict, Unauthenticated.
+        """
+        market = await self.market_info()
+        now_ms = self._now_ms()
+        wish = Wish.of(challenge_type, payload or {}, reward, deadline, priority, request_id, now_ms)
+        if self.key is not None:
+            request = wish.signed_request(self.key, bytes.fromhex(market.market_key), market.chain_id)
+        else:
+            request = wish.request()
+        reply = await self._market("CreateTask", request)
+        task = Task.of(reply.task)
+        wish.check(task, market.chain_id, self.key)
+        return AsyncTaskHandle(self, task)
+
+    async def run(
+        self,
+        challenge_type: str,
+        payload: Mapping[str, Any] | None = None,
+        reward: str = "10.0",
+        deadline: Deadline = None,
+        priority: int = 0,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Task:
+        """`submit`, then wait until the task has ended (`timeout` in seconds). Look at its `status`."""
+        handle = await self.submit(challenge_type, payload, reward, deadline, priority, request_id)
+        return await handle.wait(timeout)
+
+    async def get(self, task_id: str) -> Task:
+        """A task of yours. Raises TaskNotFound, Unauthorized."""
+        return Task.of((await self._market("GetTask", market_pb2.GetTaskRequest(task_id=task_id))).task)
+
+    async def list(
+        self, status: str | None = None, challenge_type: str = "", page_size: int = 0
+    ) -> AsyncIterator[Task]:
+        """Your tasks, newest first, page by page as you iterate. `status` is a word such as "completed"."""
+        token = ""
+        while True:
+            page = await self.page(status, challenge_type, page_size, token)
+            for task in page.tasks:
+                yield task
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def page(
+        self, status: str | None = None, challenge_type: str = "", page_size: int = 0, page_token: str = ""
+    ) -> Page:
+        """One page of `list`, with the number of all tasks that match. Raises InvalidArgument on a bad token."""
+        request = market_pb2.ListTasksRequest(
+            challenge_type=challenge_type, limit=page_size, page_token=page_token
+        )
+        request.status = status_number(status)  # type: ignore[assignment]
+        reply = await self._market("ListTasks", request)
+        return Page(tuple(Task.of(task) for task in reply.tasks), reply.next_page_token, reply.total)
+
+    async def watch(self, task_id: str, cursor: int = 0, timeout: float | None = None) -> AsyncIterator[TaskEvent]:
+        """Every event of a task after `cursor`, then new ones as they happen, up to the terminal one.
+
+        A dropped connection is resumed where it broke: nothing is skipped or repeated. Raises DeadlineExceeded after
+        `timeout` seconds, Unavailable where the market stays away for longer than `retry_for`.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        pauses = Pauses(self._transport.retry_for)
+        while True:
+            left = STREAM_S if until is None else min(STREAM_S, until - time.monotonic())
+            if left <= 0:
+                raise DeadlineExceeded(f"task {task_id[:12]}.. had not ended after {timeout:g} s")
+            failure: MeshError = Unavailable("the market closed the stream")
+            call = await self._open_watch(task_id, cursor, left)
+            try:
+                async for event in call:
+                    cursor, pauses = event.cursor, Pauses(self._transport.retry_for)
+                    yield TaskEvent.of(event)
+                    if event.kind == market_pb2.TASK_EVENT_KIND_ENDED:
+                        return
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error)
+            finally:
+                call.cancel()
+            if isinstance(failure, DeadlineExceeded):
+                pauses = Pauses(self._transport.retry_for)  # our own limit on a quiet stream, not a failure
+            elif not isinstance(failure, Unavailable) or not await pauses.wait(failure):
+                raise failure
+
+    async def cancel(self, task_id: str) -> Task:
+        """End a task; what is unspent comes back. Raises InvalidState where it has ended in another way."""
+        return Task.of((await self._market("CancelTask", market_pb2.CancelTaskRequest(task_id=task_id))).task)
+
+    async def quote(self, challenge_type: str, payload: Mapping[str, Any] | None = None) -> Quote:
+        """What a task would cost, without creating it. Raises InvalidArgument."""
+        request = market_pb2.QuoteTaskRequest(challenge_type=challenge_type, payload=struct_of(payload or {}))
+        return Quote.of(await self._market("QuoteTask", request))
+
+    async def market_info(self) -> market_pb2.GetMarketResponse:
+        """Chain id, keys and task types of the market, asked once."""
+        if self._known is None:
+            stub = self._transport.stub(market_pb2_grpc.MarketServiceStub, self._market_address, "market")
+            known = await self._transport.call(stub.GetMarket, market_pb2.GetMarketRequest())
+            self._clock_offset_ms = known.now_ms - time.time_ns() // 1_000_000
+            self._known = known
+        return self._known
+
+    # --- ledger ----------------------------------------------------------------------------------------------------
+
+    async def account(self, address: str | None = None) -> Account:
+        """An account of the ledger; without an address your own. Raises InvalidArgument, Unauthenticated."""
+        request = ledger_pb2.GetAccountRequest(address=address or await self.own_address())
+        return Account.of((await self.ledger("GetAccount", request)).account)
+
+    async def own_address(self) -> str:
+        """The account orders are paid from. Raises Unauthenticated where it is not known."""
+        if self.key is not None:
+            return self.key.address
+        async for task in self.list(page_size=1):
+            return task.customer
+        for name, address in self.profile.addresses.items():
+            if name.startswith("api:"):
+                return address
+        raise Unauthenticated("which account is yours is known after your first task; until then name an address")
+
+    async def block(self, height: int, full: bool = False) -> Block:
+        """A sealed block; `full` also lists its transaction ids and results. Raises NotFound."""
+        reply = await self.ledger("GetBlock", ledger_pb2.GetBlockRequest(height=height, full=full))
+        return Block.of(reply.block, reply.transaction_ids, reply.results)
+
+    async def receipt(self, task_id: str) -> Receipt:
+        """Everything a third party needs to believe a completed task. Raises InvalidState before completion."""
+        task = await self.get(task_id)
+        if task.status != "completed":
+            raise InvalidState(f"task {task_id[:12]}.. is {task.status}; a receipt needs a completed task")
+        info = await self.ledger_info()
+        for _ in range(RECEIPT_TRIES):
+            proven, checkpoints = await self._proven(task_id)
+            if len(checkpoints) == 1:
+                return receipts.assemble(info.chain_id, info.vkey, task, proven, checkpoints.pop())
+        raise Unavailable("the ledger grew while the receipt's pages were read, each time; try again")
+
+    async def verify(self, receipt: Receipt) -> builtins.list[Check]:
+        """Each step of a receipt's verification, against the log key the profile pins; see `trust.receipt`."""
+        return verify(receipt, self.profile.ledger_vkey or None)
+
+    async def ledger_info(self) -> ledger_pb2.GetLedgerResponse:
+        """Chain id, keys and shares of the ledger."""
+        reply: ledger_pb2.GetLedgerResponse = await self.ledger("GetLedger", ledger_pb2.GetLedgerRequest())
+        return reply
+
+    async def submit_transactions(
+        self, transactions: Iterable[ledger_pb2.Transaction], sealed: bool = False
+    ) -> builtins.list[ledger_pb2.Outcome]:
+        """Apply signed transactions; the outcome of each, in order, when durable or (`sealed`) in a block."""
+        wait = ledger_pb2.WAIT_SEALED if sealed else ledger_pb2.WAIT_ACCEPTED
+        request = ledger_pb2.SubmitTransactionsRequest(transactions=transactions, wait=wait)
+        return [*(await self.ledger("SubmitTransactions", request, SEAL_S)).outcomes]
+
+    async def ledger(self, method: str, request: Any, timeout: float | None = None) -> Any:
+        """Any unary call of `LedgerService`, by name, with its request message."""
+        if not self._ledger_address:
+            self._ledger_address = (await self.market_info()).ledger_address
+        stub = self._transport.stub(ledger_pb2_grpc.LedgerServiceStub, self._ledger_address, "ledger")
+        return await self._transport.call(getattr(stub, method), request, timeout=timeout)
+
+    # --- orchestrator ----------------------------------------------------------------------------------------------
+
+    async def orchestrator(self, method: str, request: Any, address: str | None = None) -> Any:
+        """Any unary call of `OrchestratorService`, by name; `address` defaults to the profile's."""
+        stub = self._transport.stub(
+            orchestrator_pb2_grpc.OrchestratorServiceStub, address or self.profile.orchestrator, "orchestrator"
+        )
+        return await self._transport.call(getattr(stub, method), request, await self._credentials())
+
+    async def transcript(self, task_id: str, job: int, address: str) -> orchestrator_pb2.AuditTranscript:
+        """How a job's result was audited, from the orchestrator at `address`. Raises NotFound."""
+        request = orchestrator_pb2.GetAuditTranscriptRequest(task_id=task_id, job=job)
+        reply: orchestrator_pb2.AuditTranscript = (
+            await self.orchestrator("GetAuditTranscript", request, address)
+        ).transcript
+        return reply
+
+    async def worker(self, method: str, request: Any, address: str) -> Any:
+        """Any unary call of `WorkerService`, by name, at a worker's control HOST:PORT."""
+        stub = self._transport.stub(worker_pb2_grpc.WorkerServiceStub, address, "worker")
+        return await self._transport.call(getattr(stub, method), request, await self._credentials())
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _now_ms(self) -> int:
+        """The market's clock: deadlines are judged by it."""
+        return time.time_ns() // 1_000_000 + self._clock_offset_ms
+
+    async def _proven(self, task_id: str) -> tuple[builtins.list[ledger_pb2.ProvenResult], set[str]]:
+        """All results of a task with their proofs, and the checkpoints these lead to: pages may differ in it."""
+        proven: builtins.list[ledger_pb2.ProvenResult] = []
+        checkpoints: set[str] = set()
+        token = ""
+        while True:
+            request = ledger_pb2.ListResultsRequest(task_id=task_id, page_size=500, page_token=token, with_proofs=True)
+            reply = await self.ledger("ListResults", request, SEAL_S)
+            proven += reply.proven
+            checkpoints.add(reply.checkpoint.note)
+            token = reply.next_page_token
+            if not token:
+                return proven, checkpoints
+
+    async def _credentials(self) -> tuple[tuple[str, str], ...]:
+        if self.key is None:
+            return self._transport.credentials("")
+        chain = self.profile.chain_id or (await self.market_info()).chain_id
+        return self._transport.credentials(chain)
+
+    async def _market(self, method: str, request: Any) -> Any:
+        stub = self._transport.stub(market_pb2_grpc.MarketServiceStub, self._market_address, "market")
+        return await self._transport.call(getattr(stub, method), request, await self._credentials())
+
+    async def _open_watch(self, task_id: str, cursor: int, timeout: float) -> Any:
+        stub = self._transport.stub(market_pb2_grpc.MarketServiceStub, self._market_address, "market")
+        request = market_pb2.WatchTaskRequest(task_id=task_id, cursor=cursor)
+        return stub.WatchTask(request, timeout=timeout, metadata=await self._credentials())
+
+
+class AsyncTaskHandle:
+    """A submitted task. `task` is what was last heard of it."""
+
+    def __init__(self, client: AsyncClient, task: Task) -> None:
+        self._client = client
+        self._cursor = 0
+        self.task = task
+
+    @property
+    def task_id(self) -> str:
+        """The digest of the order, 64 hexadecimal characters."""
+        return self.task.task_id
+
+    async def watch(self, timeout: float | None = None) -> AsyncIterator[TaskEvent]:
+        """Events not seen yet, up to the terminal one."""
+        async for event in self._client.watch(self.task_id, self._cursor, timeout):
+            self._cursor, self.task = event.cursor, event.task
+            yield event
+
+    async def wait(self, timeout: float | None = None) -> Task:
+        """The task once it has ended. Raises DeadlineExceeded after `timeout` seconds."""
+        if not self.task.ended:
+            async for _ in self.watch(timeout):
+                pass
+        return self.task
+
+    async def refresh(self) -> Task:
+        """Ask the market how the task is now."""
+        self.task = await self._client.get(self.task_id)
+        return self.task
+
+    async def cancel(self) -> Task:
+        """End the task; see `AsyncClient.cancel`."""
+        self.task = await self._client.cancel(self.task_id)
+        return self.task
+
+    async def receipt(self) -> Receipt:
+        """The completed task's receipt; see `AsyncClient.receipt`."""
+        return await self._client.receipt(self.task_id)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.task!r})"

@@ -1,0 +1,40 @@
+"""Receipts put together from what the market and the ledger answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from computemesh.client.model import Task
+from computemesh.trust.receipt import JobEvidence, Receipt, SignedAssignment
+from computemesh.v1 import ledger_pb2
+
+_SAME = [name for name in JobEvidence.__dataclass_fields__ if not name.endswith("_path")]
+_PATHS = [name for name in JobEvidence.__dataclass_fields__ if name.endswith("_path")]
+
+
+def evidence(proven: ledger_pb2.ProvenResult) -> JobEvidence:
+    """One job's evidence from the wire."""
+    values: dict[str, Any] = {name: getattr(proven, name) for name in _SAME}
+    values |= {name: tuple(getattr(proven, name)) for name in _PATHS}
+    return JobEvidence(**values)
+
+
+def assemble(
+    chain: str, vkey: str, task: Task, proven: list[ledger_pb2.ProvenResult], checkpoint: str
+) -> Receipt:
+    """A receipt from a completed task and all its proven results, whose header paths lead to `checkpoint`."""
+    assignments = {
+        one.assignment_id: SignedAssignment(one.assignment, one.assignment_id, one.assignment_signature)
+        for one in proven
+    }
+    return Receipt(
+        chain=chain,
+        vkey=vkey,
+        challenge_type=task.challenge_type,
+        payload=task.payload,
+        order=task.order,
+        customer_signature=task.order_signature,
+        assignments=tuple(assignments.values()),
+        jobs=tuple(evidence(one) for one in proven),
+        checkpoint=checkpoint,
+    )

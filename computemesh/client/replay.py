@@ -1,0 +1,111 @@
+"""Judging a task's audits again, on anybody's machine (docs/PROTOCOL.md section 6).
+
+The orchestrator publishes each audit's transcript; nothing in it is believed. The commitment must be the receipt's,
+the job must be the one the order implies, the challenged units must follow from seed and commitment, each is
+recomputed here, and the transcript's digest must be the `proof_hash` the ledger sealed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from computemesh import workloads
+from computemesh.client.sync import Client
+from computemesh.trust import audit, merkle, statement
+from computemesh.trust.errors import InvalidProof, MeshError
+from computemesh.trust.receipt import Check, JobEvidence, Receipt
+from computemesh.v1 import orchestrator_pb2
+
+LEAST_SAMPLE = 8
+"""No auditor may challenge fewer units, however good a worker's name (DESIGN section 6)."""
+
+
+def replay(client: Client, receipt: Receipt, progress: Callable[[], None] = lambda: None) -> list[Check]:
+    """One check per job, named `jobs[i].replay`. Raises MeshError where the market cannot be reached."""
+    task_id = statement.Order.unpack(receipt.order).task_id(receipt.chain)
+    address = client.get(task_id.hex()).orchestrator_address or client.profile.orchestrator
+    workload = workloads.get(receipt.challenge_type)
+    jobs = workload.split(workload.parse(receipt.payload), task_id)
+    checks = []
+    for position, job in enumerate(receipt.jobs):
+        number = statement.Result.unpack(job.result).job
+        try:
+            transcript = client.transcript(task_id.hex(), number, address)
+            detail = judge(receipt.chain, workload, jobs[number], job, transcript)
+            checks.append(Check(f"jobs[{position}].replay", True, detail))
+        except (MeshError, IndexError, ValueError) as error:
+            checks.append(Check(f"jobs[{position}].replay", False, str(error)))
+        progress()
+    return checks
+
+
+def _need(condition: bool, problem: str) -> None:
+    if not condition:
+        raise InvalidProof(problem)
+
+
+def judge(
+    chain: str,
+    workload: workloads.Workload[Any],
+    expected: workloads.JobSpec,
+    job: JobEvidence,
+    transcript: orchestrator_pb2.AuditTranscript,
+) -> str:
+    """What was recomputed, where the audit holds. Raises InvalidProof saying what does not.
+
+    `expected` is the job as the order implies it; `job` its evidence from the receipt.
+    """
+    result = statement.Result.unpack(job.result)
+    _need(transcript.commitment == job.commitment, "the audit was of another commitment")
+    _check_signature(chain, result.worker_key, transcript)
+    _need(transcript.challenge_type == workload.name, "the audit was of another task type")
+    _need(transcript.params == expected.params, "the audited job is not the one the order implies")
+    spec = workloads.bind(expected, transcript.binding) if transcript.binding else expected
+    layout = workload.layout(spec)
+    _need(transcript.units == layout.count, f"the audit was of {transcript.units} units, the job has {layout.count}")
+    _need(transcript.k >= min(LEAST_SAMPLE, layout.count), f"only {transcript.k} units were challenged")
+    if transcript.seed:
+        done = _judge_openings(workload, spec, layout, result.result_hash, transcript)
+    else:
+        _need(not transcript.openings, "openings without a challenge")
+        digests = workload.recompute([spec])[0]
+        _need(audit.JobTree(layout, digests).result_hash == result.result_hash, "the recomputed result is another")
+        done = f"all {layout.count} units recomputed"
+    digest = audit.transcript_digest(
+        result.result_hash, transcript.seed or None, transcript.k, transcript.units, transcript.openings, True
+    )
+    _need(digest == transcript.digest == result.proof_hash, "the transcript is not the one the ledger sealed")
+    return done
+
+
+def _check_signature(chain: str, worker_key: bytes, transcript: orchestrator_pb2.AuditTranscript) -> None:
+    leaf = merkle.leaf_hash(transcript.commitment)
+    root = merkle.root_from_path(leaf, transcript.position, transcript.count, list(transcript.commitment_path))
+    signed = statement.verify_commitments(worker_key, chain, transcript.count, root, transcript.worker_signature)
+    _need(signed, "the worker did not sign the audited commitment")
+
+
+def _judge_openings(
+    workload: workloads.Workload[Any],
+    spec: workloads.JobSpec,
+    layout: audit.Layout,
+    result_hash: bytes,
+    transcript: orchestrator_pb2.AuditTranscript,
+) -> str:
+    leaf = merkle.leaf_hash(transcript.commitment)
+    units = audit.sample(transcript.seed, leaf, layout.count, transcript.k)
+    openings = audit.parse_openings(transcript.openings)
+    _need([one.index for one in openings] == units, "the opened units are not the challenged ones")
+    claims = [_claim(layout, opening, result_hash) for opening in openings]
+    digests: Sequence[bytes | None] = workload.expected_digests(spec, claims)
+    for opening, digest in zip(openings, digests, strict=True):
+        _need(digest is not None, f"unit {opening.index} is wrong")
+        assert digest is not None
+        root = audit.fold_opening(layout, opening, digest)
+        _need(root == result_hash, f"unit {opening.index}, recomputed, does not lead to the result hash")
+    return f"{len(units)} of {layout.count} units recomputed"
+
+
+def _claim(layout: audit.Layout, opening: audit.Opening, result_hash: bytes) -> workloads.Claim:
+    return workloads.Claim(opening.index, opening.unit, audit.verify_previous(layout, opening, result_hash))

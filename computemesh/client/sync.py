@@ -1,0 +1,253 @@
+"""The blocking client: `AsyncClient` on an event loop of its own, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from computemesh.client.aio import AsyncClient, AsyncTaskHandle
+from computemesh.client.model import Account, Block, Page, Quote, Task, TaskEvent
+from computemesh.client.orders import Deadline
+from computemesh.client.profile import Profile
+from computemesh.trust.errors import InvalidState
+from computemesh.trust.identity import PrivateKey
+from computemesh.trust.receipt import Check, Receipt
+from computemesh.v1 import ledger_pb2, market_pb2, orchestrator_pb2
+
+T = TypeVar("T")
+
+
+class _Loop:
+    """An event loop in a daemon thread, and the bridge to it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="computemesh-client", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop.is_closed():
+            work.close()
+            raise InvalidState("the client is closed")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C while waiting must end the call too
+            future.cancel()
+            raise
+
+    def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+        async def one() -> tuple[T] | None:
+            try:
+                return (await anext(source),)
+            except StopAsyncIteration:
+                return None
+
+        try:
+            while (item := self.run(one())) is not None:
+                yield item[0]
+        finally:
+            close = getattr(source, "aclose", None)
+            if close is not None and not self._loop.is_closed():
+                self.run(close())
+
+    def close(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+
+class Client:
+    """A customer of a market, and a reader of its ledger. Arguments and methods are those of `AsyncClient`.
+
+    Use it as a context manager, or `close()` it. It may be shared by threads.
+    """
+
+    def __init__(
+        self,
+        profile: Profile | Path | str | None = None,
+        *,
+        market: str | None = None,
+        ledger: str | None = None,
+        api_key: str | None = None,
+        key: PrivateKey | None = None,
+        timeout: float = 15.0,
+        retry_for: float = 10.0,
+    ) -> None:
+        self._async = AsyncClient(
+            profile, market=market, ledger=ledger, api_key=api_key, key=key, timeout=timeout, retry_for=retry_for
+        )
+        self._loop = _Loop()
+        self.profile = self._async.profile
+        self.key = self._async.key
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. Closing twice is fine."""
+        try:
+            self._loop.run(self._async.close())
+        except InvalidState:
+            return
+        self._loop.close()
+
+    def __repr__(self) -> str:
+        return repr(self._async).removeprefix("Async")
+
+    def submit(
+        self,
+        challenge_type: str,
+        payload: Mapping[str, Any] | None = None,
+        reward: str = "10.0",
+        deadline: Deadline = None,
+        priority: int = 0,
+        request_id: str | None = None,
+    ) -> TaskHandle:
+        """Publish a task and hold its reward; see `AsyncClient.submit`."""
+        handle = self._loop.run(
+            self._async.submit(challenge_type, payload, reward, deadline, priority, request_id)
+        )
+        return TaskHandle(handle, self._loop)
+
+    def run(
+        self,
+        challenge_type: str,
+        payload: Mapping[str, Any] | None = None,
+        reward: str = "10.0",
+        deadline: Deadline = None,
+        priority: int = 0,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Task:
+        """`submit`, then wait until the task has ended (`timeout` in seconds). Look at its `status`."""
+        return self._loop.run(
+            self._async.run(challenge_type, payload, reward, deadline, priority, request_id, timeout)
+        )
+
+    def get(self, task_id: str) -> Task:
+        """A task of yours. Raises TaskNotFound, Unauthorized."""
+        return self._loop.run(self._async.get(task_id))
+
+    def list(self, status: str | None = None, challenge_type: str = "", page_size: int = 0) -> Iterator[Task]:
+        """Your tasks, newest first, page by page as you iterate."""
+        return self._loop.iterate(self._async.list(status, challenge_type, page_size))
+
+    def page(
+        self, status: str | None = None, challenge_type: str = "", page_size: int = 0, page_token: str = ""
+    ) -> Page:
+        """One page of `list`, with the number of all tasks that match."""
+        return self._loop.run(self._async.page(status, challenge_type, page_size, page_token))
+
+    def watch(self, task_id: str, cursor: int = 0, timeout: float | None = None) -> Iterator[TaskEvent]:
+        """Every event of a task after `cursor` up to the terminal one; see `AsyncClient.watch`."""
+        return self._loop.iterate(self._async.watch(task_id, cursor, timeout))
+
+    def cancel(self, task_id: str) -> Task:
+        """End a task; what is unspent comes back. Raises InvalidState where it has ended in another way."""
+        return self._loop.run(self._async.cancel(task_id))
+
+    def quote(self, challenge_type: str, payload: Mapping[str, Any] | None = None) -> Quote:
+        """What a task would cost, without creating it. Raises InvalidArgument."""
+        return self._loop.run(self._async.quote(challenge_type, payload))
+
+    def market_info(self) -> market_pb2.GetMarketResponse:
+        """Chain id, keys and task types of the market."""
+        return self._loop.run(self._async.market_info())
+
+    def account(self, address: str | None = None) -> Account:
+        """An account of the ledger; without an address your own. Raises InvalidArgument."""
+        return self._loop.run(self._async.account(address))
+
+    def own_address(self) -> str:
+        """The account orders are paid from. Raises Unauthenticated where it is not known."""
+        return self._loop.run(self._async.own_address())
+
+    def block(self, height: int, full: bool = False) -> Block:
+        """A sealed block; `full` also lists its transaction ids and results. Raises NotFound."""
+        return self._loop.run(self._async.block(height, full))
+
+    def receipt(self, task_id: str) -> Receipt:
+        """Everything a third party needs to believe a completed task. Raises InvalidState before completion."""
+        return self._loop.run(self._async.receipt(task_id))
+
+    def verify(self, receipt: Receipt) -> builtins.list[Check]:
+        """Each step of a receipt's verification, against the log key the profile pins."""
+        return self._loop.run(self._async.verify(receipt))
+
+    def ledger_info(self) -> ledger_pb2.GetLedgerResponse:
+        """Chain id, keys and shares of the ledger."""
+        return self._loop.run(self._async.ledger_info())
+
+    def submit_transactions(
+        self, transactions: Iterable[ledger_pb2.Transaction], sealed: bool = False
+    ) -> builtins.list[ledger_pb2.Outcome]:
+        """Apply signed transactions; see `AsyncClient.submit_transactions`."""
+        return self._loop.run(self._async.submit_transactions(transactions, sealed))
+
+    def ledger(self, method: str, request: Any, timeout: float | None = None) -> Any:
+        """Any unary call of `LedgerService`, by name, with its request message."""
+        return self._loop.run(self._async.ledger(method, request, timeout))
+
+    def orchestrator(self, method: str, request: Any, address: str | None = None) -> Any:
+        """Any unary call of `OrchestratorService`, by name, with its request message."""
+        return self._loop.run(self._async.orchestrator(method, request, address))
+
+    def worker(self, method: str, request: Any, address: str) -> Any:
+        """Any unary call of `WorkerService`, by name, at a worker's control HOST:PORT."""
+        return self._loop.run(self._async.worker(method, request, address))
+
+    def transcript(self, task_id: str, job: int, address: str) -> orchestrator_pb2.AuditTranscript:
+        """How a job's result was audited, from the orchestrator at `address`. Raises NotFound."""
+        return self._loop.run(self._async.transcript(task_id, job, address))
+
+
+class TaskHandle:
+    """A submitted task. `task` is what was last heard of it."""
+
+    def __init__(self, handle: AsyncTaskHandle, loop: _Loop) -> None:
+        self._async, self._loop = handle, loop
+
+    @property
+    def task(self) -> Task:
+        """What was last heard of the task."""
+        return self._async.task
+
+    @property
+    def task_id(self) -> str:
+        """The digest of the order, 64 hexadecimal characters."""
+        return self._async.task_id
+
+    def watch(self, timeout: float | None = None) -> Iterator[TaskEvent]:
+        """Events not seen yet, up to the terminal one."""
+        return self._loop.iterate(self._async.watch(timeout))
+
+    def wait(self, timeout: float | None = None) -> Task:
+        """The task once it has ended. Raises DeadlineExceeded after `timeout` seconds."""
+        return self._loop.run(self._async.wait(timeout))
+
+    def refresh(self) -> Task:
+        """Ask the market how the task is now."""
+        return self._loop.run(self._async.refresh())
+
+    def cancel(self) -> Task:
+        """End the task; see `AsyncClient.cancel`."""
+        return self._loop.run(self._async.cancel())
+
+    def receipt(self) -> Receipt:
+        """The completed task's receipt; see `AsyncClient.receipt`."""
+        return self._loop.run(self._async.receipt())
+
+    def __repr__(self) -> str:
+        return repr(self._async).removeprefix("Async")
