@@ -1,0 +1,95 @@
+"""Puts a market together: store, core, ledger, streams."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import structlog
+
+from computemesh.service.server import build_server, dial, serve
+from computemesh.service.store import GroupCommit, open_sqlite
+from computemesh.trust.errors import InvalidArgument, Unavailable
+from computemesh.trust.identity import PrivateKey
+from computemesh.v1 import common_pb2, market_pb2, market_pb2_grpc
+from market import store
+from market.callers import Callers
+from market.config import Config
+from market.core import Core
+from market.dispatch import DispatchStream
+from market.engine import Engine, now_ms
+from market.ledger_client import LedgerClient
+from market.service import MarketService
+from market.states import Drain
+
+NAME = "computemesh.v1.MarketService"
+DRAIN_S = 0.5
+log = structlog.get_logger("market")
+
+
+@dataclass
+class Market:
+    """A market that is built but does not serve yet."""
+
+    server: grpc.aio.Server
+    port: int
+    engine: Engine
+    ledger: LedgerClient
+    channel: grpc.aio.Channel
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Reloads, serves until `stop`, drains."""
+        await self.engine.restore()
+        background = [asyncio.create_task(self.ledger.run()), asyncio.create_task(self.engine.tick())]
+        for task in background:
+            task.add_done_callback(lambda done: done.cancelled() or done.exception() is None or stop.set())
+        log.info("market serves", port=self.port, ledger=self.ledger.address)
+        try:
+            await serve(self.server, stop, before_stop=self._drain)
+        finally:
+            for task in background:
+                task.cancel()
+            results = await asyncio.gather(*background, return_exceptions=True)
+            await self.ledger.close()
+            await self.channel.close()
+            self.engine.group.close()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _drain(self) -> None:
+        """Tells orchestrators and watchers: `server.stop` would tell open streams nothing."""
+        await self.engine.do(Drain())
+        self.engine.stop_watchers()
+        streams = [item for item in self.engine.connections.values() if isinstance(item, DispatchStream)]
+        notice = common_pb2.DrainNotice(cause="shutting down", until_ms=now_ms() + int(DRAIN_S * 1000))
+        for stream in streams:
+            stream.send(market_pb2.DispatchResponse(drain=notice))
+        await asyncio.sleep(DRAIN_S if streams else 0)
+        for stream in streams:
+            stream.end(Unavailable("the market is stopping; dial again", retry_after_ms=1000))
+
+
+def read_key(path: str) -> PrivateKey:
+    """The key in a file of 64 hexadecimal characters. Raises InvalidArgument."""
+    try:
+        return PrivateKey.from_bytes(bytes.fromhex(Path(path).read_text("ascii").strip()))
+    except (OSError, ValueError) as error:
+        problem = f"cannot read a key (64 hexadecimal characters) from {path}: {error}"
+        raise InvalidArgument(f"key_file: {problem}", violations=[("key_file", problem)]) from None
+
+
+def build(config: Config) -> Market:
+    """Every part of the market, in the running event loop. Raises InvalidArgument for what is wrong with `config`."""
+    key = read_key(config.key_file)
+    callers = Callers(config.chain_id, key.secret, config.api_keys)
+    group = GroupCommit(open_sqlite(Path(config.data_dir) / "market.sqlite", store.SCHEMA))
+    channel = dial(config.ledger)
+    ledger = LedgerClient(channel, config.ledger, config.chain_id, key)
+    engine = Engine(Core(config.lease_ms), group, ledger)
+    service = MarketService(config, key, callers, engine)
+    server, port = build_server(
+        config.listen, lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(service, s), [NAME])
+    return Market(server, port, engine, ledger, channel)

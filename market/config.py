@@ -1,0 +1,24 @@
+"""What a market is told at its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    """One market. Times in milliseconds.
+
+    `api_keys` are "NAME:SHA256HEX" of the API keys it accepts; `orchestrator_keys` the public keys (hexadecimal) it
+    admits to Dispatch, empty for any.
+    """
+
+    data_dir: str
+    chain_id: str
+    key_file: str
+    ledger: str
+    listen: str = "127.0.0.1:7102"
+    api_keys: tuple[str, ...] = ()
+    orchestrator_keys: tuple[str, ...] = ()
+    lease_ms: int = 15_000
+    heartbeat_interval_ms: int = 3_000

@@ -1,0 +1,111 @@
+"""CreateTask: the money first, then the task (DESIGN section 3)."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+from computemesh.trust import envelope, statement
+from computemesh.trust.amount import format_cpc
+from computemesh.trust.errors import InsufficientFunds, InvalidState, MeshError, TaskExpired, Unauthorized
+from computemesh.trust.identity import PrivateKey
+from computemesh.v1 import ledger_pb2, market_pb2
+from market import orders, store
+from market.callers import Caller
+from market.engine import Engine
+from market.states import Create, Spec, State
+
+
+class Creation:
+    """Makes tasks of requests, each at most once."""
+
+    def __init__(self, engine: Engine, chain: str, key: PrivateKey) -> None:
+        self._engine = engine
+        self._chain = chain
+        self._key = key
+        # Two calls with one request id go one after the other, so that the second finds the first's task.
+        self._locks: dict[tuple[bytes, bytes], tuple[asyncio.Lock, int]] = {}
+
+    async def create(self, request: market_pb2.CreateTaskRequest, caller: Caller) -> tuple[Spec, State]:
+        """The task of this request, new or not. Raises what the contract lists."""
+        draft = orders.read(request)
+        orders.check_signer(request, caller)
+        if not draft.request_id:
+            return await self._create(draft, caller, uuid.uuid4().bytes)
+        name = (caller.public_key, draft.request_id)
+        lock, users = self._locks.get(name, (asyncio.Lock(), 0))
+        self._locks[name] = (lock, users + 1)
+        try:
+            async with lock:
+                return await self._create(draft, caller, draft.request_id)
+        finally:
+            lock, users = self._locks.pop(name)
+            if users > 1:
+                self._locks[name] = (lock, users - 1)
+
+    async def _create(self, draft: orders.Draft, caller: Caller, request_id: bytes) -> tuple[Spec, State]:
+        engine = self._engine
+        if draft.request_id:
+            found = await engine.group.read(lambda c: store.task_of_request(c, caller.public_key, request_id))
+            if found is not None:
+                if not orders.same_order(draft, found[0]):
+                    raise orders.conflict(request_id, found[0].task_id)
+                return found
+        now_ms = engine.clock()
+        deadline_s = draft.deadline_s or now_ms // 1000 + orders.DEFAULT_DEADLINE_S
+        orders.check_deadline(deadline_s, now_ms)
+        order = orders.order_of(draft, caller, self._key.public, request_id, deadline_s)
+        signature = self._signed(draft, caller, order)
+        outcome = await engine.ledger.open(order.pack(), signature)
+        if outcome.kind != ledger_pb2.OUTCOME_KIND_APPLIED:
+            order, signature = await self._opened_before(draft, caller, order, outcome)
+        spec = Spec(
+            task_id=order.task_id(self._chain), request_id=request_id, customer_key=caller.public_key,
+            customer=caller.address, challenge_type=draft.challenge_type, payload=draft.payload,
+            reward_units=draft.reward_units, deadline_ms=order.deadline_ms, priority=draft.priority, jobs=draft.jobs,
+            created_ms=engine.clock(), order=order.pack(), order_signature=signature)
+        await engine.do(Create(spec))
+        found = await engine.group.read(lambda c: store.task(c, spec.task_id))
+        assert found is not None
+        return found
+
+    def _signed(self, draft: orders.Draft, caller: Caller, order: statement.Order) -> bytes:
+        if not draft.order_signature:
+            assert caller.account is not None
+            return envelope.sign(caller.account, "order", self._chain, order.pack())
+        if not envelope.verify(order.customer_key, "order", self._chain, order.pack(), draft.order_signature):
+            raise Unauthorized(
+                "order_signature: it is not customer_key's over this order; sign the 164 bytes of docs/PROTOCOL.md "
+                f"section 4 with market_key {self._key.public.hex()} and chain {self._chain!r}",
+                reason="INVALID_SIGNATURE")
+        return draft.order_signature
+
+    async def _opened_before(
+        self, draft: orders.Draft, caller: Caller, order: statement.Order, outcome: ledger_pb2.Outcome
+    ) -> tuple[statement.Order, bytes]:
+        """The order the ledger holds under this request id, if it is this one: then a crash kept the task from being
+        written, and the deadline that the request leaves open was another second. Raises the refusal otherwise."""
+        if outcome.reason == "ID_CONFLICT" and draft.request_id:
+            held = await self._engine.ledger.opened(order.request_id)
+            if held is not None:
+                previous = statement.Order.unpack(held[0])
+                if orders.adoptable(draft, previous, order):
+                    return previous, held[1]
+        raise await self._refusal(caller, order, outcome)
+
+    async def _refusal(self, caller: Caller, order: statement.Order, outcome: ledger_pb2.Outcome) -> MeshError:
+        reason = outcome.reason
+        if reason == "INSUFFICIENT_FUNDS":
+            balance = await self._engine.ledger.balance_units(caller.address)
+            return InsufficientFunds(
+                f"reward {format_cpc(order.reward_units)} CPC, but account {caller.address} holds "
+                f"{format_cpc(balance)} CPC",
+                metadata={"account": caller.address, "reward_units": str(order.reward_units),
+                          "balance_units": str(balance)})
+        if reason == "ID_CONFLICT":
+            return orders.conflict(order.request_id)
+        if reason == "INVALID_SIGNATURE":
+            return Unauthorized(f"the ledger refuses the order: {outcome.message}", reason=reason)
+        if reason == "TASK_EXPIRED":
+            return TaskExpired(f"the ledger refuses the order: {outcome.message}")
+        return InvalidState(f"the ledger refuses the order: {outcome.message}", reason=reason or None)

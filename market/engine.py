@@ -1,0 +1,168 @@
+"""Runs the core: every event's records are made durable, then its effects are carried out, in the order of events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from computemesh.service.store import GroupCommit
+from computemesh.v1 import market_pb2
+from market import store, views
+from market.core import Core
+from market.ledger_client import LedgerClient
+from market.states import (
+    Changed,
+    Created,
+    Effects,
+    Event,
+    EventKind,
+    Inspect,
+    Restore,
+    Send,
+    Spec,
+    Tick,
+)
+
+TICK_S = 0.1
+_LONGEST_QUEUE = 256
+log = structlog.get_logger("market.engine")
+
+
+def now_ms() -> int:
+    """The clock, Unix ms."""
+    return time.time_ns() // 1_000_000
+
+
+class Connection(Protocol):
+    """A Dispatch stream, as the engine sees it."""
+
+    def send(self, item: Send) -> None: ...
+
+
+class Published:
+    """One durable event; its message is built once, however many watch."""
+
+    __slots__ = ("_message", "change")
+
+    def __init__(self, change: Changed) -> None:
+        self.change = change
+        self._message: market_pb2.WatchTaskResponse | None = None
+
+    def message(self, spec: Spec) -> market_pb2.WatchTaskResponse:
+        """The event as customers get it."""
+        if self._message is None:
+            self._message = views.event(spec, self.change)
+        return self._message
+
+
+class Watcher:
+    """What one WatchTask call has not yet seen. One that lags reads the store again instead of growing a queue."""
+
+    def __init__(self) -> None:
+        self.queue: list[Published] = []
+        self.lagging = False
+        self.wake = asyncio.Event()
+
+    def put(self, item: Published) -> None:
+        if len(self.queue) >= _LONGEST_QUEUE:
+            self.queue.clear()
+            self.lagging = True
+        elif not self.lagging:
+            self.queue.append(item)
+        self.wake.set()
+
+
+class Engine:
+    """The core with its store, its ledger and the streams of its orchestrators."""
+
+    def __init__(self, core: Core, group: GroupCommit, ledger: LedgerClient, clock: Callable[[], int] = now_ms) -> None:
+        self.core = core
+        self.group = group
+        self.ledger = ledger
+        self.clock = clock
+        self.connections: dict[int, Connection] = {}
+        self.watchers: dict[bytes, set[Watcher]] = {}
+        self.stopping = False
+        self._in_flight = 0
+        ledger.on_event = self.do
+
+    def do(self, event: Event) -> asyncio.Future[None]:
+        """Steps the core at once; the future resolves when the records are durable and the effects under way."""
+        effects = self.core.step(event, self.clock())
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not effects.persist and not self._in_flight:
+            self._perform(effects)
+            done.set_result(None)
+            return done
+        # A step without records waits its turn too, or its messages would overtake those of the step before.
+        self._in_flight += 1
+        durable = self.group.submit(lambda connection: store.record(connection, effects.persist))
+
+        def finish(_: asyncio.Future[None]) -> None:
+            self._in_flight -= 1
+            self._perform(effects)
+            if not done.done():
+                done.set_result(None)
+
+        durable.add_done_callback(finish)
+        return done
+
+    async def restore(self) -> None:
+        """Reloads every live task."""
+        tasks = await self.group.read(store.live_tasks)
+        await self.do(Restore(tuple(tasks)))
+        if tasks:
+            log.info("tasks reloaded", count=len(tasks))
+
+    async def tick(self) -> None:
+        """Tells the core that time passes, for ever."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            await self.do(Tick())
+
+    def stop_watchers(self) -> None:
+        """Ends all WatchTask calls: their customers resume elsewhere or later."""
+        self.stopping = True
+        for watchers in self.watchers.values():
+            for watcher in watchers:
+                watcher.wake.set()
+
+    def watch(self, task_id: bytes) -> Watcher:
+        """A watcher that gets every event made durable from now on."""
+        watcher = Watcher()
+        self.watchers.setdefault(task_id, set()).add(watcher)
+        return watcher
+
+    def unwatch(self, task_id: bytes, watcher: Watcher) -> None:
+        """Ends a watch."""
+        watchers = self.watchers.get(task_id, set())
+        watchers.discard(watcher)
+        if not watchers:
+            self.watchers.pop(task_id, None)
+
+    def _perform(self, effects: Effects) -> None:
+        for record in effects.persist:
+            if isinstance(record, Created):
+                self._publish(Changed(record.spec.task_id, record.state, EventKind.CREATED))
+            elif record.kind is not None:
+                self._publish(record)
+        for item in effects.send:
+            connection = self.connections.get(item.connection)
+            if connection is not None:
+                connection.send(item)
+        for call in effects.ledger:
+            if isinstance(call, Inspect):
+                self.ledger.inspect(call)
+            else:
+                self.ledger.submit(call)
+
+    def _publish(self, change: Changed) -> None:
+        watchers = self.watchers.get(change.task_id)
+        if watchers:
+            item = Published(change)
+            for watcher in watchers:
+                watcher.put(item)

@@ -1,0 +1,193 @@
+"""The market's gRPC face for customers: requests in, core and store asked, messages out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import struct
+from collections.abc import AsyncIterator
+from hashlib import sha256
+
+import grpc
+from google.protobuf import json_format, struct_pb2
+
+from computemesh import workloads
+from computemesh.trust.amount import format_cpc
+from computemesh.trust.errors import InvalidArgument, InvalidState, TaskNotFound, Unauthorized, Unavailable
+from computemesh.trust.identity import PrivateKey
+from computemesh.v1 import market_pb2, market_pb2_grpc
+from market import orders, store, views
+from market.callers import Callers
+from market.config import Config
+from market.creation import Creation
+from market.dispatch import DispatchStream
+from market.engine import Engine
+from market.states import TERMINAL, Cancel, Spec, State, Status
+
+DEFAULT_PAGE = 50
+CANCEL_TIMEOUT_S = 15.0
+_EVENTS_AT_ONCE = 500
+_TOKEN = struct.Struct(">q8s")
+
+Context = grpc.aio.ServicerContext
+
+
+class MarketService(market_pb2_grpc.MarketServiceServicer):
+    """Every RPC of the contract; what each may answer stands there."""
+
+    def __init__(self, config: Config, key: PrivateKey, callers: Callers, engine: Engine) -> None:
+        self._config = config
+        self._key = key
+        self._callers = callers
+        self._engine = engine
+        self._creation = Creation(engine, config.chain_id, key)
+
+    async def GetMarket(self, request: market_pb2.GetMarketRequest, context: Context) -> market_pb2.GetMarketResponse:
+        return market_pb2.GetMarketResponse(
+            chain_id=self._config.chain_id, market_key=self._key.public.hex(), challenge_types=workloads.names(),
+            ledger_address=self._config.ledger, ledger_vkey=await self._engine.ledger.vkey(),
+            now_ms=self._engine.clock())
+
+    async def CreateTask(
+        self, request: market_pb2.CreateTaskRequest, context: Context
+    ) -> market_pb2.CreateTaskResponse:
+        caller = self._callers.identify(context, self._engine.clock())
+        spec, state = await self._creation.create(request, caller)
+        return market_pb2.CreateTaskResponse(task=views.task(spec, state))
+
+    async def QuoteTask(self, request: market_pb2.QuoteTaskRequest, context: Context) -> market_pb2.QuoteTaskResponse:
+        self._callers.identify(context, self._engine.clock())
+        task_type = workloads.get(request.challenge_type)
+        _, values = orders.payload_of(request.payload)
+        params = task_type.parse(values)
+        estimate = task_type.price(params)
+        layout = task_type.layout(task_type.split(params, bytes(32))[0])
+        units = layout.segments * layout.units
+        filled = struct_pb2.Struct()
+        json_format.ParseDict(params.model_dump(mode="json", exclude_none=True), filled)
+        return market_pb2.QuoteTaskResponse(
+            price=format_cpc(estimate.upper_bound_units), operations=str(estimate.flops), jobs=task_type.jobs(params),
+            checked_units_per_job=min(task_type.sample_size, units), units_per_job=units, payload=filled)
+
+    async def GetTask(self, request: market_pb2.GetTaskRequest, context: Context) -> market_pb2.GetTaskResponse:
+        spec, state = await self._own_task(request.task_id, context)
+        return market_pb2.GetTaskResponse(task=views.task(spec, state))
+
+    async def ListTasks(self, request: market_pb2.ListTasksRequest, context: Context) -> market_pb2.ListTasksResponse:
+        caller = self._callers.identify(context, self._engine.clock())
+        if request.page_token and request.offset:
+            raise orders.refuse("offset", "and page_token cannot both be set; prefer page_token")
+        filters = _filters_digest(caller.address, request)
+        before = _read_token(request.page_token, filters) if request.page_token else 0
+        limit = request.limit or DEFAULT_PAGE
+        tasks, total, last = await self._engine.group.read(lambda c: store.list_tasks(
+            c, caller.address, request.status, request.challenge_type, before, request.offset, limit))
+        token = base64.urlsafe_b64encode(_TOKEN.pack(last, filters)).decode() if last else ""
+        return market_pb2.ListTasksResponse(
+            tasks=[views.task(*stored) for stored in tasks], next_page_token=token, total=total)
+
+    async def WatchTask(
+        self, request: market_pb2.WatchTaskRequest, context: Context
+    ) -> AsyncIterator[market_pb2.WatchTaskResponse]:
+        spec, state = await self._own_task(request.task_id, context)
+        if request.cursor > state.cursor:
+            raise orders.refuse("cursor", f"{request.cursor} is beyond the task's last event, {state.cursor}")
+        watcher = self._engine.watch(spec.task_id)
+        cursor, behind = request.cursor, True
+        try:
+            while True:
+                if behind:
+                    after = cursor
+                    changes = await self._engine.group.read(
+                        lambda c: store.events_after(c, spec.task_id, after, _EVENTS_AT_ONCE))
+                    behind = len(changes) == _EVENTS_AT_ONCE
+                    events = [views.event(spec, change) for change in changes]
+                else:
+                    if not watcher.queue and not watcher.lagging and not self._engine.stopping:
+                        watcher.wake.clear()
+                        await watcher.wake.wait()
+                    if self._engine.stopping:
+                        raise Unavailable(
+                            f"the market is stopping; resume with cursor {cursor}", retry_after_ms=1000,
+                            metadata={"cursor": str(cursor)})
+                    behind, watcher.lagging = watcher.lagging, False
+                    events = [item.message(spec) for item in watcher.queue]
+                    watcher.queue.clear()
+                for event in events:
+                    if event.cursor > cursor:
+                        cursor = event.cursor
+                        yield event
+                    if event.task.status in TERMINAL:
+                        return
+                if not events and state.status in TERMINAL:
+                    return  # the terminal event itself was seen before
+        finally:
+            self._engine.unwatch(spec.task_id, watcher)
+
+    async def CancelTask(
+        self, request: market_pb2.CancelTaskRequest, context: Context
+    ) -> market_pb2.CancelTaskResponse:
+        spec, state = await self._own_task(request.task_id, context)
+        if state.status not in TERMINAL:
+            state = await self._cancel(spec)
+        if state.status is not Status.CANCELLED:
+            raise InvalidState(
+                f"task {request.task_id} cannot be cancelled: it is {state.status.name}",
+                metadata={"task_id": request.task_id, "status": state.status.name})
+        return market_pb2.CancelTaskResponse(task=views.task(spec, state))
+
+    async def _cancel(self, spec: Spec) -> State:
+        """Asks for the end and waits for the ledger's word on it."""
+        watcher = self._engine.watch(spec.task_id)
+        try:
+            await self._engine.do(Cancel(spec.task_id))
+            async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                while True:
+                    found = await self._engine.group.read(lambda c: store.task(c, spec.task_id))
+                    assert found is not None
+                    if found[1].status in TERMINAL:
+                        return found[1]
+                    await watcher.wake.wait()
+                    watcher.wake.clear()
+                    watcher.queue.clear()
+        except TimeoutError:
+            raise Unavailable(
+                f"the cancellation of task {spec.task_id.hex()} is recorded and will be done, but the ledger at "
+                f"{self._config.ledger} has not confirmed it yet", retry_after_ms=2000,
+                reason="LEDGER_UNAVAILABLE") from None
+        finally:
+            self._engine.unwatch(spec.task_id, watcher)
+
+    async def Dispatch(
+        self, requests: AsyncIterator[market_pb2.DispatchRequest], context: Context
+    ) -> None:
+        await DispatchStream(self._config, self._key, self._engine, context).serve(requests)
+
+    async def _own_task(self, task_id: str, context: Context) -> tuple[Spec, State]:
+        """The caller's task. Raises Unauthenticated, TaskNotFound, Unauthorized."""
+        caller = self._callers.identify(context, self._engine.clock())
+        found = await self._engine.group.read(lambda c: store.task(c, bytes.fromhex(task_id)))
+        if found is None:
+            raise TaskNotFound(f"no task {task_id} in this market", metadata={"task_id": task_id})
+        if found[0].customer != caller.address:
+            raise Unauthorized(
+                f"task {task_id} belongs to another customer than the caller, {caller.address}",
+                metadata={"task_id": task_id, "caller": caller.address})
+        return found
+
+
+def _filters_digest(customer: str, request: market_pb2.ListTasksRequest) -> bytes:
+    return sha256(f"{customer} {request.status} {request.challenge_type}".encode()).digest()[:8]
+
+
+def _read_token(token: str, filters: bytes) -> int:
+    try:
+        before, bound = _TOKEN.unpack(base64.urlsafe_b64decode(token))
+    except (binascii.Error, struct.error, ValueError):
+        raise orders.refuse("page_token", f"{token[:80]!r} is not a token of this market") from None
+    if bound != filters:
+        raise orders.refuse("page_token", "belongs to a list with other filters or of another caller")
+    if before <= 0:
+        raise InvalidArgument("page_token names no place", violations=[("page_token", "names no place")])
+    return int(before)

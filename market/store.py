@@ -1,0 +1,162 @@
+"""The market's tables and the named SQL on them. Times are Unix ms, amounts base units."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from market.states import TERMINAL, Cause, Changed, Created, EventKind, Intent, IntentKind, Phase, Record, Spec, State, Status
+
+_SPEC = (
+    "task_id", "request_id", "customer_key", "customer", "challenge_type", "payload", "reward_units", "deadline_ms",
+    "priority", "jobs", "created_ms", "order_bytes", "order_signature",
+)  # fmt: skip
+_STATE = (
+    "status", "phase", "cursor", "updated_ms", "ended_ms", "jobs_settled", "jobs_running", "detail", "result_hash",
+    "block_height", "refunded_units", "epoch", "orchestrator_key", "orchestrator_address",
+)  # fmt: skip
+_INTENT = ("intent_kind", "intent_tx_id", "intent_cause")
+
+_STATE_COLUMNS = """
+    status INTEGER NOT NULL, phase INTEGER NOT NULL, cursor INTEGER NOT NULL, updated_ms INTEGER NOT NULL,
+    ended_ms INTEGER NOT NULL, jobs_settled INTEGER NOT NULL, jobs_running INTEGER NOT NULL, detail TEXT NOT NULL,
+    result_hash BLOB NOT NULL, block_height INTEGER NOT NULL, refunded_units INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    orchestrator_key BLOB NOT NULL, orchestrator_address TEXT NOT NULL"""
+
+SCHEMA: Sequence[str] = (
+    f"""CREATE TABLE IF NOT EXISTS tasks (
+    number INTEGER PRIMARY KEY,
+    task_id BLOB NOT NULL UNIQUE, request_id BLOB NOT NULL, customer_key BLOB NOT NULL, customer TEXT NOT NULL,
+    challenge_type TEXT NOT NULL, payload BLOB NOT NULL, reward_units INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
+    priority INTEGER NOT NULL, jobs INTEGER NOT NULL, created_ms INTEGER NOT NULL, order_bytes BLOB NOT NULL,
+    order_signature BLOB NOT NULL, {_STATE_COLUMNS}) STRICT""",
+    "CREATE UNIQUE INDEX IF NOT EXISTS tasks_request ON tasks (customer_key, request_id)",
+    "CREATE INDEX IF NOT EXISTS tasks_customer ON tasks (customer, number)",
+    f"CREATE INDEX IF NOT EXISTS tasks_live ON tasks (number) WHERE phase < {int(Phase.ENDED)}",
+    f"""CREATE TABLE IF NOT EXISTS task_events (
+    task_id BLOB NOT NULL, event_cursor INTEGER NOT NULL, kind INTEGER NOT NULL, {_STATE_COLUMNS},
+    PRIMARY KEY (task_id, event_cursor)) STRICT, WITHOUT ROWID""",
+    # Transactions owed to the ledger: written with the change that needs them, removed once the ledger answered.
+    """CREATE TABLE IF NOT EXISTS intents (
+    task_id BLOB PRIMARY KEY, intent_kind INTEGER NOT NULL, intent_tx_id BLOB NOT NULL,
+    intent_cause INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
+)
+
+
+def _marks(names: Sequence[str]) -> str:
+    return ", ".join("?" * len(names))
+
+
+_INSERT_TASK = (
+    f"INSERT INTO tasks ({', '.join((*_SPEC, *_STATE))}) VALUES ({_marks((*_SPEC, *_STATE))})")
+_UPDATE_TASK = f"UPDATE tasks SET {', '.join(f'{name} = ?' for name in _STATE)} WHERE task_id = ?"
+_INSERT_EVENT = (
+    f"INSERT INTO task_events (task_id, event_cursor, kind, {', '.join(_STATE)}) VALUES (?, ?, ?, {_marks(_STATE)})")
+_PUT_INTENT = f"INSERT OR REPLACE INTO intents (task_id, {', '.join(_INTENT)}) VALUES (?, ?, ?, ?)"
+_DROP_INTENT = "DELETE FROM intents WHERE task_id = ?"
+_TASK_COLUMNS = ", ".join(f"tasks.{name}" for name in (*_SPEC, *_STATE))
+_SELECT_TASK = (
+    f"SELECT {_TASK_COLUMNS}, {', '.join(_INTENT)}, tasks.number FROM tasks"
+    " LEFT JOIN intents ON intents.task_id = tasks.task_id")
+
+Stored = tuple[Spec, State]
+
+
+def _spec_row(spec: Spec) -> tuple[Any, ...]:
+    return (spec.task_id, spec.request_id, spec.customer_key, spec.customer, spec.challenge_type, spec.payload,
+            spec.reward_units, spec.deadline_ms, spec.priority, spec.jobs, spec.created_ms, spec.order,
+            spec.order_signature)  # fmt: skip
+
+
+def _state_row(state: State) -> tuple[Any, ...]:
+    return (int(state.status), int(state.phase), state.cursor, state.updated_ms, state.ended_ms, state.jobs_settled,
+            state.jobs_running, state.detail, state.result_hash, state.block_height, state.refunded_units, state.epoch,
+            state.orchestrator_key, state.orchestrator_address)  # fmt: skip
+
+
+def _state(row: Sequence[Any], intent: Intent | None = None) -> State:
+    return State(Status(row[0]), Phase(row[1]), *row[2:14], intent)
+
+
+def _stored(row: Sequence[Any]) -> Stored:
+    kind, tx_id, cause = row[27:30]
+    intent = None if kind is None else Intent(IntentKind(kind), tx_id, Cause(cause))
+    return Spec(*row[:13]), _state(row[13:27], intent)
+
+
+def record(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
+    """Writes the records of one step, in order. Only the last state of a task is kept beside its events."""
+    last: dict[bytes, State] = {}
+    events: list[tuple[Any, ...]] = []
+    for item in records:
+        if isinstance(item, Created):
+            connection.execute(_INSERT_TASK, (*_spec_row(item.spec), *_state_row(item.state)))
+            task_id, kind = item.spec.task_id, EventKind.CREATED
+        else:
+            task_id, last[item.task_id] = item.task_id, item.state
+            if item.kind is None:
+                continue
+            kind = item.kind
+        events.append((task_id, item.state.cursor, int(kind), *_state_row(item.state)))
+    connection.executemany(_UPDATE_TASK, [(*_state_row(state), task_id) for task_id, state in last.items()])
+    connection.executemany(_INSERT_EVENT, events)
+    connection.executemany(
+        _PUT_INTENT,
+        [(task_id, int(s.intent.kind), s.intent.tx_id, int(s.intent.cause)) for task_id, s in last.items() if s.intent])
+    connection.executemany(_DROP_INTENT, [(task_id,) for task_id, s in last.items() if s.intent is None])
+
+
+def live_tasks(connection: sqlite3.Connection) -> list[Stored]:
+    """Every task that has not ended, in order of creation."""
+    rows = connection.execute(f"{_SELECT_TASK} WHERE phase < {int(Phase.ENDED)} ORDER BY tasks.number")
+    return [_stored(row) for row in rows]
+
+
+def task(connection: sqlite3.Connection, task_id: bytes) -> Stored | None:
+    """One task."""
+    row = connection.execute(f"{_SELECT_TASK} WHERE tasks.task_id = ?", (task_id,)).fetchone()
+    return None if row is None else _stored(row)
+
+
+def task_of_request(connection: sqlite3.Connection, customer_key: bytes, request_id: bytes) -> Stored | None:
+    """The task an earlier request made."""
+    row = connection.execute(
+        f"{_SELECT_TASK} WHERE customer_key = ? AND request_id = ?", (customer_key, request_id)).fetchone()
+    return None if row is None else _stored(row)
+
+
+def list_tasks(
+    connection: sqlite3.Connection, customer: str, status: int, challenge_type: str, before: int, offset: int, limit: int
+) -> tuple[list[Stored], int, int]:
+    """A page, newest first: tasks below number `before` (0: from the newest) after `offset` of them; the total that
+    match the filters (0 and "" match all); and the number of the last task where more follow, else 0."""
+    where, values = "customer = ?", [customer]
+    if status:
+        where, values = f"{where} AND status = ?", [*values, status]
+    if challenge_type:
+        where, values = f"{where} AND challenge_type = ?", [*values, challenge_type]
+    (total,) = connection.execute(f"SELECT COUNT(*) FROM tasks WHERE {where}", values).fetchone()
+    rows = connection.execute(
+        f"{_SELECT_TASK} WHERE {where} AND (? = 0 OR tasks.number < ?) ORDER BY tasks.number DESC LIMIT ? OFFSET ?",
+        (*values, before, before, limit + 1, offset)).fetchall()
+    more = rows[limit - 1][30] if len(rows) > limit else 0
+    return [_stored(row) for row in rows[:limit]], total, more
+
+
+def events_after(connection: sqlite3.Connection, task_id: bytes, cursor: int, limit: int) -> list[Changed]:
+    """Events of a task after `cursor`, in order, at most `limit`."""
+    rows = connection.execute(
+        f"SELECT kind, {', '.join(_STATE)} FROM task_events WHERE task_id = ? AND event_cursor > ?"
+        " ORDER BY event_cursor LIMIT ?", (task_id, cursor, limit))
+    return [Changed(task_id, _state(row[1:]), EventKind(row[0])) for row in rows]
+
+
+def ended_among(connection: sqlite3.Connection, task_ids: Iterable[bytes]) -> list[tuple[bytes, Status]]:
+    """Those of the tasks that ended, with how."""
+    found = []
+    for task_id in task_ids:
+        row = connection.execute("SELECT status FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
+        if row is not None and row[0] in TERMINAL:
+            found.append((task_id, Status(row[0])))
+    return found

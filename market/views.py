@@ -1,0 +1,57 @@
+"""Tasks and their events as messages of the contract."""
+
+from __future__ import annotations
+
+from google.protobuf import struct_pb2
+
+from computemesh.trust.amount import format_cpc
+from computemesh.v1 import market_pb2
+from market.states import TERMINAL, Changed, Lease, Phase, Spec, State
+
+
+def task(spec: Spec, state: State) -> market_pb2.Task:
+    """The task as its customer sees it."""
+    held = state.phase in (Phase.LEASED, Phase.CLOSING, Phase.ENDED)
+    ended = state.status in TERMINAL
+    return market_pb2.Task(
+        task_id=spec.task_id.hex(),
+        challenge_type=spec.challenge_type,
+        payload=struct_pb2.Struct.FromString(spec.payload),
+        reward=format_cpc(spec.reward_units),
+        deadline=spec.deadline_ms // 1000,
+        priority=spec.priority,
+        status=market_pb2.TaskStatus.ValueType(int(state.status)),
+        customer=spec.customer,
+        created_ms=spec.created_ms,
+        updated_ms=state.updated_ms,
+        ended_ms=state.ended_ms,
+        jobs_total=spec.jobs,
+        jobs_settled=state.jobs_settled,
+        jobs_running=state.jobs_running,
+        status_detail=state.detail if ended else "",
+        result_hash=state.result_hash.hex(),
+        block_height=state.block_height,
+        order=spec.order,
+        order_signature=spec.order_signature,
+        orchestrator_key=state.orchestrator_key.hex() if held else "",
+        orchestrator_address=state.orchestrator_address if held else "",
+        refunded=format_cpc(state.refunded_units),
+    )
+
+
+def event(spec: Spec, change: Changed) -> market_pb2.WatchTaskResponse:
+    """One event with the task as it was right after it."""
+    assert change.kind is not None
+    return market_pb2.WatchTaskResponse(
+        cursor=change.state.cursor, kind=market_pb2.TaskEventKind.ValueType(int(change.kind)),
+        time_ms=change.state.updated_ms, task=task(spec, change.state))
+
+
+def lease(item: Lease) -> market_pb2.TaskLease:
+    """The task as its orchestrator gets it."""
+    spec = item.spec
+    return market_pb2.TaskLease(
+        task_id=spec.task_id, epoch=item.epoch, challenge_type=spec.challenge_type,
+        payload=struct_pb2.Struct.FromString(spec.payload), reward_units=spec.reward_units,
+        deadline_ms=spec.deadline_ms, priority=spec.priority, customer=spec.customer, jobs=spec.jobs,
+        created_ms=spec.created_ms)
