@@ -32,7 +32,7 @@ class Profile:
     orchestrator: str = ""
     chain_id: str = ""
     ledger_vkey: str = ""
-    api_key: str = ""
+    api_key: str = field(default="", repr=False)
     key_file: str = ""
     authority_key_file: str = ""
     addresses: Mapping[str, str] = field(default_factory=dict)
