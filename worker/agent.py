@@ -16,10 +16,10 @@ from computemesh.trust.errors import InvalidArgument, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1.common_pb2 import Capabilities, Device
 from computemesh.v1.worker_pb2 import WorkerAgentStatus, WorkerDescription
-from worker import core
 from worker.config import WorkerConfig
-from worker.core import Core, Effects, Event, Finished, Pause, Resume, State, Tick
+from worker.core import Core
 from worker.devices import environments
+from worker.events import Dialled, Effects, Event, Finished, Pause, Received, Resume, State, StreamEnded, Tick
 from worker.nonce import NonceFile
 from worker.process import DeviceUnavailable, ExecutorProcess
 from worker.service import ControlServer
@@ -71,7 +71,7 @@ class Agent:
         self._inbox: asyncio.Queue[tuple[Session | None, Event]] = asyncio.Queue()
         self._session: Session | None = None
         self._turn = asyncio.Lock()
-        self._executors: list[ExecutorProcess] = []
+        self.executors: list[ExecutorProcess] = []
         self._nonces: NonceFile | None = None
         self.capabilities = Capabilities()
         self.core: Core | None = None
@@ -82,20 +82,17 @@ class Agent:
         self._nonces = NonceFile(self._folder)
         cache = str((self._folder / "compile-cache").absolute())
         places = environments(self.config.platform)
-        self._executors = [
+        self.executors = [
             ExecutorProcess(lane, place, cache, lambda event: self._inbox.put_nowait((None, event)))
             for lane, place in enumerate(places)
         ]
-        await self._executors[0].start()
-        if self._executors[0].description["platform"] == "cpu":
-            del self._executors[1:]  # GPUs are there, but JAX has no plugin for them
-        await asyncio.gather(*(executor.start() for executor in self._executors[1:]))
-        described = [executor.description for executor in self._executors]
+        await self.executors[0].start()
+        if self.executors[0].description["platform"] == "cpu":
+            del self.executors[1:]  # GPUs are there, but JAX has no plugin for them
+        await asyncio.gather(*(executor.start() for executor in self.executors[1:]))
+        described = [executor.description for executor in self.executors]
         self.capabilities = Capabilities(
-            devices=[
-                Device(kind=d["kind"], platform=d["platform"], memory_bytes=d["memory_bytes"])
-                for d in described
-            ],
+            devices=[Device(kind=d["kind"], platform=d["platform"], memory_bytes=d["memory_bytes"]) for d in described],
             challenge_types=self._types,
             jaxlib_version=described[0]["jaxlib_version"],
             display_name=self.config.display_name[:64],
@@ -104,14 +101,14 @@ class Agent:
         )
         batchable = [name for name in self._types if workloads.get(name).execute_batch is not None]
         self.core = Core(
-            self.key, self.capabilities.SerializeToString(), self._types, batchable, len(self._executors),
+            self.key, self.capabilities.SerializeToString(), self._types, batchable, len(self.executors),
             self._nonces.next, self.config.credits,
         )  # fmt: skip
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then drain and return; at the latest `drain_timeout_ms` after it."""
         async with asyncio.TaskGroup() as tasks:
-            background = [tasks.create_task(executor.keep()) for executor in self._executors]
+            background = [tasks.create_task(executor.keep()) for executor in self.executors]
             background += [tasks.create_task(self._tick()), tasks.create_task(self._dial())]
             background.append(tasks.create_task(self._stop_after(stop)))
             try:
@@ -122,7 +119,7 @@ class Agent:
 
     async def close(self) -> None:
         """End what still runs and release the data folder."""
-        await asyncio.gather(*(executor.close() for executor in self._executors))
+        await asyncio.gather(*(executor.close() for executor in self.executors))
         if self._nonces is not None:
             self._nonces.close()
 
@@ -144,14 +141,14 @@ class Agent:
 
     async def _step(self, session: Session | None, event: Event) -> None:
         assert self.core is not None
-        if isinstance(event, core.Dialled):
+        if isinstance(event, Dialled):
             self._session = session
         if session is not self._session and session is not None:
             return
-        if session is not None and self.core.state is State.CLOSED and isinstance(event, core.Received):
+        if session is not None and self.core.state is State.CLOSED and isinstance(event, Received):
             return  # said goodbye already
         await self._take(event)
-        if isinstance(event, core.StreamEnded):
+        if isinstance(event, StreamEnded):
             self._session = None
 
     async def _take(self, event: Event) -> None:
@@ -167,9 +164,9 @@ class Agent:
         if self._session is not None:
             self._session.send(effects.send)
         for run in effects.run:
-            self._executors[run.lane].run(run)
+            self.executors[run.lane].run(run)
         for lane, group_id in effects.cancel:
-            self._executors[lane].cancel(group_id)
+            self.executors[lane].cancel(group_id)
         for level, event, fields in effects.notes:
             if event == "joined":
                 fields = {**fields, **self._introduction()}

@@ -10,19 +10,34 @@ orchestrator and jobs held never exceed what was asked for; no nonce is used twi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from typing import Any
 
 from computemesh.trust import envelope
 from computemesh.trust.errors import MeshError
-from computemesh.trust.identity import PUBLIC_KEY_BYTES, PrivateKey, valid_public_key
-from computemesh.trust.statement import COMMITMENT_SIZE, hello_body, sign_commitments
+from computemesh.trust.identity import PrivateKey, valid_public_key
+from computemesh.trust.statement import hello_body, sign_commitments
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1.common_pb2 import Goodbye, Greeting, Hello
 from worker import answers as outgoing
 from worker.answers import Answer, Answers, GroupDone
-from worker.lanes import Lanes, Run
+from worker.events import (
+    TRANSITIONS,
+    Dialled,
+    Effects,
+    Event,
+    Finished,
+    LaneDown,
+    LaneUp,
+    Pause,
+    ProtocolViolation,
+    Received,
+    Resume,
+    State,
+    StreamEnded,
+    Tick,
+)
+from worker.lanes import Lanes
 from worker.pace import Pace
 
 NONCES_AHEAD = 1024
@@ -31,105 +46,6 @@ MAX_OPENING_BYTES = 1024 * 1024
 LANES_LOST_AFTER_MS = 10_000
 MAX_DETAIL = 1024
 KILLS_OF_A_POISON_JOB = 2
-
-
-class State(Enum):
-    """Where the stream stands."""
-
-    CLOSED = "closed"
-    GREETING = "greeting"
-    JOINING = "joining"
-    READY = "ready"
-    DRAINING = "draining"
-
-
-_S = State
-TRANSITIONS: dict[tuple[State, str], State] = {
-    (_S.CLOSED, "dialled"): _S.GREETING,
-    (_S.GREETING, "greeting"): _S.JOINING,
-    (_S.JOINING, "welcome"): _S.READY,
-    # Work arrives in DRAINING too: it was under way when the drain began, and is nacked.
-    **{
-        (s, what): s
-        for s in (_S.READY, _S.DRAINING)
-        for what in ("jobs", "challenges", "verdicts", "revokes")
-    },
-    # An orchestrator that shuts down says so whenever it happens to be dialled.
-    **{(s, "drain"): _S.DRAINING for s in (_S.GREETING, _S.JOINING, _S.READY, _S.DRAINING)},
-    (_S.READY, "pause"): _S.DRAINING,
-    (_S.DRAINING, "resume"): _S.READY,
-    (_S.DRAINING, "left"): _S.CLOSED,
-    **{(s, "ended"): _S.CLOSED for s in State},
-}
-
-
-class Dialled:
-    """A stream was opened; the orchestrator speaks first."""
-
-
-class StreamEnded:
-    """The stream is gone, for whatever reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    message: pb.WorkResponse
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Groups that executors are through with: all that were ready at this moment."""
-
-    groups: list[GroupDone]
-
-
-@dataclass(frozen=True, slots=True)
-class LaneUp:
-    lane: int
-
-
-@dataclass(frozen=True, slots=True)
-class LaneDown:
-    lane: int
-
-
-class Tick:
-    """Time passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """The owner wants no new jobs. With `leave`: finish by `deadline_ms` (Unix ms), say goodbye, close."""
-
-    leave: bool = False
-    deadline_ms: int = 0
-
-
-class Resume:
-    """The owner wants jobs again."""
-
-
-Event = Dialled | StreamEnded | Received | Finished | LaneUp | LaneDown | Tick | Pause | Resume
-
-
-class ProtocolViolation(Exception):
-    """The orchestrator sent what it may not send now; the stream is not usable any more."""
-
-
-@dataclass(slots=True)
-class Effects:
-    """What to do, in this order: persist, send, give executors work, stop groups, close the stream.
-
-    `persist` is the nonce up to which a reservation must be durable. `notes` are (level, event, fields) to log.
-    `close` is the cause, None = stay.
-    """
-
-    persist: int | None = None
-    send: list[pb.WorkRequest] = field(default_factory=list)
-    run: list[Run] = field(default_factory=list)
-    cancel: list[tuple[int, int]] = field(default_factory=list)
-    close: str | None = None
-    notes: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -241,9 +157,7 @@ class Core:
             self._refuse(jobs, "DRAINING", "this worker takes no new jobs")
         else:
             if len(jobs) > self.credits:
-                self._refuse(
-                    jobs[self.credits :], "NO_CREDIT", f"{self.credits} credits for {len(jobs)} jobs"
-                )
+                self._refuse(jobs[self.credits :], "NO_CREDIT", f"{self.credits} credits for {len(jobs)} jobs")
                 jobs = jobs[: self.credits]
             self.lanes.add([job for job in jobs if self._acceptable(job)])
         self.credits = max(self.credits - len(batch.jobs), 0)
@@ -252,14 +166,10 @@ class Core:
         if job.lease_id in self.lanes.held or job.lease_id in self.answers:
             raise ProtocolViolation(f"lease {job.lease_id} was given twice")
         if len(job.task_id) != 32:
-            self._nack(
-                job, pb.NACK_KIND_POISON, "INVALID_JOB", f"task_id has {len(job.task_id)} bytes, not 32"
-            )
+            self._nack(job, pb.NACK_KIND_POISON, "INVALID_JOB", f"task_id has {len(job.task_id)} bytes, not 32")
             return False
         if job.challenge_type not in self._types:
-            self._nack(
-                job, pb.NACK_KIND_RETRYABLE, "UNSUPPORTED", f"no task type {job.challenge_type[:64]!r} here"
-            )
+            self._nack(job, pb.NACK_KIND_RETRYABLE, "UNSUPPORTED", f"no task type {job.challenge_type[:64]!r} here")
             return False
         return True
 
@@ -309,9 +219,7 @@ class Core:
         until_ms = notice.until_ms if notice.until_ms > now_ms else now_ms + 30_000
         self._deadline_ms = min(self._deadline_ms or until_ms, until_ms)
         self._leaving = True
-        effects.notes.append(
-            ("info", "orchestrator drains", {"cause": notice.cause[:256], "until_ms": until_ms})
-        )
+        effects.notes.append(("info", "orchestrator drains", {"cause": notice.cause[:256], "until_ms": until_ms}))
 
     # ---- the owner
 
@@ -342,9 +250,7 @@ class Core:
         effects.cancel += empty
         self._refuse(dropped, "DRAINING", "not finished before this worker left")
         self._flush(effects)
-        effects.send.append(
-            pb.WorkRequest(goodbye=Goodbye(cause="drained" if not late else "drain deadline passed"))
-        )
+        effects.send.append(pb.WorkRequest(goodbye=Goodbye(cause="drained" if not late else "drain deadline passed")))
         self._move("left")
         effects.close = "drained"
 
@@ -361,13 +267,9 @@ class Core:
         for job, deaths in ran:
             poison = deaths >= KILLS_OF_A_POISON_JOB and len(ran) == 1
             kind = pb.NACK_KIND_POISON if poison else pb.NACK_KIND_RETRYABLE
-            self._nack(
-                job, kind, "EXECUTOR_DIED", f"the executor died while running this job ({deaths} times)"
-            )
+            self._nack(job, kind, "EXECUTOR_DIED", f"the executor died while running this job ({deaths} times)")
         jobs = [f"{job.task_id.hex()}/{job.index}" for job, _ in ran[:8]]
-        effects.notes.append(
-            ("warning", "executor died", {"lane": event.lane, "jobs": len(ran), "first": jobs})
-        )
+        effects.notes.append(("warning", "executor died", {"lane": event.lane, "jobs": len(ran), "first": jobs}))
 
     def _finished(self, event: Finished, now_ms: int, effects: Effects) -> None:
         jobs: list[pb.Job] = []
@@ -392,9 +294,7 @@ class Core:
                         "job": job.index,
                         "reason": failure[1],
                     }
-                    effects.notes.append(
-                        ("warning", "job failed", {**fields, "detail": failure[2][:MAX_DETAIL]})
-                    )
+                    effects.notes.append(("warning", "job failed", {**fields, "detail": failure[2][:MAX_DETAIL]}))
                 else:
                     jobs.append(job)
                     rows.append((done, position))
@@ -411,9 +311,7 @@ class Core:
         for nonce, job, leaf, (done, at) in zip(
             range(first, self.next_nonce), jobs, outgoing.leaf_hashes(batch), rows, strict=True
         ):
-            answer = Answer(
-                job.task_id, job.index, nonce, leaf, done.layouts[at], done.digests[at], done.units[at]
-            )
+            answer = Answer(job.task_id, job.index, nonce, leaf, done.layouts[at], done.digests[at], done.units[at])
             keep(job.lease_id, answer)
         message = pb.CommitmentBatch(
             lease_ids=[job.lease_id for job in jobs],
@@ -485,4 +383,3 @@ _ON_MESSAGE: dict[str, Callable[[Core, Any, int, Effects], None]] = {
     "revokes": Core._revokes,
     "drain": Core._drain,
 }
-assert COMMITMENT_SIZE == 118 and PUBLIC_KEY_BYTES == 33  # the layouts this file packs

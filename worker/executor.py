@@ -75,13 +75,13 @@ class Link:
 def open_device(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Import JAX, take the device, and say what it is. Raises what JAX raises where there is none."""
     import jax
-    import jaxlib
+    from jaxlib import version as jaxlib_version
 
     cache = settings["cache_dir"]
     if cache:
-        jax.config.update("jax_compilation_cache_dir", cache)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        jax.config.update("jax_compilation_cache_dir", cache)  # type: ignore[no-untyped-call]
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # type: ignore[no-untyped-call]
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)  # type: ignore[no-untyped-call]
     device = jax.local_devices()[0]
     memory = (device.memory_stats() or {}).get("bytes_limit", 0) if device.platform != "cpu" else 0
     if device.platform == "cpu":
@@ -90,7 +90,7 @@ def open_device(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         "kind": device.device_kind,
         "platform": device.platform,
         "memory_bytes": int(memory),
-        "jaxlib_version": jaxlib.__version__,
+        "jaxlib_version": jaxlib_version.__version__,
     }
 
 
@@ -111,9 +111,7 @@ class Executor:
     def __init__(self, lane: int, link: Link, device: Any) -> None:
         self._lane, self._link, self._device = lane, link, device
 
-    def run(
-        self, group_id: int, challenge_type: str, rows: list[tuple[bytes, int, bytes, bytes]]
-    ) -> GroupDone:
+    def run(self, group_id: int, challenge_type: str, rows: list[tuple[bytes, int, bytes, bytes]]) -> GroupDone:
         """All jobs of a group; where the group fails as a whole each runs alone, so that only the bad ones do."""
         started = time.perf_counter_ns()
         done = GroupDone(self._lane, group_id, {}, [], 0, [], [], [], [])

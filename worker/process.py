@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from worker.core import Event, Finished, LaneDown, LaneUp
+from worker.events import Event, Finished, LaneDown, LaneUp
 from worker.executor import LENGTH, frame
 from worker.lanes import Run
 

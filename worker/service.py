@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 
@@ -11,7 +11,7 @@ from computemesh.trust.errors import InvalidState
 from computemesh.v1 import worker_pb2 as pb
 from computemesh.v1.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class Controlled(Protocol):
@@ -48,7 +48,7 @@ class ControlServer:
 
     def __init__(self, agent: Controlled, listen: str) -> None:
         def register(server: grpc.aio.Server) -> None:
-            add_WorkerServiceServicer_to_server(WorkerControl(agent), server)
+            add_WorkerServiceServicer_to_server(WorkerControl(agent), server)  # type: ignore[no-untyped-call]
 
         self._server, self.port = build_server(listen, register, ["computemesh.v1.WorkerService"])
 

@@ -13,7 +13,7 @@ from computemesh.service.outbox import Outbox
 from computemesh.service.server import dial
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
-from worker.core import Dialled, Event, Received, StreamEnded
+from worker.events import Dialled, Event, Received, StreamEnded
 
 GREETING_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
@@ -34,7 +34,7 @@ class Session:
         """Hold the stream until it ends for any reason; the reason is in `cause`. Never raises RpcError."""
         channel = dial(self._address)
         try:
-            call = OrchestratorServiceStub(channel).Work()
+            call = OrchestratorServiceStub(channel).Work()  # type: ignore[no-untyped-call]
             self._outbox = Outbox(call.write)
             self._post(self, Dialled())
             try:

@@ -157,7 +157,8 @@ class Orchestrator(OrchestratorServiceServicer):
 
     def _commitments(self, batch: pb.CommitmentBatch) -> None:
         count = len(batch.lease_ids)
-        assert len(batch.commitments) == count * COMMITMENT_SIZE and len(batch.compute_us) == count
+        assert len(batch.commitments) == count * COMMITMENT_SIZE
+        assert len(batch.compute_us) == count
         root = commitment_root(batch.commitments)
         assert verify_commitments(self.worker_key, CHAIN, count, root, batch.signature)
         self.batches.append(count)
@@ -194,11 +195,10 @@ class Orchestrator(OrchestratorServiceServicer):
             layout = workload.layout(spec)
             opened = parse_openings(answer.openings)
             assert [o.index for o in opened] == sample(seed, leaf, layout.count, workload.sample_size)
-            claims = [
-                Claim(o.index, o.unit, verify_previous(layout, o, commitment.result_hash)) for o in opened
-            ]
+            claims = [Claim(o.index, o.unit, verify_previous(layout, o, commitment.result_hash)) for o in opened]
             for o, digest in zip(opened, workload.expected_digests(spec, claims), strict=True):
-                assert digest is not None and fold_opening(layout, o, digest) == commitment.result_hash
+                assert digest is not None
+                assert fold_opening(layout, o, digest) == commitment.result_hash
             self.settled.append(commitment)
             settled.append(answer.lease_id)
         self._settle(settled)
@@ -214,7 +214,7 @@ def _spec(job: pb.Job) -> JobSpec:
 
 
 async def until(condition, seconds: float = 20.0) -> None:
-    """Wait for `condition()`; fail with its source position when it stays false."""
+    """Wait for `condition()`; TimeoutError where it stays false."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
