@@ -135,8 +135,8 @@ class Workload(Generic[P]):
     price(params)           `Estimate`; an upper bound.
     jobs(params)            number of jobs, without making them.
     make_jobs(params, task_id, range)  the jobs of an ascending range; `split` is the usual way to it.
-    layout(spec)            `trust.audit.Layout` of the job's units. Raises InvalidArgument on params that are
-                            not this type's layout: they come from the network.
+    layout(spec)            `trust.audit.Layout` of the job's units; needs no binding. Raises
+                            InvalidArgument on params that are not this type's: they come from the network.
     execute(spec, context)  `Outcome`; imports JAX inside.
     check(spec, index, unit, previous_root)  the digest unit `index` must have, recomputed alone in numpy; the
                             auditor folds it up the path. Types that are not exact judge the opened bytes and

@@ -72,7 +72,7 @@ class Params(Payload):
 
 
 class Job(NamedTuple):
-    """A job's params, read: the product's size, the chain's length, the key of segment 0 (32 bytes)."""
+    """A job's params, read: the product's size, the chain's length, segment 0's key (empty: from the binding)."""
 
     size: int
     iterations: int
@@ -148,24 +148,32 @@ def read_job(spec: JobSpec) -> Job:
         raise _bad_params(f"matrix_size {size}, iterations {iterations}")
     if iterations * _units(size) > MAX_UNITS_PER_JOB:
         raise _bad_params(f"more than {MAX_UNITS_PER_JOB} tiles")
-    if bound and len(spec.binding) != 32:
+    return Job(size, iterations, b"" if bound else key)
+
+
+def job_key(spec: JobSpec, job: Job) -> bytes:
+    """The key of segment 0. Raises InvalidArgument where the job has no seed and is not bound to a worker."""
+    if job.key:
+        return job.key
+    if len(spec.binding) != 32:
         raise _bad_params("a job without a seed needs the assignment's binding of 32 bytes")
-    if bound:
-        key = tagged("computemesh.v1/synthetic/bound", spec.binding + spec.task_id + _U32.pack(spec.index))
-    return Job(size, iterations, key)
+    return tagged("computemesh.v1/synthetic/bound", spec.binding + spec.task_id + _U32.pack(spec.index))
 
 
 def _bad_params(text: str) -> InvalidArgument:
     return InvalidArgument(f"params of a synthetic job: {text}", violations=[("params", text)])
 
 
-def segment_key(job_key: bytes, segment: int, previous_root: bytes | None) -> bytes:
-    """The 32-byte key of a segment. Raises InvalidArgument unless exactly the first has no previous root."""
+def segment_key(first: bytes, segment: int, previous_root: bytes | None) -> bytes:
+    """The 32-byte key of a segment, `first` being segment 0's.
+
+    Raises InvalidArgument unless exactly segment 0 has no previous root.
+    """
     if (segment == 0) != (previous_root is None):
         raise InvalidArgument(f"segment {segment} has {'no' if segment else 'a'} previous root")
     if previous_root is None:
-        return job_key
-    return tagged("computemesh.v1/synthetic/next", job_key + _U32.pack(segment) + previous_root)
+        return first
+    return tagged("computemesh.v1/synthetic/next", first + _U32.pack(segment) + previous_root)
 
 
 def layout(spec: JobSpec) -> Layout:
@@ -180,13 +188,14 @@ def execute(spec: JobSpec, context: Context) -> Outcome:
     from computemesh.kernels import matmul
 
     job = read_job(spec)
+    first = job_key(spec, job)
     device = context.device if context.device is not None else jax.devices()[0]
     band = matmul.band_rows(job.size, device.platform)
     done: list[bytes] = []
     previous: bytes | None = None
     with jax.default_device(device):
         for segment in range(job.iterations):
-            key = device_blake3.key_words(segment_key(job.key, segment, previous))
+            key = device_blake3.key_words(segment_key(first, segment, previous))
             found = matmul.product_digests(key, size=job.size, band=band)
             done.append(device_blake3.digest_bytes(found))
             context.progress((segment + 1) / job.iterations)
@@ -221,6 +230,7 @@ def check_batch(spec: JobSpec, claims: Sequence[Claim]) -> list[bytes | None]:
     Raises InvalidProof on an index outside the job, InvalidArgument on a wrong or missing previous root.
     """
     job = read_job(spec)
+    first = job_key(spec, job)
     shape, across = job.layout, job.size // TILE
     columns: dict[tuple[bytes, int], np.ndarray] = {}
     # Kept as bytes and widened into two buffers that stay in cache: fresh float bands cost twice the time.
@@ -229,7 +239,7 @@ def check_batch(spec: JobSpec, claims: Sequence[Claim]) -> list[bytes | None]:
     found: dict[int, bytes] = {}
     for claim in sorted(claims, key=lambda claim: claim.index):
         segment = shape.segment_of(claim.index)
-        key = segment_key(job.key, segment, claim.previous_root)
+        key = segment_key(first, segment, claim.previous_root)
         down, across_at = divmod(claim.index % shape.units, across)
         if in_left != (key, down):
             in_left = (key, down)

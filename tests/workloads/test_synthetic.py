@@ -143,10 +143,12 @@ def test_a_chain_needs_the_previous_root_and_the_first_segment_has_none():
         TASK.check(spec, 8, b"", bytes(32))
 
 
-def test_a_job_without_seed_is_nothing_before_it_is_bound():
+def test_a_job_without_seed_has_a_layout_but_no_result_before_it_is_bound():
     spec = TASK.split(TASK.parse({"matrix_size": 64}), TASK_ID)[0]
-    with pytest.raises(InvalidArgument, match="binding"):
-        TASK.layout(spec)
+    assert TASK.layout(spec).count == 4
+    for judge_or_run in (lambda: TASK.check(spec, 0, b"", None), lambda: TASK.execute(spec, Context())):
+        with pytest.raises(InvalidArgument, match="binding"):
+            judge_or_run()
 
 
 @pytest.mark.parametrize(
