@@ -1,0 +1,175 @@
+"""Settled results with what proves them, rebuilt from the stored transactions, leaf hashes and log nodes.
+
+Nothing of a proof is stored per result: a transaction's trees are built when one of its results is asked for, and
+the last few are kept.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import sqlite3
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+
+from computemesh.trust import computechain, identity, merkle, statement
+from computemesh.trust.amount import Shares, job_reward, split
+from computemesh.trust.errors import Internal, NotFound
+from computemesh.trust.statement import COMMITMENT_SIZE
+from computemesh.v1 import ledger_pb2 as pb
+from ledger import proofs, store, wire
+from ledger.evidence import Batch, Settle, batch_tree, result_statements
+
+
+class _SignedBatch:
+    """One worker batch of a settlement with its tree."""
+
+    def __init__(self, batch: Batch, orchestrator_key: bytes) -> None:
+        self.batch = batch
+        self.tree = merkle.Tree(batch_tree(batch)[1])
+        self.results = list(result_statements(batch, orchestrator_key, self.tree.root))
+
+    def commitment(self, index: int) -> bytes:
+        """The packed commitment of the batch's result `index`."""
+        return self.batch.commitments[index * COMMITMENT_SIZE : (index + 1) * COMMITMENT_SIZE]
+
+    def position(self, index: int) -> int:
+        """Where it stands in the batch that the worker signed."""
+        return self.batch.positions[index] if self.batch.positions else index
+
+
+class Settlement:
+    """A settle transaction as stored, by position of its results."""
+
+    def __init__(self, message: pb.Transaction, refusals: bytes, first_leaf: int) -> None:
+        parsed = wire.transaction(message)
+        assert isinstance(parsed.body, Settle)
+        self.transaction = parsed
+        self._batches = [_SignedBatch(batch, parsed.public_key) for batch in parsed.body.batches]
+        self._starts = list(itertools.accumulate((len(batch.results) for batch in self._batches), initial=0))
+        self._refused = [refusal.position for refusal in wire.unpack_refusals(refusals)]
+        self._first_leaf = first_leaf
+
+    @property
+    def count(self) -> int:
+        """Results the transaction holds, refused ones included."""
+        return self._starts[-1]
+
+    @cached_property
+    def tree(self) -> merkle.Tree:
+        """The tree whose root the orchestrator signed."""
+        return merkle.Tree([merkle.leaf_hash(result) for batch in self._batches for result in batch.results])
+
+    def find(self, position: int) -> tuple[_SignedBatch, int]:
+        """The batch of a result and its index there."""
+        at = bisect.bisect_right(self._starts, position) - 1
+        return self._batches[at], position - self._starts[at]
+
+    def leaf_index(self, position: int) -> int:
+        """The settled result's leaf in its block: refused ones have none."""
+        return self._first_leaf + position - bisect.bisect_left(self._refused, position)
+
+    def settled(self) -> Iterator[int]:
+        """Positions of the settled results, in order."""
+        refused = set(self._refused)
+        return (position for position in range(self.count) if position not in refused)
+
+
+class Library:
+    """Reads results and proofs of a ledger through one connection. `shares` are the chain's."""
+
+    def __init__(self, connection: sqlite3.Connection, shares: Shares) -> None:
+        self._connection, self._shares = connection, shares
+        self.message = lru_cache(maxsize=256)(self._message)
+        self._settlement = lru_cache(maxsize=64)(self._load_settlement)
+        self._block_tree = lru_cache(maxsize=16)(self._load_block_tree)
+
+    def _row(self, number: int) -> store.Row:
+        row = store.transaction_by_number(self._connection, number)
+        if row is None:
+            raise Internal(f"transaction {number} is missing from the store")
+        return row
+
+    def _message(self, number: int) -> pb.Transaction:
+        return pb.Transaction.FromString(self._row(number)[0])
+
+    def _load_settlement(self, number: int) -> Settlement:
+        body, refusals, first_leaf = self._row(number)
+        return Settlement(pb.Transaction.FromString(body), refusals, first_leaf)
+
+    def _load_block_tree(self, height: int) -> merkle.Tree:
+        leaves = store.block_leaves(self._connection, height)
+        return merkle.Tree([leaves[at : at + 32] for at in range(0, len(leaves), 32)])
+
+    def node(self, level: int, position: int) -> bytes:
+        """A perfect node of the log tree."""
+        return store.node(self._connection, level, position)
+
+    def result(self, place: int, escrow: store.Row | None = None) -> pb.Result:
+        """One settled result; block_height 0 until it is sealed."""
+        number, position = divmod(place, store.PLACES)
+        settlement = self._settlement(number)
+        batch, index = settlement.find(position)
+        commitment = statement.Commitment.unpack(batch.commitment(index))
+        if escrow is None or escrow[1] != commitment.task_id:
+            escrow = store.escrow(self._connection, commitment.task_id)
+            assert escrow is not None
+        units = job_reward(escrow[4], commitment.job, escrow[8])
+        proof = batch.batch.proof_hashes[index * 32 : index * 32 + 32]
+        return pb.Result(
+            task_id=commitment.task_id.hex(), job=commitment.job,
+            worker_address=identity.address_of(commitment.worker_key), result_hash=commitment.result_hash.hex(),
+            proof=proof.hex(), nonce=commitment.nonce, signature=batch.batch.worker_signature.hex(),
+            block_height=store.height_of(self._connection, number) or 0,
+            leaf_index=settlement.leaf_index(position), reward_units=units,
+            worker_units=split(units, self._shares).worker)
+
+    def proven(self, place: int, log_size: int) -> pb.ProvenResult:
+        """One sealed result with all its evidence, up to the log's first `log_size` headers.
+
+        Raises NotFound where its block is not among them.
+        """
+        number, position = divmod(place, store.PLACES)
+        height = store.height_of(self._connection, number)
+        if height is None or height >= log_size:
+            raise NotFound("the result is not in a sealed block yet", reason="RESULT_NOT_FOUND")
+        settlement = self._settlement(number)
+        batch, index = settlement.find(position)
+        commitment_position = batch.position(index)
+        leaf_index = settlement.leaf_index(position)
+        block = store.block(self._connection, height)
+        assert block is not None
+        assigned = self._assignment(batch.commitment(index))
+        return pb.ProvenResult(
+            result=batch.results[index], commitment=batch.commitment(index),
+            commitment_position=commitment_position, commitment_count=batch.tree.size,
+            commitment_path=batch.tree.path(commitment_position), worker_signature=batch.batch.worker_signature,
+            orchestrator_key=settlement.transaction.public_key, settle_id=settlement.transaction.id,
+            settle_position=position, settle_count=settlement.count, settle_path=settlement.tree.path(position),
+            settle_signature=settlement.transaction.signature, header=block[2], leaf_index=leaf_index,
+            compute_path=self._block_tree(height).path(leaf_index),
+            header_path=proofs.inclusion(self.node, height, log_size),
+            assignment=assigned.assign.assignment, assignment_id=assigned.id, assignment_signature=assigned.signature)
+
+    def _assignment(self, commitment: bytes) -> pb.Transaction:
+        """The assignment in force when this was settled: that of the commitment's epoch, or it had been refused."""
+        parsed = statement.Commitment.unpack(commitment)
+        escrow = store.escrow(self._connection, parsed.task_id)
+        number = None if escrow is None else store.assignment_tx(self._connection, escrow[0], parsed.task_epoch)
+        if number is None:
+            raise Internal(f"the assignment of task {parsed.task_id.hex()} epoch {parsed.task_epoch} is missing")
+        return self.message(number)
+
+    def block_results(self, first_tx: int, last_tx: int) -> Iterator[pb.Result]:
+        """The results of the transactions numbered first..last, in leaf order."""
+        for number, _ in store.transaction_ids(self._connection, first_tx, last_tx):
+            if self.message(number).WhichOneof("body") == "settle":
+                for position in self._settlement(number).settled():
+                    yield self.result(number * store.PLACES + position)
+
+    def legacy_root(self, first_tx: int, last_tx: int) -> str:
+        """ComputeChain's root over the same results, as the seed's ComputeResults: a view, never trusted."""
+        return computechain.poc_root([
+            computechain.poc_leaf({name: getattr(result, name) for name in computechain.FIELDS})
+            for result in self.block_results(first_tx, last_tx)
+        ])  # fmt: skip

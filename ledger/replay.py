@@ -1,0 +1,218 @@
+"""Start-up: the log folded again, which must reproduce every header, and the tables compared with what it gives."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+from google.protobuf.message import DecodeError
+
+from computemesh.trust import identity, statement
+from computemesh.trust.amount import MAX_UNITS, Shares
+from computemesh.trust.checkpoint import NoteSigner, sign_note
+from computemesh.trust.errors import InvalidState, MeshError
+from computemesh.v1 import ledger_pb2 as pb
+from ledger import store, wire
+from ledger.block import Chain, SealedBlock
+from ledger.config import Config
+from ledger.core import Account, Effects, Escrow, State
+from ledger.evidence import Assign, Examined, examine
+
+
+class Corrupt(InvalidState):
+    """The stored ledger contradicts itself; serving it would be lying."""
+
+    reason = "LEDGER_CORRUPT"
+
+
+def new_state(config: Config) -> State:
+    """The state before the first transaction. Raises InvalidArgument on a bad key, address or share."""
+    shares = Shares(config.burn_percent, config.worker_percent, config.validator_percent, config.treasury_percent)
+    return State(
+        config.chain_id, bytes.fromhex(config.authority_key), identity.decode_address(config.treasury_address), shares)
+
+
+def identity_of(config: Config, signer: NoteSigner) -> dict[str, str]:
+    """What the first start fixes for good: another value would make another ledger of the same log."""
+    shares = (config.burn_percent, config.worker_percent, config.validator_percent, config.treasury_percent)
+    return {
+        "chain_id": config.chain_id, "authority_key": config.authority_key.lower(),
+        "treasury_address": config.treasury_address, "shares": "/".join(map(str, shares)), "vkey": signer.vkey,
+    }  # fmt: skip
+
+
+def check_identity(connection: sqlite3.Connection, expected: dict[str, str]) -> None:
+    """Raises Corrupt naming the first setting that is not the one the ledger was made with."""
+    stored = store.read_meta(connection)
+    for name, value in expected.items():
+        if stored.get(name) != value:
+            raise Corrupt(
+                f"{name} is {value!r}, but this data directory holds a ledger made with {stored.get(name)!r}; "
+                f"it cannot be changed after the first start")
+
+
+def account_row(address: bytes, account: Account) -> store.Row:
+    """The account as its table has it."""
+    earned, spent = min(account.earned, MAX_UNITS), min(account.spent, MAX_UNITS)
+    return (address, account.balance, account.held, earned, spent, account.highest_nonce.to_bytes(8, "big"))
+
+
+def escrow_row(escrow: Escrow) -> store.Row:
+    """The escrow as its table has it."""
+    return (
+        escrow.no, escrow.task_id, escrow.customer, int(escrow.phase), escrow.reward, escrow.settled, escrow.refunded,
+        escrow.deadline_ms, escrow.jobs, escrow.jobs_settled, escrow.epoch, escrow.orchestrator, escrow.open_tx,
+        escrow.assign_tx)  # fmt: skip
+
+
+def transaction_row(examined: Examined, effects: Effects, body: bytes, first_leaf: int) -> store.Row:
+    """An applied transaction as its table has it."""
+    refusals = wire.pack_refusals(effects.refusals)
+    return (effects.number, examined.transaction.id, examined.digest, body, refusals, first_leaf)
+
+
+def assignment_row(state: State, examined: Examined, number: int) -> store.Row | None:
+    """The row of a transaction that has just assigned an escrow; None for anything else, a repeat included."""
+    body = examined.transaction.body
+    if not isinstance(body, Assign):
+        return None
+    escrow = state.escrows[body.assignment.task_id]
+    return (escrow.no, escrow.epoch, number) if escrow.assign_tx == number else None
+
+
+def block_row(sealed: SealedBlock, signer: NoteSigner) -> store.Row:
+    """A sealed block as its table has it, with its signed checkpoint (Ed25519 is deterministic)."""
+    note = sign_note(sealed.checkpoint.body(), signer)
+    return (
+        sealed.height, sealed.last_tx, sealed.header, b"".join(sealed.leaves), note, sealed.burned, sealed.minted)
+
+
+class Replay:
+    """Folds the log of `connection` into `chain`. `thorough` also looks up every single result."""
+
+    def __init__(self, connection: sqlite3.Connection, config: Config, signer: NoteSigner, thorough: bool) -> None:
+        self.chain = Chain(new_state(config))
+        self.last_seq = -1
+        self._connection, self._signer, self._thorough = connection, signer, thorough
+        self._transactions = store.transaction_rows(connection)
+        self._blocks = store.block_rows(connection)
+        self._assignments: set[store.Row] = set()
+        self._results = self._nodes = 0
+
+    def run(self) -> Iterator[str]:
+        """Yields what differs between log, headers and tables; nothing for a sound ledger.
+
+        A difference in the log ends the replay: nothing after it means anything.
+        """
+        for seq, time_ms, seal, tx_count in store.log_rows(self._connection):
+            if seq != self.last_seq + 1 or time_ms < self.chain.state.time_ms:
+                yield self._at(f"group {seq} does not follow group {self.last_seq}")
+                return
+            self.last_seq = seq
+            self.chain.advance(time_ms)
+            for _ in range(tx_count):
+                problem = self._transaction()
+                if problem:
+                    yield self._at(problem)
+                    return
+            self.chain.collect()
+            if seal:
+                problem = self._block(self.chain.seal())
+                if problem:
+                    yield problem
+                    return
+        if next(self._transactions, None) is not None or next(self._blocks, None) is not None:
+            yield self._at("transactions or blocks go on after the end of the log")
+        yield from self._tables()
+
+    def _at(self, problem: str) -> str:
+        return f"block {self.chain.height}: {problem}"
+
+    def _transaction(self) -> str:
+        row = next(self._transactions, None)
+        if row is None:
+            return "the log names more transactions than are stored"
+        number, _, _, body, _, _ = row
+        try:
+            examined = examine(self.chain.state.chain, wire.transaction(pb.Transaction.FromString(body)))
+        except (DecodeError, MeshError) as error:
+            return f"transaction {number} cannot be read: {error}"
+        first_leaf = self.chain.results
+        effects = self.chain.apply(examined)
+        if not effects.number:
+            return f"transaction {number} is refused: {effects.reason}, {effects.message}"
+        if transaction_row(examined, effects, body, first_leaf) != row:
+            return f"transaction {number} gives another outcome than the stored one"
+        assignment = assignment_row(self.chain.state, examined, number)
+        if assignment:
+            self._assignments.add(assignment)
+        self._results += len(effects.settled)
+        if self._thorough:
+            for escrow, job, position in effects.settled:
+                if store.place(self._connection, escrow, job) != number * store.PLACES + position:
+                    return f"transaction {number}: the table `results` has job {job} of escrow {escrow} elsewhere"
+        return ""
+
+    def _block(self, sealed: SealedBlock) -> str:
+        row = next(self._blocks, None)
+        if row is None:
+            return f"block {sealed.height}: is missing"
+        if row[0] != sealed.height:
+            return f"block {sealed.height}: stored as block {row[0]}"
+        if row[2] != sealed.header:
+            difference = _header_difference(row[2], sealed.header)
+            return f"block {sealed.height}: the replay gives another header: {difference}"
+        if row != block_row(sealed, self._signer):
+            return f"block {sealed.height}: its leaves, checkpoint or sums are not those of the replay"
+        for level, position, value in sealed.nodes:
+            self._nodes += 1
+            try:
+                if store.node(self._connection, level, position) == value:
+                    continue
+            except KeyError:
+                pass
+            return f"block {sealed.height}: node ({level}, {position}) of the log tree differs"
+        return ""
+
+    def _tables(self) -> Iterator[str]:
+        connection, state = self._connection, self.chain.state
+        accounts, after = 0, b""
+        while page := store.accounts_after(connection, after, 1000):
+            for row in page:
+                found = state.accounts.get(row[0])
+                if found is None or account_row(row[0], found) != row:
+                    yield f"table accounts: {row[0].hex()} differs"
+            accounts, after = accounts + len(page), page[-1][0]
+        for row in store.escrow_rows(connection):
+            escrow = state.escrows.get(row[1])
+            if escrow is None or escrow_row(escrow) != row:
+                yield f"table escrows: task {row[1].hex()} differs"
+        if set(store.assignment_rows(connection)) != self._assignments:
+            yield "table assignments: differs"
+        if store.supply(connection) != (state.minted, state.escrowed, state.burned):
+            yield "table supply: differs"
+        sizes = {"accounts": len(state.accounts), "escrows": len(state.escrows), "results": self._results,
+                 "nodes": self._nodes}  # fmt: skip
+        for table, size in sizes.items():
+            if store.count(connection, table) != size:
+                yield f"table {table}: {store.count(connection, table)} rows, the replay gives {size}"
+        if accounts and sum(a.balance for a in state.accounts.values()) + state.escrowed + state.burned != state.minted:
+            yield "supply: accounts, escrow and burned do not sum to what was minted"
+
+
+def _header_difference(stored: bytes, replayed: bytes) -> str:
+    try:
+        old, new = statement.Header.unpack(stored), statement.Header.unpack(replayed)
+    except MeshError as error:
+        return str(error)
+    names = ("chain_hash", "height", "previous", "time_ms", "tx_root", "compute_root", "state_root", "tx_count",
+             "result_count")  # fmt: skip
+    return ", ".join(name for name in names if getattr(old, name) != getattr(new, name)) + " differ"
+
+
+def replay(connection: sqlite3.Connection, config: Config, signer: NoteSigner) -> Replay:
+    """Folds the stored log. Raises Corrupt, naming the block, where anything differs."""
+    folded = Replay(connection, config, signer, thorough=False)
+    for problem in folded.run():
+        raise Corrupt(f"the stored ledger is corrupt and is not served: {problem}")
+    return folded

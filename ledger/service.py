@@ -1,0 +1,249 @@
+"""The gRPC face of the ledger: messages in, writer or tables asked, messages out."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from computemesh.trust import identity, merkle, statement
+from computemesh.trust.amount import Shares
+from computemesh.trust.errors import InvalidArgument, NotFound
+from computemesh.v1 import ledger_pb2 as pb
+from computemesh.v1 import ledger_pb2_grpc
+from ledger import proofs, store, views, wire
+from ledger.config import Config
+from ledger.evidence import examine
+from ledger.proven import Library
+from ledger.writer import Verdict, Writer
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_WATCH_PAGE = 100
+
+
+class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
+    """Every read goes to the tables, and so shows only what is durable."""
+
+    def __init__(self, config: Config, writer: Writer, reader: sqlite3.Connection, vkey: str) -> None:
+        self._config, self._writer, self._reader, self._vkey = config, writer, reader, vkey
+        self._library = Library(reader, Shares(
+            config.burn_percent, config.worker_percent, config.validator_percent, config.treasury_percent))  # fmt: skip
+
+    async def SubmitTransactions(
+        self, request: pb.SubmitTransactionsRequest, context: Context
+    ) -> pb.SubmitTransactionsResponse:
+        """Shape first, for the whole request; then signatures; then one place in line."""
+        size = request.ByteSize()
+        self._writer.admit(size)
+        parsed = [wire.transaction(one, f"transactions[{at}]") for at, one in enumerate(request.transactions)]
+        examined, bodies = [], []
+        for transaction, message in zip(parsed, request.transactions, strict=True):
+            examined.append(examine(self._config.chain_id, transaction))
+            bodies.append(message.SerializeToString())
+            await asyncio.sleep(0)  # a full message takes tens of ms: others may speak between two transactions
+        sealed = request.wait == pb.WAIT_SEALED
+        verdicts = await self._writer.submit(examined, bodies, size, sealed)
+        response = pb.SubmitTransactionsResponse(
+            outcomes=[views.outcome(verdict, self._height_of(verdict.number)) for verdict in verdicts])
+        if sealed:
+            response.checkpoint.CopyFrom(self._checkpoint())
+        return response
+
+    def _height_of(self, number: int) -> int | None:
+        return store.height_of(self._reader, number) if 0 < number <= self._writer.sealed_tx else None
+
+    def _checkpoint(self) -> pb.Checkpoint:
+        newest = store.newest_block(self._reader)
+        assert newest is not None  # block 0 is made before anything is served
+        return views.checkpoint(newest[3])
+
+    async def GetLedger(self, request: pb.GetLedgerRequest, context: Context) -> pb.GetLedgerResponse:
+        """Which ledger this is."""
+        config, newest = self._config, store.newest_block(self._reader)
+        assert newest is not None
+        return pb.GetLedgerResponse(
+            chain_id=config.chain_id, vkey=self._vkey, authority_key=config.authority_key.lower(),
+            treasury_address=config.treasury_address, burn_percent=config.burn_percent,
+            worker_percent=config.worker_percent, validator_percent=config.validator_percent,
+            treasury_percent=config.treasury_percent, block_height=newest[0],
+            block_hash=merkle.leaf_hash(newest[2]).hex())
+
+    async def GetTransaction(self, request: pb.GetTransactionRequest, context: Context) -> pb.GetTransactionResponse:
+        """An applied transaction; refused ones are not kept."""
+        row = store.transaction_by_id(self._reader, bytes.fromhex(request.id))
+        if row is None:
+            raise NotFound(f"id: no transaction {request.id} was applied", reason="TRANSACTION_NOT_FOUND")
+        number, _, body, refusals = row
+        verdict = Verdict(number, refusals=wire.unpack_refusals(refusals))
+        return pb.GetTransactionResponse(
+            transaction=pb.Transaction.FromString(body),
+            outcome=views.outcome(verdict, store.height_of(self._reader, number)))
+
+    async def GetAccount(self, request: pb.GetAccountRequest, context: Context) -> pb.GetAccountResponse:
+        """Balance and sums of an address."""
+        address = identity.decode_address(request.address)
+        return pb.GetAccountResponse(account=views.account(address, store.account(self._reader, address)))
+
+    async def ListAccounts(self, request: pb.ListAccountsRequest, context: Context) -> pb.ListAccountsResponse:
+        """In address order."""
+        size = request.page_size or views.DEFAULT_PAGE
+        after = views.read_token(request.page_token, "accounts", 20) or b""
+        rows = store.accounts_after(self._reader, after, size + 1)
+        token = views.page_token("accounts", rows[size - 1][0]) if len(rows) > size else ""
+        return pb.ListAccountsResponse(
+            accounts=[views.account(row[0], row) for row in rows[:size]], next_page_token=token,
+            total=store.count(self._reader, "accounts"))
+
+    async def GetSupply(self, request: pb.GetSupplyRequest, context: Context) -> pb.GetSupplyResponse:
+        """Where every minted unit is."""
+        minted, accounts, escrowed, burned = store.balances(self._reader)
+        return pb.GetSupplyResponse(
+            minted_units=minted, accounts_units=accounts, escrowed_units=escrowed, burned_units=burned)
+
+    def _escrow(self, task_id: str) -> store.Row:
+        row = store.escrow(self._reader, bytes.fromhex(task_id))
+        if row is None:
+            raise NotFound(f"task_id: no escrow was opened for {task_id}", reason="ESCROW_NOT_FOUND")
+        return row
+
+    async def GetEscrow(self, request: pb.GetEscrowRequest, context: Context) -> pb.GetEscrowResponse:
+        """A task's money, with the signed order and the newest assignment."""
+        row = self._escrow(request.task_id)
+        opened, assigned = row[12], row[13]
+        return pb.GetEscrowResponse(escrow=views.escrow(
+            row, self._library.message(opened), self._library.message(assigned) if assigned else None))  # fmt: skip
+
+    def _block(self, height: int) -> store.Row:
+        row = store.block(self._reader, height) if height < 2**63 else None
+        if row is None:
+            raise NotFound(
+                f"height: no block {height} yet, the newest is {self._newest_height()}", reason="BLOCK_NOT_FOUND")
+        return row
+
+    def _newest_height(self) -> int:
+        newest = store.newest_block(self._reader)
+        return -1 if newest is None else int(newest[0])
+
+    def _numbers(self, row: store.Row) -> tuple[int, int]:
+        """First and last transaction number of a block."""
+        before = store.block(self._reader, row[0] - 1)
+        return (0 if before is None else before[1]) + 1, row[1]
+
+    async def GetBlock(self, request: pb.GetBlockRequest, context: Context) -> pb.GetBlockResponse:
+        """A block's header, and if asked what is in it."""
+        row = self._block(request.height)
+        response = pb.GetBlockResponse(block=views.block(row))
+        if request.full:
+            first, last = self._numbers(row)
+            ids = store.transaction_ids(self._reader, first, last)
+            response.transaction_ids.extend(tx_id.hex() for _, tx_id in ids)
+            for at, result in enumerate(self._library.block_results(first, last)):
+                response.results.append(result)
+                if at % 256 == 255:
+                    await asyncio.sleep(0)
+        return response
+
+    async def ListBlocks(self, request: pb.ListBlocksRequest, context: Context) -> pb.ListBlocksResponse:
+        """Newest first."""
+        size = request.page_size or views.DEFAULT_PAGE
+        key = views.read_token(request.page_token, "blocks", 8)
+        below = 2**63 - 1 if key is None else min(int.from_bytes(key, "big"), 2**63 - 1)
+        rows = store.blocks_down(self._reader, below, size + 1)
+        token = views.page_token("blocks", rows[size - 1][0].to_bytes(8, "big")) if len(rows) > size else ""
+        return pb.ListBlocksResponse(
+            blocks=[views.block(row) for row in rows[:size]], next_page_token=token, total=self._newest_height() + 1)
+
+    async def GetComputeRoot(self, request: pb.GetComputeRootRequest, context: Context) -> pb.GetComputeRootResponse:
+        """The root that counts, and the legacy one."""
+        row = self._block(request.height)
+        header = statement.Header.unpack(row[2])
+        return pb.GetComputeRootResponse(
+            height=row[0], compute_root=header.compute_root.hex(), result_count=header.result_count,
+            legacy_poc_root=self._library.legacy_root(*self._numbers(row)))
+
+    def _place(self, task_id: str, job: int) -> int:
+        row = store.escrow(self._reader, bytes.fromhex(task_id))
+        place = None if row is None else store.place(self._reader, row[0], job)
+        if place is None:
+            raise NotFound(f"job: no result of job {job} of task {task_id} is settled", reason="RESULT_NOT_FOUND")
+        return place
+
+    async def GetResult(self, request: pb.GetResultRequest, context: Context) -> pb.GetResultResponse:
+        """One settled result."""
+        return pb.GetResultResponse(result=self._library.result(self._place(request.task_id, request.job)))
+
+    async def ListResults(self, request: pb.ListResultsRequest, context: Context) -> pb.ListResultsResponse:
+        """A task's settled results in job order; with proofs it waits for their blocks."""
+        escrow = self._escrow(request.task_id)
+        size, kind = request.page_size or views.DEFAULT_PAGE, f"results/{request.task_id}"
+        key = views.read_token(request.page_token, kind, 4)
+        after = -1 if key is None else int.from_bytes(key, "big")
+        rows = store.places_after(self._reader, escrow[0], after, size + 1)
+        response = pb.ListResultsResponse(total=escrow[9])
+        if len(rows) > size:
+            response.next_page_token = views.page_token(kind, rows[size - 1][0].to_bytes(4, "big"))
+        places = [place for _, place in rows[:size]]
+        if request.with_proofs:
+            await self._until_sealed(max(places, default=0) // store.PLACES)
+            response.checkpoint.CopyFrom(self._checkpoint())
+        for at, place in enumerate(places):
+            response.results.append(self._library.result(place, escrow))
+            if request.with_proofs:
+                response.proven.append(self._library.proven(place, response.checkpoint.size))
+            if at % 64 == 63:
+                await asyncio.sleep(0)
+        return response
+
+    async def _until_sealed(self, number: int) -> None:
+        while self._writer.sealed_tx < number:
+            await self._writer.news.wait()
+
+    async def GetInclusionProof(
+        self, request: pb.GetInclusionProofRequest, context: Context
+    ) -> pb.GetInclusionProofResponse:
+        """Waits until the result's block is sealed."""
+        place = self._place(request.task_id, request.job)
+        await self._until_sealed(place // store.PLACES)
+        checkpoint = self._checkpoint()
+        return pb.GetInclusionProofResponse(
+            result=self._library.proven(place, checkpoint.size), checkpoint=checkpoint)
+
+    async def GetConsistencyProof(
+        self, request: pb.GetConsistencyProofRequest, context: Context
+    ) -> pb.GetConsistencyProofResponse:
+        """Between any two sizes of the log."""
+        size = self._newest_height() + 1
+        old, new = request.old_size, request.new_size or size
+        if not 1 <= old <= new <= size:
+            problem = f"{old} and new_size {new}: sizes must satisfy 1 <= old_size <= new_size <= {size}"
+            raise InvalidArgument(f"old_size: {problem}", violations=[("old_size", problem)])
+        node = self._library.node
+        return pb.GetConsistencyProofResponse(
+            old_size=old, new_size=new, old_root=proofs.root(node, old), new_root=proofs.root(node, new),
+            path=proofs.consistency(node, old, new))
+
+    async def GetCheckpoint(self, request: pb.GetCheckpointRequest, context: Context) -> pb.GetCheckpointResponse:
+        """The newest."""
+        return pb.GetCheckpointResponse(checkpoint=self._checkpoint())
+
+    async def WatchBlocks(
+        self, request: pb.WatchBlocksRequest, context: Context
+    ) -> AsyncIterator[pb.WatchBlocksResponse]:
+        """Stored blocks from the table, then each new one; resume with the height after the last one seen."""
+        following = self._newest_height() + 1
+        if request.from_height > following:
+            problem = f"{request.from_height}, the next block will be {following}"
+            raise InvalidArgument(f"from_height: {problem}", violations=[("from_height", problem)])
+        height = request.from_height
+        while not self._writer.closing:
+            news = self._writer.news  # taken before reading, so that no block falls in between
+            rows = store.blocks_up(self._reader, height, _WATCH_PAGE)
+            for row in rows:
+                yield pb.WatchBlocksResponse(block=views.block(row))
+                height = row[0] + 1
+            if len(rows) < _WATCH_PAGE:
+                await news.wait()
+

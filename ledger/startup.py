@@ -1,0 +1,184 @@
+"""From a configuration to a running writer: open, check, replay; or make block 0."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+from computemesh.service.server import build_server, serve, stop_on_signals
+from computemesh.service.store import GroupCommit, open_sqlite
+from computemesh.trust import identity
+from computemesh.trust.checkpoint import NoteSigner
+from computemesh.trust.errors import InvalidArgument
+from computemesh.v1.ledger_pb2_grpc import add_LedgerServiceServicer_to_server
+from ledger import replay, store
+from ledger.block import Chain
+from ledger.config import Config
+from ledger.service import LedgerService
+from ledger.writer import Writer
+
+log = structlog.get_logger("ledger")
+
+
+def database_path(config: Config) -> Path:
+    """Where the ledger's only file is."""
+    return Path(config.data_dir) / "ledger.sqlite"
+
+
+def check(config: Config) -> None:
+    """Raises InvalidArgument naming the setting that cannot be right."""
+    def refuse(name: str, problem: str) -> InvalidArgument:
+        return InvalidArgument(f"{name}: {problem}", violations=[(name, problem)], reason="INVALID_CONFIGURATION")
+
+    try:
+        key = bytes.fromhex(config.authority_key)
+    except ValueError:
+        key = b""
+    if not identity.valid_public_key(key):
+        raise refuse("authority_key", f"{config.authority_key!r} is not a compressed public key, 66 hex characters")
+    if not config.chain_id or any(c.isspace() or c in "+/" for c in config.chain_id):
+        raise refuse("chain_id", f"{config.chain_id!r} must be non-empty, without spaces, '+' and '/'")
+    if not 1 <= config.block_interval_ms <= 60_000:
+        raise refuse("block_interval_ms", f"{config.block_interval_ms} must be 1..60000")
+    if not 1 <= config.block_max_results <= 2**20:
+        raise refuse("block_max_results", f"{config.block_max_results} must be 1..{2**20}")
+    replay.new_state(config)  # address and shares name themselves
+
+
+def load_signer(config: Config) -> NoteSigner:
+    """The log's signing key. Raises InvalidArgument naming `log_key_file`."""
+    try:
+        seed = bytes.fromhex(Path(config.log_key_file).read_text("ascii").strip())
+    except (OSError, ValueError) as error:
+        problem = f"{config.log_key_file} cannot be read as an Ed25519 seed of 64 hex characters: {error}"
+        refusal = InvalidArgument(
+            f"log_key_file: {problem}", violations=[("log_key_file", problem)], reason="INVALID_CONFIGURATION")
+        raise refusal from None
+    return NoteSigner(f"{config.chain_id}/blocks", seed)
+
+
+def _found(connection: sqlite3.Connection, config: Config, signer: NoteSigner, now_ms: int) -> tuple[Chain, int]:
+    """Makes block 0 durable."""
+    chain = Chain(replay.new_state(config))
+    chain.advance(now_ms)
+    chain.collect()
+    sealed = chain.seal()
+    rows = store.Rows(
+        log=[(0, now_ms, 1, 0)], blocks=[replay.block_row(sealed, signer)], nodes=list(sealed.nodes),
+        supply=[(0, 0, 0)])  # fmt: skip
+    connection.execute("BEGIN IMMEDIATE")
+    store.write_meta(connection, replay.identity_of(config, signer))
+    store.write(connection, rows)
+    connection.execute("COMMIT")
+    return chain, 0
+
+
+def recover(
+    connection: sqlite3.Connection, config: Config, signer: NoteSigner, now_ms: int
+) -> tuple[Chain, int]:
+    """(the fold as it stood, sequence number of its last group). Raises Corrupt."""
+    if not store.read_meta(connection):
+        return _found(connection, config, signer, now_ms)
+    replay.check_identity(connection, replay.identity_of(config, signer))
+    began = time.monotonic()
+    folded = replay.replay(connection, config, signer)
+    log.info(
+        "replayed", blocks=folded.chain.height, transactions=folded.chain.state.next_tx - 1,
+        seconds=round(time.monotonic() - began, 3))
+    return folded.chain, folded.last_seq
+
+
+class Running:
+    """A ledger that serves. `stop` seals what is open, makes it durable and lets go of the folder."""
+
+    def __init__(self, config: Config, clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+        """Recovers, without serving yet. Raises InvalidArgument on the configuration, Corrupt on the store."""
+        check(config)
+        path, signer = database_path(config), load_signer(config)
+        self._lock = _lock(path)
+        connection = open_sqlite(path, store.SCHEMA)
+        try:
+            chain, last_seq = recover(connection, config, signer, clock())
+        except BaseException:
+            connection.close()
+            self._lock.close()
+            raise
+        self._reader = store.open_reader(str(path))
+        self._group = GroupCommit(connection)
+        self.writer = Writer(
+            chain, last_seq, self._group, self._reader, signer, block_interval_ms=config.block_interval_ms,
+            block_max_results=config.block_max_results, clock=clock)
+        self._service = LedgerService(config, self.writer, self._reader, signer.vkey)
+        self._config = config
+
+    async def start(self) -> None:
+        """Binds and works; `port` and `server` are set. The server itself is started by whoever serves it."""
+        self._work = asyncio.create_task(self.writer.run())
+        self._work.add_done_callback(_end_on_failure)
+        self.server, self.port = build_server(
+            self._config.listen, lambda server: add_LedgerServiceServicer_to_server(self._service, server),
+            ["computemesh.v1.LedgerService"])  # fmt: skip
+
+    async def drain(self) -> None:
+        """No more submissions; what was accepted is sealed, durable and answered."""
+        self.writer.close()
+        await self._work
+
+    def close(self) -> None:
+        """After the server stopped."""
+        self._group.close()
+        self._reader.close()
+        self._lock.close()
+
+
+def _end_on_failure(work: asyncio.Task[None]) -> None:
+    """A fold that raised has an unknown state: nothing more may be answered from it."""
+    if not work.cancelled() and work.exception() is not None:
+        log.critical("the writer failed; ending the process", exc_info=work.exception())
+        os._exit(70)
+
+
+def _lock(path: Path) -> IO[str]:
+    """Two ledgers over one folder would fork the chain. Raises InvalidArgument where another has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        problem = f"{path.parent} is in use by another ledger process"
+        raise InvalidArgument(f"data_dir: {problem}", violations=[("data_dir", problem)]) from None
+    return lock
+
+
+async def run(config: Config) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    running = Running(config)
+    await running.start()
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    log.info("serving", listen=config.listen, port=running.port, chain=config.chain_id)
+    await serve(running.server, stop, before_stop=running.drain)
+    running.close()
+
+
+def fsck(config: Config) -> list[str]:
+    """Everything that differs between the log, its headers and the tables. Changes nothing."""
+    path = database_path(config)
+    if not path.exists():
+        raise InvalidArgument(f"data_dir: there is no ledger at {path}", violations=[("data_dir", "holds no ledger")])
+    signer = load_signer(config)
+    connection = store.open_reader(str(path))
+    try:
+        replay.check_identity(connection, replay.identity_of(config, signer))
+        return list(replay.Replay(connection, config, signer, thorough=True).run())
+    finally:
+        connection.close()

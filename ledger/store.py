@@ -1,0 +1,258 @@
+"""The ledger's named SQL. `log` and `transactions` are the truth; everything else is a projection of them.
+
+A transaction is one row and so is a group of them; a result is one narrow row, found by (escrow, job).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = tuple[Any, ...]
+
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
+    # Groups in order: block time, whether a block was sealed after it, and how many transactions it holds.
+    """CREATE TABLE IF NOT EXISTS log (
+        seq INTEGER PRIMARY KEY, time_ms INTEGER NOT NULL, seal INTEGER NOT NULL, tx_count INTEGER NOT NULL) STRICT""",
+    # Applied transactions in order; `refusals` are u32 position and u8 reason each, `first_leaf` the leaf index of its
+    # first settled result in its block.
+    """CREATE TABLE IF NOT EXISTS transactions (
+        no INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, digest BLOB NOT NULL, body BLOB NOT NULL,
+        refusals BLOB NOT NULL, first_leaf INTEGER NOT NULL) STRICT""",
+    """CREATE TABLE IF NOT EXISTS blocks (
+        height INTEGER PRIMARY KEY, last_tx INTEGER NOT NULL, header BLOB NOT NULL, leaves BLOB NOT NULL,
+        note TEXT NOT NULL, burned INTEGER NOT NULL, minted INTEGER NOT NULL) STRICT""",
+    "CREATE INDEX IF NOT EXISTS blocks_by_tx ON blocks (last_tx)",
+    """CREATE TABLE IF NOT EXISTS nodes (
+        level INTEGER NOT NULL, position INTEGER NOT NULL, hash BLOB NOT NULL,
+        PRIMARY KEY (level, position)) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS accounts (
+        address BLOB PRIMARY KEY, balance INTEGER NOT NULL, held INTEGER NOT NULL, earned INTEGER NOT NULL,
+        spent INTEGER NOT NULL, highest_nonce BLOB NOT NULL) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS escrows (
+        no INTEGER PRIMARY KEY, task_id BLOB NOT NULL UNIQUE, customer BLOB NOT NULL, phase INTEGER NOT NULL,
+        reward INTEGER NOT NULL, settled INTEGER NOT NULL, refunded INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
+        jobs INTEGER NOT NULL, jobs_settled INTEGER NOT NULL, epoch INTEGER NOT NULL, orchestrator BLOB NOT NULL,
+        open_tx INTEGER NOT NULL, assign_tx INTEGER NOT NULL) STRICT""",
+    """CREATE TABLE IF NOT EXISTS assignments (
+        escrow INTEGER NOT NULL, epoch INTEGER NOT NULL, tx INTEGER NOT NULL,
+        PRIMARY KEY (escrow, epoch)) STRICT, WITHOUT ROWID""",
+    # place = transaction number * 4096 + position in the transaction
+    """CREATE TABLE IF NOT EXISTS results (
+        escrow INTEGER NOT NULL, job INTEGER NOT NULL, place INTEGER NOT NULL,
+        PRIMARY KEY (escrow, job)) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS supply (
+        one INTEGER PRIMARY KEY CHECK (one = 1), minted INTEGER NOT NULL, escrowed INTEGER NOT NULL,
+        burned INTEGER NOT NULL) STRICT""",
+)
+
+PLACES = 4096
+
+
+@dataclass(slots=True)
+class Rows:
+    """What one commit writes, in the column order of the tables."""
+
+    log: list[Row] = field(default_factory=list)
+    transactions: list[Row] = field(default_factory=list)
+    blocks: list[Row] = field(default_factory=list)
+    nodes: list[Row] = field(default_factory=list)
+    accounts: list[Row] = field(default_factory=list)
+    escrows: list[Row] = field(default_factory=list)
+    assignments: list[Row] = field(default_factory=list)
+    results: list[Row] = field(default_factory=list)
+    supply: list[Row] = field(default_factory=list)
+
+
+_WRITES = (
+    ("log", "INSERT INTO log VALUES (?, ?, ?, ?)"),
+    ("transactions", "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?)"),
+    ("blocks", "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)"),
+    ("nodes", "INSERT INTO nodes VALUES (?, ?, ?)"),
+    ("accounts", "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?)"),
+    ("escrows", "INSERT OR REPLACE INTO escrows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"),
+    ("assignments", "INSERT INTO assignments VALUES (?, ?, ?)"),
+    ("results", "INSERT INTO results VALUES (?, ?, ?)"),
+    ("supply", "INSERT OR REPLACE INTO supply VALUES (1, ?, ?, ?)"),
+)
+
+
+def write(connection: sqlite3.Connection, rows: Rows) -> None:
+    """Writes everything in `rows`, inside the caller's transaction."""
+    for name, statement in _WRITES:
+        batch = getattr(rows, name)
+        if batch:
+            connection.executemany(statement, batch)
+
+
+def open_reader(path: str) -> sqlite3.Connection:
+    """A connection that only reads, and so sees only what is committed."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA query_only=1")
+    connection.execute("PRAGMA busy_timeout=5000")
+    return connection
+
+
+def _one(connection: sqlite3.Connection, statement: str, *values: Any) -> Row | None:
+    row: Row | None = connection.execute(statement, values).fetchone()
+    return row
+
+
+def read_meta(connection: sqlite3.Connection) -> dict[str, str]:
+    """All names and values."""
+    return dict(connection.execute("SELECT name, value FROM meta"))
+
+
+def write_meta(connection: sqlite3.Connection, values: dict[str, str]) -> None:
+    """Adds names and values, inside the caller's transaction."""
+    connection.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
+
+
+def log_rows(connection: sqlite3.Connection) -> Iterator[Row]:
+    """(seq, time_ms, seal, tx_count) in order."""
+    return connection.execute("SELECT seq, time_ms, seal, tx_count FROM log ORDER BY seq")
+
+
+def transaction_rows(connection: sqlite3.Connection) -> Iterator[Row]:
+    """(no, id, digest, body, refusals, first_leaf) in order."""
+    return connection.execute("SELECT * FROM transactions ORDER BY no")
+
+
+def transaction_by_id(connection: sqlite3.Connection, tx_id: bytes) -> Row | None:
+    """(no, digest, body, refusals)."""
+    return _one(connection, "SELECT no, digest, body, refusals FROM transactions WHERE id = ?", tx_id)
+
+
+def outcome_by_id(connection: sqlite3.Connection, tx_id: bytes) -> Row | None:
+    """(no, digest, refusals): what a retry needs, without the body."""
+    return _one(connection, "SELECT no, digest, refusals FROM transactions WHERE id = ?", tx_id)
+
+
+def transaction_by_number(connection: sqlite3.Connection, number: int) -> Row | None:
+    """(body, refusals, first_leaf)."""
+    return _one(connection, "SELECT body, refusals, first_leaf FROM transactions WHERE no = ?", number)
+
+
+def transaction_ids(connection: sqlite3.Connection, first: int, last: int) -> list[Row]:
+    """(no, id) of the transactions numbered first..last."""
+    return connection.execute(
+        "SELECT no, id FROM transactions WHERE no BETWEEN ? AND ? ORDER BY no", (first, last)).fetchall()
+
+
+def height_of(connection: sqlite3.Connection, number: int) -> int | None:
+    """Height of the block that holds the transaction of this number; None until sealed."""
+    row = _one(
+        connection, "SELECT height FROM blocks WHERE last_tx >= ? ORDER BY last_tx, height LIMIT 1", number)
+    return None if row is None else int(row[0])
+
+
+def block(connection: sqlite3.Connection, height: int) -> Row | None:
+    """(height, last_tx, header, burned, minted)."""
+    return _one(connection, "SELECT height, last_tx, header, burned, minted FROM blocks WHERE height = ?", height)
+
+
+def block_rows(connection: sqlite3.Connection) -> Iterator[Row]:
+    """(height, last_tx, header, leaves, note, burned, minted) in order."""
+    return connection.execute("SELECT * FROM blocks ORDER BY height")
+
+
+def blocks_down(connection: sqlite3.Connection, below: int, limit: int) -> list[Row]:
+    """(height, last_tx, header, burned, minted), newest first, of heights below `below`."""
+    return connection.execute(
+        "SELECT height, last_tx, header, burned, minted FROM blocks WHERE height < ? ORDER BY height DESC LIMIT ?",
+        (below, limit)).fetchall()
+
+
+def blocks_up(connection: sqlite3.Connection, start: int, limit: int) -> list[Row]:
+    """(height, last_tx, header, burned, minted), oldest first, of heights from `start` on."""
+    return connection.execute(
+        "SELECT height, last_tx, header, burned, minted FROM blocks WHERE height >= ? ORDER BY height LIMIT ?",
+        (start, limit)).fetchall()
+
+
+def block_leaves(connection: sqlite3.Connection, height: int) -> bytes:
+    """The result leaf hashes of a block, concatenated."""
+    row = _one(connection, "SELECT leaves FROM blocks WHERE height = ?", height)
+    return b"" if row is None else bytes(row[0])
+
+
+def newest_block(connection: sqlite3.Connection) -> Row | None:
+    """(height, last_tx, header, note)."""
+    return _one(connection, "SELECT height, last_tx, header, note FROM blocks ORDER BY height DESC LIMIT 1")
+
+
+def node(connection: sqlite3.Connection, level: int, position: int) -> bytes:
+    """A perfect node of the log tree. Raises KeyError where there is none."""
+    row = _one(connection, "SELECT hash FROM nodes WHERE level = ? AND position = ?", level, position)
+    if row is None:
+        raise KeyError((level, position))
+    return bytes(row[0])
+
+
+def account(connection: sqlite3.Connection, address: bytes) -> Row | None:
+    """(address, balance, held, earned, spent, highest_nonce)."""
+    return _one(connection, "SELECT * FROM accounts WHERE address = ?", address)
+
+
+def accounts_after(connection: sqlite3.Connection, address: bytes, limit: int) -> list[Row]:
+    """Account rows in address order, above `address`."""
+    return connection.execute(
+        "SELECT * FROM accounts WHERE address > ? ORDER BY address LIMIT ?", (address, limit)).fetchall()
+
+
+def count(connection: sqlite3.Connection, table: str) -> int:
+    """Rows of one of the tables above."""
+    if not any(table == name for name, _ in _WRITES):
+        raise ValueError(table)
+    return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+
+def balances(connection: sqlite3.Connection) -> tuple[int, int, int, int]:
+    """(minted, sum of all balances, escrowed, burned), of one moment."""
+    row = _one(
+        connection,
+        "SELECT minted, (SELECT coalesce(sum(balance), 0) FROM accounts), escrowed, burned FROM supply")
+    return (0, 0, 0, 0) if row is None else (row[0], row[1], row[2], row[3])
+
+
+def supply(connection: sqlite3.Connection) -> tuple[int, int, int]:
+    """(minted, escrowed, burned)."""
+    row = _one(connection, "SELECT minted, escrowed, burned FROM supply")
+    return (0, 0, 0) if row is None else (row[0], row[1], row[2])
+
+
+def escrow(connection: sqlite3.Connection, task_id: bytes) -> Row | None:
+    """The escrow's columns in the table's order."""
+    return _one(connection, "SELECT * FROM escrows WHERE task_id = ?", task_id)
+
+
+def escrow_rows(connection: sqlite3.Connection) -> Iterator[Row]:
+    """All escrows in order of opening."""
+    return connection.execute("SELECT * FROM escrows ORDER BY no")
+
+
+def assignment_tx(connection: sqlite3.Connection, escrow_no: int, epoch: int) -> int | None:
+    """Number of the transaction that assigned this epoch."""
+    row = _one(connection, "SELECT tx FROM assignments WHERE escrow = ? AND epoch = ?", escrow_no, epoch)
+    return None if row is None else int(row[0])
+
+
+def assignment_rows(connection: sqlite3.Connection) -> Iterator[Row]:
+    """(escrow, epoch, tx) of all assignments."""
+    return connection.execute("SELECT * FROM assignments")
+
+
+def place(connection: sqlite3.Connection, escrow_no: int, job: int) -> int | None:
+    """Where a job's result stands; None until settled."""
+    row = _one(connection, "SELECT place FROM results WHERE escrow = ? AND job = ?", escrow_no, job)
+    return None if row is None else int(row[0])
+
+
+def places_after(connection: sqlite3.Connection, escrow_no: int, job: int, limit: int) -> list[Row]:
+    """(job, place) of an escrow's results with jobs above `job`, in job order."""
+    return connection.execute(
+        "SELECT job, place FROM results WHERE escrow = ? AND job > ? ORDER BY job LIMIT ?",
+        (escrow_no, job, limit)).fetchall()
