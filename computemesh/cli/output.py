@@ -96,10 +96,12 @@ def fail(error: MeshError) -> int:
             "metadata": error.metadata, "next_step": step or "",
         }})  # fmt: skip
         return 1
-    sys.stderr.write(f"mesh: {error.reason}: {error.message}\n")
-    for field, text in error.violations:
-        if text not in error.message or field not in error.message:
-            sys.stderr.write(f"  {field}: {text}\n")
+    unsaid = [(field, text) for field, text in error.violations if text not in error.message]
+    unnamed = [field for field, text in error.violations if text in error.message and field not in error.message]
+    where = f" ({', '.join(dict.fromkeys(unnamed))})" if unnamed else ""
+    sys.stderr.write(f"mesh: {error.reason}{where}: {error.message}\n")
+    for field, text in unsaid:
+        sys.stderr.write(f"  {field}: {text}\n")
     if step:
         sys.stderr.write(f"  {step}\n")
     return 1

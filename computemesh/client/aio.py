@@ -17,8 +17,7 @@ from computemesh.client import receipts
 from computemesh.client.model import Account, Block, Page, Quote, Task, TaskEvent, status_number, struct_of
 from computemesh.client.orders import Deadline, Wish
 from computemesh.client.profile import Profile
-from computemesh.client.rpc import Pauses, Transport
-from computemesh.service.errors import from_rpc_error
+from computemesh.client.rpc import Pauses, Transport, meaning
 from computemesh.trust.errors import DeadlineExceeded, InvalidState, MeshError, Unauthenticated, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.receipt import Check, Receipt, verify
@@ -180,7 +179,7 @@ class AsyncClient:
                     if event.kind == market_pb2.TASK_EVENT_KIND_ENDED:
                         return
             except grpc.RpcError as error:
-                failure = from_rpc_error(error)
+                failure = meaning(error, f"market at {self._market_address}")
             finally:
                 call.cancel()
             if isinstance(failure, DeadlineExceeded):
@@ -201,7 +200,8 @@ class AsyncClient:
         """Chain id, keys and task types of the market, asked once."""
         if self._known is None:
             stub = self._transport.stub(market_pb2_grpc.MarketServiceStub, self._market_address, "market")
-            known = await self._transport.call(stub.GetMarket, market_pb2.GetMarketRequest())
+            peer = f"market at {self._market_address}"
+            known = await self._transport.call(stub.GetMarket, market_pb2.GetMarketRequest(), peer=peer)
             self._clock_offset_ms = known.now_ms - time.time_ns() // 1_000_000
             self._known = known
         return self._known
@@ -263,16 +263,17 @@ class AsyncClient:
         if not self._ledger_address:
             self._ledger_address = (await self.market_info()).ledger_address
         stub = self._transport.stub(ledger_pb2_grpc.LedgerServiceStub, self._ledger_address, "ledger")
-        return await self._transport.call(getattr(stub, method), request, timeout=timeout)
+        peer = f"ledger at {self._ledger_address}"
+        return await self._transport.call(getattr(stub, method), request, peer=peer, timeout=timeout)
 
     # --- orchestrator ----------------------------------------------------------------------------------------------
 
     async def orchestrator(self, method: str, request: Any, address: str | None = None) -> Any:
         """Any unary call of `OrchestratorService`, by name; `address` defaults to the profile's."""
-        stub = self._transport.stub(
-            orchestrator_pb2_grpc.OrchestratorServiceStub, address or self.profile.orchestrator, "orchestrator"
-        )
-        return await self._transport.call(getattr(stub, method), request, await self._credentials())
+        address = address or self.profile.orchestrator
+        stub = self._transport.stub(orchestrator_pb2_grpc.OrchestratorServiceStub, address, "orchestrator")
+        peer = f"orchestrator at {address}"
+        return await self._transport.call(getattr(stub, method), request, await self._credentials(), peer=peer)
 
     async def transcript(self, task_id: str, job: int, address: str) -> orchestrator_pb2.AuditTranscript:
         """How a job's result was audited, from the orchestrator at `address`. Raises NotFound."""
@@ -285,7 +286,7 @@ class AsyncClient:
     async def worker(self, method: str, request: Any, address: str) -> Any:
         """Any unary call of `WorkerService`, by name, at a worker's control HOST:PORT."""
         stub = self._transport.stub(worker_pb2_grpc.WorkerServiceStub, address, "worker")
-        return await self._transport.call(getattr(stub, method), request, await self._credentials())
+        return await self._transport.call(getattr(stub, method), request, peer=f"worker at {address}")
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
@@ -315,7 +316,8 @@ class AsyncClient:
 
     async def _market(self, method: str, request: Any) -> Any:
         stub = self._transport.stub(market_pb2_grpc.MarketServiceStub, self._market_address, "market")
-        return await self._transport.call(getattr(stub, method), request, await self._credentials())
+        peer = f"market at {self._market_address}"
+        return await self._transport.call(getattr(stub, method), request, await self._credentials(), peer=peer)
 
     async def _open_watch(self, task_id: str, cursor: int, timeout: float) -> Any:
         stub = self._transport.stub(market_pb2_grpc.MarketServiceStub, self._market_address, "market")

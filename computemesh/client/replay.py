@@ -12,7 +12,7 @@ from typing import Any
 
 from computemesh import workloads
 from computemesh.client.sync import Client
-from computemesh.trust import audit, merkle, statement
+from computemesh.trust import audit, identity, merkle, statement
 from computemesh.trust.errors import InvalidProof, MeshError
 from computemesh.trust.receipt import Check, JobEvidence, Receipt
 from computemesh.v1 import orchestrator_pb2
@@ -28,16 +28,57 @@ def replay(client: Client, receipt: Receipt, progress: Callable[[], None] = lamb
     workload = workloads.get(receipt.challenge_type)
     jobs = workload.split(workload.parse(receipt.payload), task_id)
     checks = []
+    bindings = Bindings(client, receipt)
     for position, job in enumerate(receipt.jobs):
         number = statement.Result.unpack(job.result).job
         try:
             transcript = client.transcript(task_id.hex(), number, address)
             detail = judge(receipt.chain, workload, jobs[number], job, transcript)
+            detail += bindings.check(job, transcript.binding)
             checks.append(Check(f"jobs[{position}].replay", True, detail))
         except (MeshError, IndexError, ValueError) as error:
             checks.append(Check(f"jobs[{position}].replay", False, str(error)))
         progress()
     return checks
+
+
+class Bindings:
+    """Which seeds a worker may have been given: one per block between the task's order and its last result.
+
+    A seed from elsewhere could have been chosen, and its answer worked out ahead or copied.
+    """
+
+    SPARE = 64
+    """Blocks before the order that count too: the newest block may be old, and the orchestrator a little behind."""
+
+    def __init__(self, client: Client, receipt: Receipt) -> None:
+        self._client, self._receipt = client, receipt
+        self._hashes: list[bytes] | None = None
+
+    def check(self, job: JobEvidence, binding: bytes) -> str:
+        """Words for the report. Raises InvalidProof where the seed is of no such block."""
+        if not binding:
+            return ""
+        if self._hashes is None:
+            self._hashes = self._blocks()
+        worker = identity.address_of(statement.Result.unpack(job.result).worker_key)
+        known = any(workloads.worker_seed(block, worker) == binding for block in self._hashes)
+        _need(known, "the worker's seed is not bound to a block of the task's time")
+        return ", seed bound to block and worker"
+
+    def _blocks(self) -> list[bytes]:
+        headers = [statement.Header.unpack(job.header) for job in self._receipt.jobs]
+        task_id = statement.Order.unpack(self._receipt.order).task_id(self._receipt.chain)
+        since_ms = self._client.get(task_id.hex()).created_ms
+        hashes: list[bytes] = []
+        spare = self.SPARE
+        for height in range(max(header.height for header in headers), -1, -1):
+            block = self._client.block(height)
+            hashes.append(bytes.fromhex(block.hash))
+            spare -= block.time_ms < since_ms
+            if not spare:
+                break
+        return hashes
 
 
 def _need(condition: bool, problem: str) -> None:

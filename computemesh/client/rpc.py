@@ -15,7 +15,7 @@ import grpc
 from computemesh.service.auth import make_token
 from computemesh.service.errors import from_rpc_error
 from computemesh.service.server import dial
-from computemesh.trust.errors import InvalidArgument, MeshError, ResourceExhausted, Unavailable
+from computemesh.trust.errors import DeadlineExceeded, InvalidArgument, MeshError, ResourceExhausted, Unavailable
 from computemesh.trust.identity import PrivateKey
 
 TOKEN_LIFE_MS = 600_000
@@ -37,10 +37,10 @@ class Transport:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._token, self._token_until_ms = "", 0
 
-    def stub(self, make: Callable[[grpc.aio.Channel], Any], address: str, what: str) -> Any:
-        """The stub of a service at HOST:PORT. Raises InvalidArgument where the address is unknown."""
+    def stub(self, make: Callable[[grpc.aio.Channel], Any], address: str, role: str) -> Any:
+        """The stub of the service that is `role` at HOST:PORT. Raises InvalidArgument where there is no address."""
         if not address:
-            raise InvalidArgument(f"the address of the {what} is not known: name it in the profile")
+            raise InvalidArgument(f"the address of the {role} is not known: name it in the profile")
         if address not in self._channels:
             self._channels[address] = dial(address)
         return make(self._channels[address])
@@ -58,9 +58,15 @@ class Transport:
         return (("authorization", f"Bearer {self._token}"),)
 
     async def call(
-        self, method: Any, request: Any, metadata: tuple[tuple[str, str], ...] = (), timeout: float | None = None
+        self,
+        method: Any,
+        request: Any,
+        metadata: tuple[tuple[str, str], ...] = (),
+        *,
+        peer: str,
+        timeout: float | None = None,
     ) -> Any:
-        """Call a unary method. Raises the MeshError the service meant."""
+        """Call a unary method of `peer` ("market at HOST:PORT"). Raises the MeshError the service meant."""
         limit = self.timeout if timeout is None else timeout
         began = time.monotonic()
         pauses = Pauses(min(self.retry_for, limit))
@@ -69,7 +75,7 @@ class Transport:
             try:
                 return await method(request, timeout=max(left, 0.001), metadata=metadata)
             except grpc.RpcError as error:
-                meant = from_rpc_error(error)
+                meant = meaning(error, peer)
             if not _passes(meant) or not await pauses.wait(meant):
                 raise meant
 
@@ -77,6 +83,17 @@ class Transport:
         """Close every channel."""
         channels, self._channels = list(self._channels.values()), {}
         await asyncio.gather(*(channel.close(None) for channel in channels))
+
+
+def meaning(error: grpc.RpcError, peer: str) -> MeshError:
+    """The error a service meant, or one that says which peer did not answer: the transport's own text does not."""
+    meant = from_rpc_error(error)
+    cause = meant.message.rpartition("Failed to connect to remote host: ")[2]
+    if isinstance(meant, Unavailable) and meant.message.startswith("failed to connect"):
+        return Unavailable(f"the {peer} cannot be reached: {cause}")
+    if meant.message == "Deadline Exceeded":
+        return DeadlineExceeded(f"the {peer} did not answer in time")
+    return meant
 
 
 def _passes(error: MeshError) -> bool:
