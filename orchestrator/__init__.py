@@ -1,0 +1,1 @@
+"""The orchestrator: splits tasks into jobs, streams them to workers, audits the answers, has the ledger settle them."""

@@ -1,0 +1,105 @@
+"""Puts the orchestrator together: database and restart, core, streams, server."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from computemesh.service import server as servers
+from computemesh.service.store import GroupCommit, open_sqlite
+from computemesh.trust.errors import InvalidArgument, MeshError
+from computemesh.trust.identity import PrivateKey
+from computemesh.v1 import ledger_pb2, ledger_pb2_grpc, market_pb2
+from orchestrator import events as e
+from orchestrator import service, settlement, store
+from orchestrator.config import Config
+from orchestrator.core import Core
+from orchestrator.dispatch import Dispatch, read_lease
+from orchestrator.model import Task
+from orchestrator.runtime import Runtime, limits, now_ms
+from orchestrator.submitter import Submitter
+
+# A worker opens one stream and a few unary calls on its connection.
+STREAMS_PER_CONNECTION = 4
+log = structlog.get_logger("orchestrator")
+
+
+def read_key(path: str) -> PrivateKey:
+    """The key in a file of 64 hexadecimal characters. Raises InvalidArgument."""
+    try:
+        return PrivateKey.from_bytes(bytes.fromhex(Path(path).read_text().strip()))
+    except OSError as error:
+        raise InvalidArgument(f"key_file: {path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise InvalidArgument(f"key_file: {path} must hold 64 hexadecimal characters") from None
+
+
+def restore(core: Core, connection: object) -> tuple[list[tuple[bytes, bytes]], list[e.SaveOutcome]]:
+    """Feed the core what was durable: (settle transactions without an answer, outcomes without an acknowledgement).
+
+    Attempts that were committed but not accepted are void: their jobs are queued again, and nobody is blamed.
+    """
+    now = now_ms()
+    outcomes: list[e.SaveOutcome] = []
+    for task_id, epoch, raw, status, completed, detail, root, height in store.open_tasks(connection):
+        try:
+            task = read_lease(market_pb2.TaskLease.FromString(raw))
+        except MeshError as error:
+            task = Task(task_id, epoch, "", ())
+            detail = detail or str(error)
+        if status == store.DECIDED:
+            task.outcome, task.ended = ("COMPLETED" if completed else "FAILED"), True
+            task.detail, task.root, task.height = detail, root, height
+        task.epoch = epoch
+        core.step(e.TaskLeased(task, raw, store.results_of(connection, task_id)), now)
+    pending = []
+    for tx_id, body, answered, refused, height in store.open_settles(connection):
+        parts = settlement.read_parts(ledger_pb2.Transaction.FromString(body), core.state.tasks)
+        core.step(e.SettleRestored(tx_id, parts), now)
+        if not answered:
+            pending.append((tx_id, body))
+            continue
+        core.replay.extend(core.step(e.SettleAnswered(tx_id, refused, height, replay=True), now).work)
+    for task in core.state.tasks.values():
+        if task.outcome in ("COMPLETED", "FAILED"):
+            outcomes.append(e.SaveOutcome(task.id, task.epoch, task.outcome == "COMPLETED", task.detail, task.root,
+                                          task.height, task.settled, b""))
+    return pending, outcomes
+
+
+async def run(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT. Raises MeshError where the configuration cannot work."""
+    key = read_key(config.key_file)
+    connection = open_sqlite(Path(config.data_dir) / "orchestrator.db", store.SCHEMA)
+    boot, next_batch = store.start(connection)
+    core = Core(boot, limits(config), next_batch)
+    pending, outcomes = restore(core, connection)
+    log.info("started", boot=boot, address=key.address, tasks=len(core.state.tasks), unanswered=len(pending))
+    group = GroupCommit(connection)
+    channel = servers.dial(config.ledger)
+    runtime = Runtime(config, key, core, group, ledger_pb2_grpc.LedgerServiceStub(channel))
+    server, port = servers.build_server(
+        config.listen, lambda it: service.register(runtime, it), [service.SERVICE],
+        max_concurrent_streams=STREAMS_PER_CONNECTION,
+    )  # fmt: skip
+    runtime.submitter = Submitter(runtime)
+    advertised = config.advertise or f"{config.listen.rsplit(':', 1)[0]}:{port}"
+    runtime.dispatch = Dispatch(runtime, advertised)
+    for row in outcomes:
+        runtime.dispatch.outcome(row)
+    for work in core.replay:
+        runtime.do(work)
+    for tx_id, body in pending:
+        runtime.spawn(runtime.submitter.send(tx_id, body, sealed=True))
+    for part in (runtime.submitter.run(), runtime.submitter.follow_blocks(), runtime.dispatch.run(), runtime.ticks()):
+        runtime.spawn(part)
+    stop = asyncio.Event()
+    servers.stop_on_signals(stop)
+    log.info("serving", port=port, advertise=advertised)
+    try:
+        await servers.serve(server, stop, before_stop=runtime.shut_down)
+    finally:
+        await runtime.close()
+        await channel.close()

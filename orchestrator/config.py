@@ -1,0 +1,37 @@
+"""Configuration of the orchestrator; every time is in milliseconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    """Addresses are HOST:PORT. `advertise` is where workers and receipts find this orchestrator (empty: `listen`)."""
+
+    data_dir: str
+    key_file: str
+    listen: str = "127.0.0.1:7103"
+    advertise: str = ""
+    chain_id: str = "computemesh-local"
+    market: str = "127.0.0.1:7102"
+    ledger: str = "127.0.0.1:7101"
+    # Silence of a worker for this long ends its leases.
+    worker_lease_ms: int = 15_000
+    heartbeat_interval_ms: int = 3_000
+    # A job that no heartbeat named for this long is given to another worker.
+    job_lease_ms: int = 60_000
+    # Time a challenge may stay unanswered.
+    opening_timeout_ms: int = 10_000
+    audit_threads: int = 2
+    # Tasks held at once.
+    task_credits: int = 64
+    # A lower priority that was not served for this long counts as one priority higher, and so on.
+    aging_ms: int = 5_000
+    # After this many wrong results in a row a worker is given nothing for the cooldown.
+    wrong_streak: int = 3
+    wrong_cooldown_ms: int = 600_000
+    # A job that failed this often, whoever tried it, fails its task.
+    max_attempts: int = 32
+    # Time running jobs have to finish when the orchestrator is told to stop.
+    drain_ms: int = 3_000

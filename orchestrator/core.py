@@ -1,0 +1,297 @@
+"""The orchestrator's decisions: `Core.step(event, now_ms) -> Effects`. No I/O, no clock, no randomness.
+
+The table `STEPS` names the function for each event. Jobs and leases are in `state.py`, audits and settlements in
+`judging.py`; here are tasks, workers and time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from orchestrator import events as e
+from orchestrator import judging
+from orchestrator.model import TRANSITIONS, Cause, Job, Lease, Task, Trouble, Worker
+from orchestrator.state import (
+    POISON_WORKERS,
+    UNANSWERED_LIMIT,
+    Limits,
+    State,
+    backoff,
+    end_attempts,
+    fail_task,
+    lost,
+    place,
+    requeue,
+)
+
+__all__ = ["STEPS", "Core", "Limits"]
+
+
+class Core:
+    """The fold. `state` may be read by anyone; only `step` changes it."""
+
+    def __init__(self, boot: int, limits: Limits | None = None, next_batch: int = 1) -> None:
+        self.state = State(boot, limits or Limits(), next_batch)
+        # Work that restoring asked for, to be done once the shell runs.
+        self.replay: list[e.Work] = []
+
+    def step(self, event: e.Event, now_ms: int) -> e.Effects:
+        """Take in one event; `now_ms` is Unix milliseconds. Raises BrokenRule where a worker broke the protocol."""
+        out = e.Effects()
+        STEPS[type(event)](self.state, event, now_ms, out)
+        if self.state.place_needed:
+            place(self.state, now_ms, out)
+        return out
+
+    def take_progress(self) -> list[Task]:
+        """Tasks whose counts changed since the last call and that are still held."""
+        state = self.state
+        changed = [state.tasks[task_id] for task_id in state.progress if task_id in state.tasks]
+        state.progress.clear()
+        return changed
+
+
+# ---- tasks ---------------------------------------------------------------------------------------------------------
+def _task_leased(state: State, event: e.TaskLeased, now_ms: int, out: e.Effects) -> None:
+    task = event.task
+    held = state.tasks.get(task.id)
+    if held is not None:
+        if task.epoch > held.epoch:
+            _renew(state, held, task.epoch, now_ms, out)
+            out.persist.append(e.SaveTask(held.id, held.epoch, event.raw, ()))
+            judging.repeat_outcome(held, out)
+        _settled_before(state, held, event.settled, out)
+        return
+    state.tasks[task.id] = task
+    out.persist.append(e.SaveTask(task.id, task.epoch, event.raw, event.settled))
+    _settled_before(state, task, event.settled, out)
+    state.queue.add(task, now_ms)
+    state.place_needed = True
+
+
+def _renew(state: State, task: Task, epoch: int, now_ms: int, out: e.Effects) -> None:
+    """The market leased a held task anew: attempts of the old epoch would be refused, so they begin again."""
+    old = [lease for worker in state.workers.values() for lease in worker.leases.values() if lease.task is task]
+    old += [row[0] for worker in state.workers.values() for row in worker.challenged.values() if row[0].task is task]
+    end_attempts(state, task, out)
+    task.ended = bool(task.outcome)
+    task.epoch = epoch
+    for lease in old:
+        requeue(state, lease, now_ms, "the task was leased anew")
+    state.queue.add(task, now_ms)
+
+
+def _settled_before(state: State, task: Task, settled: Sequence[tuple[int, bytes]], out: e.Effects) -> None:
+    for index, result_hash in settled:
+        if index < len(task.states) and task.states[index] == Job.QUEUED:
+            judging.settle_job(state, task, index, result_hash, 0, b"", out)
+
+
+def _task_revoked(state: State, event: e.TaskRevoked, now_ms: int, out: e.Effects) -> None:
+    task = state.tasks.get(event.task_id)
+    if task is not None and task.epoch <= event.epoch:
+        end_attempts(state, task, out)
+        judging.forget(state, task, out)
+
+
+def _task_unusable(state: State, event: e.TaskUnusable, now_ms: int, out: e.Effects) -> None:
+    if event.task_id in state.tasks:
+        return
+    task = Task(event.task_id, event.epoch, "", ())
+    task.detail = event.detail
+    state.tasks[task.id] = task
+    out.persist.append(e.SaveTask(task.id, task.epoch, event.raw, ()))
+    fail_task(state, task, out)
+
+
+def _outcome_acked(state: State, event: e.OutcomeAcked, now_ms: int, out: e.Effects) -> None:
+    for task_id in event.task_ids:
+        task = state.tasks.get(task_id)
+        if task is not None and task.outcome in ("COMPLETED", "FAILED"):
+            judging.forget(state, task, out)
+
+
+# ---- workers -------------------------------------------------------------------------------------------------------
+def _worker_joined(state: State, event: e.WorkerJoined, now_ms: int, out: e.Effects) -> None:
+    older = state.sessions.get(event.key)
+    if older is not None:
+        out.send.append(e.CloseStream(older, "SUPERSEDED", "the same key dialled again"))
+        _leave(state, state.workers[older], now_ms, "the worker dialled again", blame=False, out=out)
+    worker = Worker(event.session, event.key, event.types, event.memory_bytes, state.record(event.key), now_ms)
+    state.workers[event.session] = worker
+    state.sessions[event.key] = event.session
+
+
+def _worker_left(state: State, event: e.WorkerLeft, now_ms: int, out: e.Effects) -> None:
+    worker = state.workers.get(event.session)
+    if worker is not None:
+        _leave(state, worker, now_ms, "the worker's stream ended", blame=False, out=out)
+
+
+def _leave(state: State, worker: Worker, now_ms: int, why: str, *, blame: bool, out: e.Effects) -> None:
+    del state.workers[worker.session]
+    worker.record.last_seen_ms = worker.last_seen_ms
+    state.ready.pop(worker.session, None)
+    if state.sessions.get(worker.key) == worker.session:
+        del state.sessions[worker.key]
+    if blame:
+        worker.record.late += len(worker.leases)
+    for lease in worker.leases.values():
+        lease.task.running -= 1
+        lost(state, lease, now_ms, why, out)
+    worker.leases.clear()
+    for lease, _, _, _ in worker.challenged.values():
+        _unanswered(state, worker, lease, now_ms, out)
+    worker.challenged.clear()
+
+
+def _unanswered(state: State, worker: Worker, lease: Lease, now_ms: int, out: e.Effects) -> None:
+    """A challenge went without an answer: another worker gets the job first, and three times bar this one from it."""
+    worker.record.late += 1
+    trouble = lost(state, lease, now_ms, "a challenge was not answered in time", out)
+    times = trouble.unanswered[worker.key] = trouble.unanswered.get(worker.key, 0) + 1
+    if times >= UNANSWERED_LIMIT:
+        trouble.wrong_by.add(worker.key)
+    else:
+        trouble.avoid[worker.key] = now_ms + state.limits.opening_timeout_ms
+
+
+def _credits(state: State, event: e.CreditsGranted, now_ms: int, out: e.Effects) -> None:
+    worker = state.workers.get(event.session)
+    if worker is None:
+        return
+    worker.last_seen_ms = now_ms
+    worker.free += event.credits
+    if not worker.draining:
+        state.ready[worker.session] = worker
+        state.place_needed = True
+
+
+def _alive(state: State, event: e.Alive, now_ms: int, out: e.Effects) -> None:
+    worker = state.workers.get(event.session)
+    if worker is None:
+        return
+    worker.last_seen_ms = now_ms
+    leases = worker.leases
+    for lease_id in event.running:
+        lease = leases.get(lease_id)
+        if lease is not None:
+            lease.renewed_ms = now_ms
+
+
+def _nacked(state: State, event: e.Nacked, now_ms: int, out: e.Effects) -> None:
+    worker = state.workers.get(event.session)
+    if worker is None:
+        return
+    worker.last_seen_ms = now_ms
+    for lease_id, kind, reason in event.nacks:
+        lease = worker.leases.pop(lease_id, None)
+        if lease is None:
+            continue  # revoked or expired meanwhile: nothing is left to hand back
+        task, index = lease.task, lease.index
+        task.running -= 1
+        trouble = task.trouble.setdefault(index, Trouble())
+        wait_ms = backoff(trouble)
+        trouble.avoid[worker.key] = now_ms + 2 * wait_ms
+        if kind == e.POISON:
+            trouble.poisoned_by.add(worker.key)
+        detail = reason or "nack"
+        lost(state, lease, now_ms, detail, out, delay_ms=wait_ms, counts=kind == e.POISON)
+        if len(trouble.poisoned_by) >= POISON_WORKERS and not task.outcome:
+            task.detail = f"job {index} failed on {POISON_WORKERS} workers: {reason}"
+            task.move(index, Cause.CONDEMN)
+            fail_task(state, task, out)
+
+
+def _drained(state: State, event: e.WorkerDrained, now_ms: int, out: e.Effects) -> None:
+    worker = state.workers.get(event.session)
+    if worker is not None:
+        worker.draining = True
+        state.ready.pop(worker.session, None)
+
+
+# ---- time ----------------------------------------------------------------------------------------------------------
+def _block(state: State, event: e.BlockSealed, now_ms: int, out: e.Effects) -> None:
+    # Only the first block starts work that waited for a binding; later ones matter to later attempts.
+    state.place_needed = not state.block_hash
+    state.block_hash = event.block_hash
+
+
+def _tick(state: State, event: e.Tick, now_ms: int, out: e.Effects) -> None:
+    limits = state.limits
+    for worker in list(state.workers.values()):
+        if worker.last_seen_ms + limits.worker_lease_ms < now_ms:
+            out.send.append(e.CloseStream(worker.session, "SILENT", f"silent for {now_ms - worker.last_seen_ms} ms"))
+            _leave(state, worker, now_ms, "the worker fell silent", blame=True, out=out)
+            continue
+        if worker.next_check_ms <= now_ms:
+            _expire(state, worker, now_ms, out)
+        _time_out(state, worker, now_ms, out)
+    while state.delayed and state.delayed[0][0] <= now_ms:
+        _, task_id, epoch, index = heapq.heappop(state.delayed)
+        task = state.tasks.get(task_id)
+        if task is not None and not task.ended and task.states[index] == Job.QUEUED:
+            task.returned.append(index)
+            state.queue.add(task, now_ms)
+    state.queue.forget_idle()
+    state.place_needed = bool(state.ready)
+
+
+def _expire(state: State, worker: Worker, now_ms: int, out: e.Effects) -> None:
+    limit = now_ms - state.limits.job_lease_ms
+    gone = [lease for lease in worker.leases.values() if lease.renewed_ms <= limit]
+    for lease in gone:
+        if worker.leases.pop(lease.id, None) is None:
+            continue  # its task failed while the loop went on
+        worker.record.late += 1
+        lease.task.running -= 1
+        trouble = lost(state, lease, now_ms, "the lease ended before an answer came", out)
+        trouble.avoid[worker.key] = now_ms + state.limits.job_lease_ms
+    if gone:
+        out.send.append(e.SendRevokes(worker.session, [lease.id for lease in gone]))
+    oldest = min((lease.renewed_ms for lease in worker.leases.values()), default=2**62)
+    worker.next_check_ms = oldest + state.limits.job_lease_ms
+
+
+def _time_out(state: State, worker: Worker, now_ms: int, out: e.Effects) -> None:
+    late = []
+    for lease_id, row in worker.challenged.items():
+        if row[3] > now_ms:
+            break
+        late.append(lease_id)
+    for lease_id in late:
+        lease = worker.challenged.pop(lease_id)[0]
+        _unanswered(state, worker, lease, now_ms, out)
+    if late:
+        out.send.append(e.SendVerdicts(worker.session, e.LATE, late))
+
+
+Step = Callable[[State, Any, int, e.Effects], None]
+STEPS: dict[type[Any], Step] = {
+    e.TaskLeased: _task_leased,
+    e.TaskRevoked: _task_revoked,
+    e.TaskUnusable: _task_unusable,
+    e.OutcomeAcked: _outcome_acked,
+    e.Rooted: judging.rooted,
+    e.WorkerJoined: _worker_joined,
+    e.WorkerLeft: _worker_left,
+    e.CreditsGranted: _credits,
+    e.Alive: _alive,
+    e.Nacked: _nacked,
+    e.WorkerDrained: _drained,
+    e.Committed: judging.committed,
+    e.SeedDrawn: judging.seed_drawn,
+    e.Opened: judging.opened,
+    e.Judged: judging.judged,
+    e.AuditBroke: judging.audit_broke,
+    e.SettleStarted: judging.settle_started,
+    e.SettleRestored: judging.settle_restored,
+    e.SettleAnswered: judging.settle_answered,
+    e.ResultKnown: judging.result_known,
+    e.BlockSealed: _block,
+    e.Tick: _tick,
+}
+
+assert all(target in Job for target in TRANSITIONS.values())

@@ -1,0 +1,331 @@
+"""From commitments to settled jobs: what the core does with batches, audits and the ledger's answers.
+
+Order of a batch: commitments durable -> seed drawn -> challenge -> openings -> audit -> settle transaction durable ->
+sent -> answer -> verdicts. Jobs small enough to be recomputed whole skip seed and openings: nothing is drawn, so
+nothing has to be durable first, and their batch becomes durable with the settle transaction at the latest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from computemesh.trust.errors import InvalidArgument
+from computemesh.trust.statement import COMMITMENT
+from orchestrator import events as e
+from orchestrator.model import Batch, Cause, Job, Lease, Part, Task, Trouble, Worker
+from orchestrator.state import State, batch_of, end_attempts, fail_task, lost
+
+# Below this many operations a job is recomputed in the event loop: handing it to a thread would cost more.
+CHEAP_COST = 20_000.0
+# Commitment and proof hash of one result in a settle transaction.
+RESULT_BYTES = 150
+# Refusals after which nothing of the task can be paid any more, so it is not worked on.
+TASK_GONE = frozenset({"UNKNOWN_TASK", "UNFUNDED_TASK", "TASK_EXPIRED", "UNAUTHORIZED"})
+
+
+class BrokenRule(InvalidArgument):
+    """A worker's message contradicts what it was given; its stream ends."""
+
+
+def committed(state: State, event: e.Committed, now_ms: int, out: e.Effects) -> None:
+    """A signed batch arrived. Raises BrokenRule where a commitment does not match its lease; nothing changed then."""
+    worker = state.workers.get(event.session)
+    if worker is None:
+        return
+    worker.last_seen_ms = now_ms
+    leases = [worker.leases.get(lease_id) for lease_id in event.lease_ids]
+    _match(worker, leases, event)
+    stale = [lease_id for lease_id, lease in zip(event.lease_ids, leases, strict=True) if lease is None]
+    if stale:
+        out.send.append(e.SendVerdicts(worker.session, e.STALE, stale))
+    if len(stale) == len(leases):
+        return
+    batch = batch_of(state, worker, event, leases)
+    whole: list[tuple[int, Lease]] = []
+    cheap, challenged = True, False
+    mine = worker.leases
+    for position, lease in enumerate(leases):
+        if lease is None:
+            continue
+        del mine[lease.id]
+        task = lease.task
+        task.running -= 1
+        task.states[lease.index] = Job.AUDITING  # (RUNNING, COMMIT): a lease in the worker's hands is running
+        if task.exact_whole:
+            whole.append((position, lease))
+            cheap = cheap and task.cost <= CHEAP_COST
+        else:
+            challenged = True
+    out.persist.append(e.SaveBatch(batch))
+    if whole:
+        out.work.append(e.Recompute(batch, whole, cheap))
+    if challenged:
+        out.send.append(e.DrawSeed(batch))
+
+
+def _match(worker: Worker, leases: Sequence[Lease | None], event: e.Committed) -> None:
+    if len(set(event.lease_ids)) != len(event.lease_ids):
+        raise _broken("lease_ids", "names a lease twice")
+    key = worker.key
+    rows = COMMITMENT.iter_unpack(event.commitments)
+    for position, (lease, row) in enumerate(zip(leases, rows, strict=True)):
+        if row[5] != key:
+            raise _broken(f"commitments[{position}].worker_key", "is not the key of this stream")
+        if lease is None:
+            continue
+        if row[1] != lease.task.id or row[2] != lease.index:
+            raise _broken(f"commitments[{position}]", f"is not for the job of lease {lease.id}")
+        if row[3] != lease.epoch or row[4] != lease.attempt:
+            raise _broken(
+                f"commitments[{position}]",
+                f"is for epoch {row[3]} attempt {row[4]}, lease {lease.id} is epoch {lease.epoch} "
+                f"attempt {lease.attempt}",
+            )
+        lease.result_hash = row[6]
+
+
+def _broken(path: str, problem: str) -> BrokenRule:
+    return BrokenRule(f"{path} {problem}", violations=[(path, problem)], reason="COMMITMENT_MISMATCH")
+
+
+def seed_drawn(state: State, event: e.SeedDrawn, now_ms: int, out: e.Effects) -> None:
+    """The batch is durable: challenge what is not recomputed whole. Without its stream nobody can answer."""
+    batch = event.batch
+    batch.seed = event.seed
+    worker = state.workers.get(batch.session)
+    asked = []
+    for position, lease in enumerate(batch.leases):
+        if lease is None or lease.task.exact_whole:
+            continue
+        if lease.task.ended or lease.epoch != lease.task.epoch:
+            _stale(state, batch, lease, now_ms, out)
+        elif worker is None:
+            lost(state, lease, now_ms, "the worker's stream ended", out)
+        else:
+            deadline = now_ms + state.limits.opening_timeout_ms
+            worker.challenged[lease.id] = (lease, batch, position, deadline)
+            asked.append((lease.id, lease.task.k))
+    if asked and worker is not None:
+        out.send.append(e.SendChallenges(worker.session, event.seed, asked))
+
+
+def opened(state: State, event: e.Opened, now_ms: int, out: e.Effects) -> None:
+    """Answers to challenges; one that comes too late, twice or unasked changes nothing."""
+    worker = state.workers.get(event.session)
+    if worker is None:
+        return
+    worker.last_seen_ms = now_ms
+    for lease_id, openings in event.openings:
+        row = worker.challenged.pop(lease_id, None)
+        if row is not None:
+            out.work.append(e.CheckOpening(row[1], row[2], row[0], openings))
+
+
+def judged(state: State, event: e.Judged, now_ms: int, out: e.Effects) -> None:
+    """The audit spoke: accepted results wait for settlement, wrong ones cost the worker the job and a mark."""
+    batch = event.batch
+    record = state.record(batch.key)
+    part = Part(batch, [], [])
+    wrong = []
+    for position, accepted, proof in zip(event.positions, event.accepted, event.proofs, strict=True):
+        lease = batch.leases[position]
+        assert lease is not None
+        task = lease.task
+        if task.ended or lease.epoch != task.epoch:
+            _stale(state, batch, lease, now_ms, out)
+        elif accepted:
+            task.states[lease.index] = Job.SETTLING  # (AUDITING, ACCEPT): only judged jobs are auditing
+            task.settling += 1
+            part.positions.append(position)
+            part.proofs.append(proof)
+        else:
+            wrong.append(lease.id)
+            _wrong(state, batch, lease, now_ms, out)
+    if part.positions:
+        record.streak = 0
+        state.unsettled.append(part)
+    out.persist.append(e.SaveJudgement(event))
+    if wrong:
+        out.send.append(e.SendVerdicts(batch.session, e.WRONG, wrong))
+
+
+def _wrong(state: State, batch: Batch, lease: Lease, now_ms: int, out: e.Effects) -> None:
+    record = state.record(batch.key)
+    record.wrong += 1
+    record.streak += 1
+    if record.streak >= state.limits.wrong_streak:
+        record.streak = 0
+        record.cooldown_until_ms = now_ms + state.limits.wrong_cooldown_ms
+    lease.task.trouble.setdefault(lease.index, Trouble()).wrong_by.add(batch.key)
+    lost(state, lease, now_ms, "the result failed its audit", out)
+
+
+def audit_broke(state: State, event: e.AuditBroke, now_ms: int, out: e.Effects) -> None:
+    """A fault of this side: the attempt is void, and the job waits a little, in case the fault is the job's."""
+    for position in event.positions:
+        lease = event.batch.leases[position]
+        assert lease is not None
+        out.send.append(e.SendVerdicts(event.batch.session, e.STALE, [lease.id], "AUDIT_BROKE"))
+        if not lease.task.ended:
+            lost(state, lease, now_ms, "the audit could not be made", out, delay_ms=1000)
+
+
+def _stale(state: State, batch: Batch, lease: Lease, now_ms: int, out: e.Effects) -> None:
+    out.send.append(e.SendVerdicts(batch.session, e.STALE, [lease.id]))
+    if not lease.task.ended:
+        lost(state, lease, now_ms, "the task was leased anew", out, counts=False)
+
+
+# ---- settlement ----------------------------------------------------------------------------------------------------
+def settle_started(state: State, event: e.SettleStarted, now_ms: int, out: e.Effects) -> None:
+    """Put what is accepted, up to `max_bytes` of it, into one transaction."""
+    by_batch: dict[int, Part] = {}
+    room, taken = event.max_bytes, 0
+    for part in state.unsettled:
+        # A part of a batch carries the leaf hashes of all of it.
+        room -= RESULT_BYTES * len(part.positions) + 32 * part.batch.count
+        if room < 0 and taken:
+            break
+        taken += 1
+        known = by_batch.get(part.batch.id)
+        by_batch[part.batch.id] = part if known is None else _merged(known, part)
+    del state.unsettled[:taken]
+    parts = list(by_batch.values())
+    if not parts:
+        return
+    state.in_flight[event.tx_id] = parts
+    tasks = {lease.task.id: lease.task for part in parts for lease in _leases(part)}
+    # Only a task's last results need to wait for their block: its outcome names the height.
+    sealed = any(task.settled + task.settling >= len(task.states) for task in tasks.values())
+    out.work.append(e.Submit(event.tx_id, parts, sealed))
+
+
+def _merged(one: Part, two: Part) -> Part:
+    rows = sorted(zip(one.positions + two.positions, one.proofs + two.proofs, strict=True))
+    return Part(one.batch, [position for position, _ in rows], [proof for _, proof in rows])
+
+
+def _leases(part: Part) -> list[Lease]:
+    leases = part.batch.leases
+    return [lease for position in part.positions if (lease := leases[position]) is not None]
+
+
+def settle_restored(state: State, event: e.SettleRestored, now_ms: int, out: e.Effects) -> None:
+    """A transaction of before the restart: its jobs are settling until the ledger's answer is known."""
+    state.in_flight[event.tx_id] = list(event.parts)
+    for part in event.parts:
+        for lease in _leases(part):
+            if lease.task.states[lease.index] == Job.QUEUED:
+                lease.task.move(lease.index, Cause.RESUME)
+                lease.task.settling += 1
+
+
+def settle_answered(state: State, event: e.SettleAnswered, now_ms: int, out: e.Effects) -> None:
+    """The ledger answered: settled jobs are done, refused ones go back to the queue or end their task."""
+    parts = state.in_flight.pop(event.tx_id, None)
+    if parts is None:
+        return
+    if not event.replay:
+        out.persist.append(e.SaveAnswer(event))
+    at = 0
+    for part in parts:
+        settled = []
+        for lease in _leases(part):
+            reason = event.refused.get(at, "") if event.refused else ""
+            at += 1
+            if not reason:
+                settled.append(lease.id)
+                _settled(state, lease, event, out)
+            else:
+                _refused(state, part.batch, lease, reason, now_ms, out)
+        if settled:
+            state.record(part.batch.key).settled += len(settled)
+            out.send.append(e.SendVerdicts(part.batch.session, e.SETTLED, settled))
+
+
+def _settled(state: State, lease: Lease, event: e.SettleAnswered, out: e.Effects) -> None:
+    task = lease.task
+    if task.states[lease.index] == Job.SETTLING:
+        task.settling -= 1
+        settle_job(state, task, lease.index, lease.result_hash, event.height, event.tx_id, out)
+
+
+def settle_job(
+    state: State, task: Task, index: int, result_hash: bytes, height: int, tx_id: bytes, out: e.Effects
+) -> None:
+    """One job is settled in the ledger; the task's root is asked for with the last one."""
+    task.states[index] = Job.SETTLED  # (SETTLING | QUEUED, SETTLE): callers checked
+    task.results[32 * index : 32 * index + 32] = result_hash
+    task.settled += 1
+    if height > task.height:
+        task.height = height
+    state.progress.add(task.id)
+    if task.settled == len(task.states) and not task.outcome and not task.ended:
+        task.outcome = "ROOTING"
+        task.trouble.clear()
+        out.work.append(e.ComputeRoot(task.id, bytes(task.results), height, tx_id))
+
+
+def _refused(state: State, batch: Batch, lease: Lease, reason: str, now_ms: int, out: e.Effects) -> None:
+    task = lease.task
+    if task.states[lease.index] != Job.SETTLING:
+        return
+    if reason == "DUPLICATE_RESULT":
+        # Somebody settled the job before: it counts, with the hash the ledger has. It stays SETTLING until asked.
+        out.send.append(e.SendVerdicts(batch.session, e.REFUSED, [lease.id], reason))
+        out.work.append(e.FetchResult(task.id, lease.index))
+        return
+    task.settling -= 1
+    out.send.append(e.SendVerdicts(batch.session, e.REFUSED, [lease.id], reason))
+    if task.ended:
+        return
+    if reason in TASK_GONE and not task.outcome:
+        task.detail = f"the ledger refuses its results: {reason}"
+        fail_task(state, task, out)
+    elif reason == "EXPIRED_EPOCH" and lease.epoch == task.epoch:
+        # Another orchestrator has the task by the ledger's word; the market knows, it signed that.
+        end_attempts(state, task, out)
+        forget(state, task, out)
+    else:
+        lost(state, lease, now_ms, f"the ledger refused the result: {reason}", out)
+
+
+def result_known(state: State, event: e.ResultKnown, now_ms: int, out: e.Effects) -> None:
+    """The ledger's record of a job that was settled before."""
+    task = state.tasks.get(event.task_id)
+    if task is not None and task.states[event.job] == Job.SETTLING:
+        task.settling -= 1
+        out.persist.append(e.SaveResult(task.id, event.job, event.result_hash))
+        settle_job(state, task, event.job, event.result_hash, event.height, b"", out)
+
+
+# ---- end of a task -------------------------------------------------------------------------------------------------
+def rooted(state: State, event: e.Rooted, now_ms: int, out: e.Effects) -> None:
+    """The result hash is known: the task is COMPLETED, and the market told until it acknowledges."""
+    task = state.tasks.get(event.task_id)
+    if task is None or task.outcome != "ROOTING":
+        return
+    task.outcome, task.root, task.ended = "COMPLETED", event.root, True
+    task.height = max(task.height, event.height)
+    repeat_outcome(task, out)
+
+
+def repeat_outcome(task: Task, out: e.Effects) -> None:
+    """The market leased a task anew whose outcome it was told under an older epoch: tell it under this one."""
+    completed = task.outcome == "COMPLETED"
+    if not completed and task.outcome != "FAILED":
+        return
+    row = e.SaveOutcome(
+        task.id, task.epoch, completed, task.detail, task.root, task.height, task.settled, bytes(task.states)
+    )
+    out.persist.append(row)
+    out.send.append(row)
+
+
+def forget(state: State, task: Task, out: e.Effects) -> None:
+    """Nothing of the task is open any more; its transcripts stay."""
+    task.ended = True
+    del state.tasks[task.id]
+    state.progress.discard(task.id)
+    out.persist.append(e.CloseTask(task.id, bytes(task.states)))
+    out.freed += 1

@@ -1,0 +1,199 @@
+"""What the core knows: tasks, leases, batches, workers, and the table that moves a job from state to state.
+
+Jobs are columns, not objects: a task of a million jobs is a cursor, a byte per job for its state and 32 bytes per
+settled job. Only jobs that a worker holds now have an object of their own, the lease.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from computemesh.workloads.contract import JobSpec
+
+
+class Job(IntEnum):
+    """Where a job stands. The numbers are those of `JobStatus` in the contract."""
+
+    QUEUED = 1
+    RUNNING = 2
+    AUDITING = 3
+    SETTLING = 4
+    SETTLED = 5
+    FAILED = 6
+
+
+class Cause(IntEnum):
+    """What moves a job."""
+
+    ASSIGN = 1
+    COMMIT = 2
+    ACCEPT = 3
+    SETTLE = 4
+    # The attempt came to nothing: lease ended, nack, failed audit, refused by the ledger.
+    LOSE = 5
+    # Three distinct workers called it poison, or it failed too often.
+    CONDEMN = 6
+    # After a restart: its settlement was sent, the answer is not known.
+    RESUME = 7
+
+
+TRANSITIONS: dict[tuple[Job, Cause], Job] = {
+    (Job.QUEUED, Cause.ASSIGN): Job.RUNNING,
+    (Job.QUEUED, Cause.RESUME): Job.SETTLING,
+    (Job.QUEUED, Cause.SETTLE): Job.SETTLED,
+    (Job.QUEUED, Cause.CONDEMN): Job.FAILED,
+    (Job.RUNNING, Cause.COMMIT): Job.AUDITING,
+    (Job.RUNNING, Cause.LOSE): Job.QUEUED,
+    (Job.AUDITING, Cause.ACCEPT): Job.SETTLING,
+    (Job.AUDITING, Cause.LOSE): Job.QUEUED,
+    (Job.SETTLING, Cause.SETTLE): Job.SETTLED,
+    (Job.SETTLING, Cause.LOSE): Job.QUEUED,
+}
+"""Everything a job may do; what is not here is a fault of the core."""
+
+# Attempts of one job since one start of the process; the boot count stands above these bits, so that an attempt
+# number never comes back after a restart.
+ATTEMPT_BITS = 12
+LEASE_BITS = 40
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What is remembered of a job that did not go straight through: few jobs have one."""
+
+    attempts: int = 0
+    # Attempts that count towards giving up; a worker that was merely busy does not.
+    failures: int = 0
+    poisoned_by: set[bytes] = field(default_factory=set)
+    # Workers whose answer was wrong: they get the job no more.
+    wrong_by: set[bytes] = field(default_factory=set)
+    # Workers that should not get it before a time, Unix ms.
+    avoid: dict[bytes, int] = field(default_factory=dict)
+    # Challenges a worker left unanswered: three bar it, or it could wait for a seed that spares it.
+    unanswered: dict[bytes, int] = field(default_factory=dict)
+    backoff_ms: int = 0
+    detail: str = ""
+
+    def bars(self, worker: bytes, now_ms: int) -> bool:
+        """Whether this worker must not get the job now."""
+        if worker in self.wrong_by or worker in self.poisoned_by:
+            return True
+        return self.avoid.get(worker, 0) > now_ms
+
+
+class Task:
+    """A leased task. `jobs` makes the specs when asked; `memory` and `cost` are per job."""
+
+    __slots__ = (
+        "binds", "challenge_type", "cost", "cursor", "customer", "created_ms", "deadline_ms", "delayed",
+        "detail", "ended", "epoch", "exact_whole", "height", "id", "jobs", "k", "memory", "outcome", "priority",
+        "queued", "results", "returned", "root", "running", "settled", "settling", "states", "trouble",
+    )  # fmt: skip
+
+    def __init__(
+        self, id: bytes, epoch: int, challenge_type: str, jobs: Sequence[JobSpec], *, customer: str = "",
+        priority: int = 0, deadline_ms: int = 2**62, created_ms: int = 0, memory: int = 0, cost: float = 1.0,
+        exact_whole: bool = True, k: int = 32, binds: bool = False,
+    ) -> None:  # fmt: skip
+        count = len(jobs)
+        self.id, self.epoch, self.challenge_type, self.jobs = id, epoch, challenge_type, jobs
+        self.customer, self.priority, self.deadline_ms, self.created_ms = customer, priority, deadline_ms, created_ms
+        self.memory, self.cost, self.exact_whole, self.k, self.binds = memory, cost, exact_whole, k, binds
+        self.cursor = 0  # jobs below it were given out at least once
+        self.returned: deque[int] = deque()
+        self.delayed = 0  # jobs waiting for their back-off
+        self.states = bytearray([Job.QUEUED]) * count
+        self.results = bytearray(32 * count)
+        self.trouble: dict[int, Trouble] = {}
+        self.running = self.settled = self.settling = self.height = 0
+        self.queued = self.ended = False
+        self.outcome = ""  # "", "ROOTING", "COMPLETED" or "FAILED"
+        self.detail = ""
+        self.root = b""
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that could be given out now."""
+        return len(self.states) - self.cursor + len(self.returned)
+
+    def move(self, index: int, cause: Cause) -> None:
+        """Move one job by the table. Raises KeyError on a move the table does not know."""
+        self.states[index] = TRANSITIONS[Job(self.states[index]), cause]
+
+
+class Lease:
+    """One attempt: one worker's time-limited right to one job."""
+
+    __slots__ = ("attempt", "epoch", "id", "index", "renewed_ms", "result_hash", "spec", "task")
+
+    def __init__(self, id: int, task: Task, index: int, attempt: int, spec: JobSpec, now_ms: int) -> None:
+        self.id, self.task, self.index, self.attempt = id, task, index, attempt
+        self.epoch = task.epoch
+        self.spec, self.renewed_ms = spec, now_ms
+        self.result_hash = b""
+
+
+class Batch:
+    """Commitments a worker signed together. `leases[i]` is None where commitment i was stale on arrival."""
+
+    __slots__ = ("commitments", "id", "key", "leases", "leaves", "seed", "session", "signature")
+
+    def __init__(
+        self, id: int, key: bytes, session: int, commitments: bytes, signature: bytes, leaves: list[bytes],
+        leases: list[Lease | None],
+    ) -> None:  # fmt: skip
+        self.id, self.key, self.session, self.commitments = id, key, session, commitments
+        self.signature, self.leaves, self.leases = signature, leaves, leases
+        self.seed = b""
+
+    @property
+    def count(self) -> int:
+        """Commitments in the batch."""
+        return len(self.leaves)
+
+
+@dataclass(slots=True)
+class Part:
+    """Accepted results of one batch, on their way into one settle transaction. Columns, in ascending position."""
+
+    batch: Batch
+    positions: list[int]
+    proofs: list[bytes]
+
+
+class Worker:
+    """A connected worker. `types` empty takes every task type; `memory_bytes` 0 is unlimited."""
+
+    __slots__ = (
+        "binding", "binding_block", "challenged", "draining", "free", "key", "last_seen_ms", "leases",
+        "memory_bytes", "next_check_ms", "record", "session", "types",
+    )  # fmt: skip
+
+    def __init__(
+        self, session: int, key: bytes, types: frozenset[str], memory_bytes: int, record: Record, now_ms: int
+    ) -> None:
+        self.session, self.key, self.types, self.memory_bytes = session, key, types, memory_bytes
+        self.record = record
+        self.free = 0
+        self.draining = False
+        self.leases: dict[int, Lease] = {}
+        # lease id -> (lease, batch, position, deadline); insertion order is deadline order
+        self.challenged: dict[int, tuple[Lease, Batch, int, int]] = {}
+        self.last_seen_ms = now_ms
+        self.next_check_ms = 2**62
+        self.binding = self.binding_block = b""
+
+
+@dataclass(slots=True)
+class Record:
+    """What is remembered of a worker across its connections."""
+
+    settled: int = 0
+    wrong: int = 0
+    late: int = 0
+    streak: int = 0
+    cooldown_until_ms: int = 0
+    last_seen_ms: int = 0

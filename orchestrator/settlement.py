@@ -1,0 +1,105 @@
+"""Settle transactions: accepted results as the ledger takes them, signed once, and the ledger's answer read back."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from hashlib import sha256
+
+from computemesh.trust import merkle, statement
+from computemesh.trust.digest import tagged
+from computemesh.trust.identity import PrivateKey
+from computemesh.trust.statement import COMMITMENT, COMMITMENT_SIZE, RESULT
+from computemesh.v1 import ledger_pb2
+from computemesh.workloads.contract import JobSpec
+from orchestrator.model import Batch, Lease, Part, Task
+
+MAX_BYTES = 3 * 1024 * 1024
+
+
+def new_tx_id() -> bytes:
+    """A UUIDv7 (RFC 9562 section 5.7): 48 bits of Unix milliseconds, then randomness."""
+    raw = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
+    raw[6] = raw[6] & 0x0F | 0x70
+    raw[8] = raw[8] & 0x3F | 0x80
+    return bytes(raw)
+
+
+def build(key: PrivateKey, chain: str, tx_id: bytes, parts: Sequence[Part]) -> bytes:
+    """The serialised Transaction that settles these parts, signed by the orchestrator."""
+    settle = ledger_pb2.Settle()
+    leaves: list[bytes] = []
+    for part in parts:
+        batch = part.batch
+        whole = len(part.positions) == batch.count
+        commitments = batch.commitments if whole else _chosen(batch.commitments, part.positions)
+        settle.batches.add(
+            worker_key=batch.key,
+            worker_signature=batch.signature,
+            commitments=commitments,
+            proof_hashes=b"".join(part.proofs),
+            positions=() if whole else part.positions,
+            leaf_hashes=b"" if whole else b"".join(batch.leaves),
+        )
+        leaves += result_leaves(key.public, merkle.root(batch.leaves), commitments, part.positions, part.proofs)
+    body = statement.settle_body(len(leaves), merkle.root(leaves))
+    signature = key.sign(statement.transaction_digest("settle", chain, tx_id, body))
+    transaction = ledger_pb2.Transaction(id=tx_id, public_key=key.public, signature=signature, settle=settle)
+    return transaction.SerializeToString()
+
+
+def _chosen(commitments: bytes, positions: Sequence[int]) -> bytes:
+    return b"".join(commitments[at * COMMITMENT_SIZE : (at + 1) * COMMITMENT_SIZE] for at in positions)
+
+
+def result_leaves(
+    orchestrator_key: bytes, root: bytes, commitments: bytes, positions: Sequence[int], proofs: Sequence[bytes]
+) -> list[bytes]:
+    """Leaf hashes of the results that these commitments become (docs/PROTOCOL.md section 4)."""
+    head = orchestrator_key + root
+    pack = RESULT.pack
+    return [
+        sha256(
+            b"\x00"
+            + pack(
+                1, row[1], row[2], row[5], row[6], proof, row[7],
+                tagged("computemesh.v1/authorisation", head + position.to_bytes(4, "big")),
+            )
+        ).digest()
+        for row, position, proof in zip(COMMITMENT.iter_unpack(commitments), positions, proofs, strict=True)
+    ]  # fmt: skip
+
+
+def read_answer(outcome: ledger_pb2.Outcome, results: int) -> tuple[dict[int, str], int]:
+    """(position -> reason of refused results, block height, 0 where not sealed). A transaction refused whole is every
+    result refused for its reason."""
+    if outcome.kind == ledger_pb2.OUTCOME_KIND_APPLIED:
+        return {refusal.position: refusal.reason for refusal in outcome.refusals}, outcome.block_height
+    return dict.fromkeys(range(results), outcome.reason or "REFUSED"), outcome.block_height
+
+
+def read_parts(transaction: ledger_pb2.Transaction, tasks: dict[bytes, Task]) -> list[Part]:
+    """The parts of a stored transaction, for start-up. Results of tasks that are no longer open get one that ended,
+    so that positions still count."""
+    parts = []
+    for batch in transaction.settle.batches:
+        leases: list[Lease | None] = [restored_lease(tasks, row) for row in COMMITMENT.iter_unpack(batch.commitments)]
+        proofs = [batch.proof_hashes[at : at + 32] for at in range(0, len(batch.proof_hashes), 32)]
+        held = Batch(0, batch.worker_key, 0, batch.commitments, batch.worker_signature, [], leases)
+        parts.append(Part(held, list(range(len(leases))), proofs))
+    return parts
+
+
+_NOTHING = JobSpec(bytes(32), 0, b"")
+
+
+def restored_lease(tasks: dict[bytes, Task], row: tuple[int, bytes, int, int, int, bytes, bytes, int]) -> Lease:
+    """A lease that only remembers what was committed."""
+    task, index = tasks.get(row[1]), row[2]
+    if task is None or index >= len(task.states):
+        task, index = Task(row[1], row[3], "", [_NOTHING]), 0
+        task.ended = True
+    lease = Lease(0, task, index, row[4], _NOTHING, 0)
+    lease.epoch, lease.result_hash = row[3], row[6]
+    return lease

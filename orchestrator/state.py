@@ -1,0 +1,239 @@
+"""The core's whole state, and the two moves everything shares: losing an attempt, giving out jobs."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+from computemesh.trust.identity import address_of
+from computemesh.workloads.contract import bind, worker_seed
+from orchestrator import events as e
+from orchestrator.model import ATTEMPT_BITS, LEASE_BITS, Batch, Cause, Job, Lease, Part, Record, Task, Trouble, Worker
+from orchestrator.placement import Queue
+
+MAX_CHUNK = 128
+POISON_WORKERS = 3
+UNANSWERED_LIMIT = 3
+MAX_ATTEMPTS = (1 << ATTEMPT_BITS) - 1
+FIRST_BACKOFF_MS = 250
+LAST_BACKOFF_MS = 15_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The numbers of the configuration that decide anything; times in milliseconds."""
+
+    worker_lease_ms: int = 15_000
+    job_lease_ms: int = 60_000
+    opening_timeout_ms: int = 10_000
+    aging_ms: int = 5_000
+    wrong_streak: int = 3
+    wrong_cooldown_ms: int = 600_000
+    max_attempts: int = 32
+
+
+class State:
+    """Everything the core remembers. `boot` counts starts of the process and makes attempt and lease numbers new."""
+
+    def __init__(self, boot: int, limits: Limits, next_batch: int = 1) -> None:
+        self.boot, self.limits = boot, limits
+        self.tasks: dict[bytes, Task] = {}
+        self.workers: dict[int, Worker] = {}
+        self.sessions: dict[bytes, int] = {}
+        self.records: dict[bytes, Record] = {}
+        self.queue = Queue(limits.aging_ms)
+        # Workers with free credits, in the order of their turn.
+        self.ready: dict[int, Worker] = {}
+        self.delayed: list[tuple[int, bytes, int, int]] = []  # due, task id, epoch, job
+        self.block_hash = b""
+        self.next_lease = boot << LEASE_BITS
+        self.next_batch = next_batch
+        self.unsettled: list[Part] = []
+        self.in_flight: dict[bytes, list[Part]] = {}
+        self.progress: set[bytes] = set()
+        self.place_needed = False
+
+    def record(self, key: bytes) -> Record:
+        """What is remembered of a worker, made at first sight."""
+        found = self.records.get(key)
+        if found is None:
+            found = self.records[key] = Record()
+        return found
+
+
+def requeue(
+    state: State, lease: Lease, now_ms: int, detail: str, *, delay_ms: int = 0, counts: bool = True
+) -> Trouble:
+    """The attempt came to nothing: the job waits for another, after `delay_ms`. Condemns it where it failed too often.
+
+    `counts`: whether the attempt says something about the job.
+    """
+    task, index = lease.task, lease.index
+    task.move(index, Cause.LOSE)
+    trouble = task.trouble.get(index)
+    if trouble is None:
+        trouble = task.trouble[index] = Trouble()
+    trouble.attempts += 1
+    trouble.failures += counts
+    trouble.detail = detail
+    state.progress.add(task.id)
+    state.place_needed = True
+    if trouble.failures >= state.limits.max_attempts or trouble.attempts >= MAX_ATTEMPTS:
+        task.detail = f"job {index} failed {trouble.attempts} times, at last: {detail}"
+        task.move(index, Cause.CONDEMN)
+    elif delay_ms:
+        heapq.heappush(state.delayed, (now_ms + delay_ms, task.id, task.epoch, index))
+    else:
+        task.returned.append(index)
+        state.queue.add(task, now_ms)
+    return trouble
+
+
+def lost(
+    state: State, lease: Lease, now_ms: int, detail: str, out: e.Effects, *, delay_ms: int = 0, counts: bool = True
+) -> Trouble:
+    """`requeue`, and the task fails where that condemned the job."""
+    trouble = requeue(state, lease, now_ms, detail, delay_ms=delay_ms, counts=counts)
+    if lease.task.states[lease.index] == Job.FAILED:
+        fail_task(state, lease.task, out)
+    return trouble
+
+
+def backoff(trouble: Trouble) -> int:
+    """The next wait of a job that keeps coming back, ms: doubling."""
+    trouble.backoff_ms = min(max(trouble.backoff_ms * 2, FIRST_BACKOFF_MS), LAST_BACKOFF_MS)
+    return trouble.backoff_ms
+
+
+def fail_task(state: State, task: Task, out: e.Effects) -> None:
+    """A job is condemned: the task ends FAILED, its other attempts are called back."""
+    if task.outcome:
+        return
+    task.outcome = "FAILED"
+    end_attempts(state, task, out)
+    row = e.SaveOutcome(task.id, task.epoch, False, task.detail, b"", task.height, task.settled, bytes(task.states))
+    out.persist.append(row)
+    out.send.append(row)
+
+
+def end_attempts(state: State, task: Task, out: e.Effects) -> None:
+    """No more work for this task: attempts in workers' hands are revoked, those in audit end when they are judged."""
+    task.ended = True
+    for worker in state.workers.values():
+        gone = [lease_id for lease_id, lease in worker.leases.items() if lease.task is task]
+        for lease_id in gone:
+            del worker.leases[lease_id]
+        if gone:
+            out.send.append(e.SendRevokes(worker.session, gone))
+        stale = [lease_id for lease_id, row in worker.challenged.items() if row[0].task is task]
+        for lease_id in stale:
+            del worker.challenged[lease_id]
+        if stale:
+            out.send.append(e.SendVerdicts(worker.session, e.STALE, stale))
+    task.running = 0
+
+
+def place(state: State, now_ms: int, out: e.Effects) -> None:
+    """Give waiting jobs to workers with free credits, in turns, so that one large worker leaves some for others."""
+    state.place_needed = False
+    idle = [
+        worker for worker in state.ready.values()
+        if worker.record.cooldown_until_ms <= now_ms
+    ]  # fmt: skip
+    while idle:
+        going_on = []
+        for worker in idle:
+            given = _give(state, worker, len(state.ready), now_ms, out)
+            if worker.free <= 0:
+                del state.ready[worker.session]
+            elif given:
+                going_on.append(worker)
+        idle = going_on
+
+
+def _give(state: State, worker: Worker, sharers: int, now_ms: int, out: e.Effects) -> bool:
+    passed: list[Task] = []
+    given = False
+    for task in state.queue.choose(worker.types, worker.memory_bytes, now_ms):
+        if task.deadline_ms <= now_ms:
+            continue  # the market and the ledger end it; nothing done now would be paid
+        if task.binds and not state.block_hash:
+            passed.append(task)
+            continue
+        share = -(-task.waiting // sharers)
+        indices = _take(task, worker, min(worker.free, share, MAX_CHUNK), now_ms)
+        if not indices:
+            passed.append(task)
+            continue
+        state.queue.served(task, len(indices), now_ms)
+        state.queue.add(task, now_ms)
+        _lease(state, task, worker, indices, now_ms, out)
+        given = True
+        break
+    for task in passed:
+        state.queue.add(task, now_ms)
+    return given
+
+
+def _take(task: Task, worker: Worker, most: int, now_ms: int) -> list[int]:
+    taken: list[int] = []
+    for _ in range(len(task.returned)):
+        if len(taken) == most:
+            return taken
+        index = task.returned.popleft()
+        trouble = task.trouble.get(index)
+        if trouble is not None and trouble.bars(worker.key, now_ms):
+            task.returned.append(index)
+        elif task.states[index] == Job.QUEUED:
+            taken.append(index)
+    fresh = min(most - len(taken), len(task.states) - task.cursor)
+    if fresh > 0:
+        span = range(task.cursor, task.cursor + fresh)
+        task.cursor += fresh
+        if task.settled or task.trouble:
+            taken.extend(i for i in span if task.states[i] == Job.QUEUED)
+        else:
+            taken.extend(span)
+    return taken
+
+
+def _lease(state: State, task: Task, worker: Worker, indices: list[int], now_ms: int, out: e.Effects) -> None:
+    first, last = indices[0], indices[-1]
+    if last - first + 1 == len(indices):
+        specs = list(task.jobs[first : last + 1])
+    else:
+        specs = [task.jobs[i] for i in indices]
+    if task.binds:
+        binding = _binding(state, worker)
+        specs = [bind(spec, binding) for spec in specs]
+    attempt, number = state.boot << ATTEMPT_BITS, state.next_lease
+    trouble, leases, states = task.trouble, [], task.states
+    for index, spec in zip(indices, specs, strict=True):
+        tried = trouble.get(index) if trouble else None
+        lease = Lease(number, task, index, attempt + (tried.attempts if tried else 0), spec, now_ms)
+        worker.leases[number] = lease
+        states[index] = Job.RUNNING  # (QUEUED, ASSIGN): _take gives queued jobs only
+        leases.append(lease)
+        number += 1
+    state.next_lease = number
+    worker.free -= len(leases)
+    task.running += len(leases)
+    state.progress.add(task.id)
+    worker.next_check_ms = min(worker.next_check_ms, now_ms + state.limits.job_lease_ms)
+    out.send.append(e.SendJobs(worker.session, leases))
+
+
+def _binding(state: State, worker: Worker) -> bytes:
+    if worker.binding_block != state.block_hash:
+        worker.binding = worker_seed(state.block_hash, address_of(worker.key))
+        worker.binding_block = state.block_hash
+    return worker.binding
+
+
+def batch_of(state: State, worker: Worker, event: e.Committed, leases: list[Lease | None]) -> Batch:
+    """A new batch with the next number."""
+    batch = Batch(
+        state.next_batch, worker.key, worker.session, event.commitments, event.signature, event.leaves, leases
+    )
+    state.next_batch += 1
+    return batch

@@ -1,0 +1,226 @@
+"""What survives a restart: named SQL over the orchestrator's own SQLite database, nothing else.
+
+One row per batch, audit or settle transaction, never one per job. Columns of a batch are joined bytes.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Iterable, Sequence
+from struct import pack, unpack
+
+from computemesh.trust.statement import COMMITMENT
+from orchestrator import events as e
+
+OPEN, DECIDED, CLOSED = 0, 1, 2
+
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT",
+    """CREATE TABLE IF NOT EXISTS tasks (
+         task_id BLOB PRIMARY KEY, epoch INTEGER NOT NULL, raw BLOB NOT NULL, status INTEGER NOT NULL,
+         completed INTEGER NOT NULL DEFAULT 0, detail TEXT NOT NULL DEFAULT '', root BLOB NOT NULL DEFAULT x'',
+         height INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0, states BLOB NOT NULL DEFAULT x''
+       ) STRICT""",
+    "CREATE INDEX IF NOT EXISTS tasks_open ON tasks (status) WHERE status < 2",
+    """CREATE TABLE IF NOT EXISTS batches (
+         id INTEGER PRIMARY KEY, worker_key BLOB NOT NULL, commitments BLOB NOT NULL, signature BLOB NOT NULL,
+         bindings BLOB NOT NULL) STRICT""",
+    """CREATE TABLE IF NOT EXISTS batch_tasks (
+         task_id BLOB NOT NULL, first_job INTEGER NOT NULL, last_job INTEGER NOT NULL, batch_id INTEGER NOT NULL,
+         PRIMARY KEY (task_id, batch_id)) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS judgements (
+         id INTEGER PRIMARY KEY, batch_id INTEGER NOT NULL, positions BLOB NOT NULL, accepted BLOB NOT NULL,
+         proofs BLOB NOT NULL, seed BLOB NOT NULL, k INTEGER NOT NULL, openings BLOB NOT NULL) STRICT""",
+    "CREATE INDEX IF NOT EXISTS judgements_batch ON judgements (batch_id)",
+    """CREATE TABLE IF NOT EXISTS settles (
+         seq INTEGER PRIMARY KEY, tx_id BLOB NOT NULL UNIQUE, body BLOB NOT NULL, answered INTEGER NOT NULL DEFAULT 0,
+         refused BLOB NOT NULL DEFAULT x'', reasons TEXT NOT NULL DEFAULT '', height INTEGER NOT NULL DEFAULT 0
+       ) STRICT""",
+    "CREATE INDEX IF NOT EXISTS settles_open ON settles (seq) WHERE answered = 0",
+    """CREATE TABLE IF NOT EXISTS settle_tasks (
+         task_id BLOB NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (task_id, seq)) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS results (
+         task_id BLOB NOT NULL, job INTEGER NOT NULL, result_hash BLOB NOT NULL,
+         PRIMARY KEY (task_id, job)) STRICT, WITHOUT ROWID""",
+)
+
+
+def start(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Count this start: (boot number, first free batch id). The caller's thread owns the connection."""
+    connection.execute(
+        "INSERT INTO meta VALUES ('boot', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1"
+    )
+    (boot,) = connection.execute("SELECT value FROM meta WHERE name = 'boot'").fetchone()
+    (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM batches").fetchone()
+    return boot, last + 1
+
+
+def write(connection: sqlite3.Connection, records: Iterable[e.Persist]) -> None:
+    """Write what one step wants durable."""
+    for record in records:
+        _WRITERS[type(record)](connection, record)
+
+
+def _save_task(connection: sqlite3.Connection, row: e.SaveTask) -> None:
+    connection.execute(
+        """INSERT INTO tasks (task_id, epoch, raw, status) VALUES (?, ?, ?, 0) ON CONFLICT (task_id)
+           DO UPDATE SET epoch = excluded.epoch, raw = excluded.raw, status = 0""",
+        (row.task_id, row.epoch, row.raw),
+    )
+    connection.executemany(
+        "INSERT OR IGNORE INTO results VALUES (?, ?, ?)", [(row.task_id, job, found) for job, found in row.settled]
+    )
+
+
+def _save_batch(connection: sqlite3.Connection, row: e.SaveBatch) -> None:
+    batch = row.batch
+    spans: dict[bytes, tuple[int, int]] = {}
+    bindings, bound = bytearray(), False
+    for lease in batch.leases:
+        if lease is None:
+            bindings += bytes(32)
+            continue
+        first, last = spans.get(lease.task.id, (lease.index, lease.index))
+        spans[lease.task.id] = (min(first, lease.index), max(last, lease.index))
+        binding = lease.spec.binding
+        bound = bound or bool(binding)
+        bindings += binding or bytes(32)
+    connection.execute(
+        "INSERT INTO batches VALUES (?, ?, ?, ?, ?)",
+        (batch.id, batch.key, batch.commitments, batch.signature, bytes(bindings) if bound else b""),
+    )
+    connection.executemany(
+        "INSERT INTO batch_tasks VALUES (?, ?, ?, ?)",
+        [(task_id, first, last, batch.id) for task_id, (first, last) in spans.items()],
+    )
+
+
+def _save_judgement(connection: sqlite3.Connection, row: e.SaveJudgement) -> None:
+    event = row.event
+    opened = b"".join(pack(">I", len(data)) + data for data in event.openings)
+    connection.execute(
+        """INSERT INTO judgements (batch_id, positions, accepted, proofs, seed, k, openings)
+           VALUES (?, ?, ?, ?, ?, ?, ?)""",
+        (
+            event.batch.id, pack(f">{len(event.positions)}I", *event.positions), bytes(event.accepted),
+            b"".join(event.proofs), event.batch.seed if event.openings else b"", event.k, opened,
+        ),
+    )  # fmt: skip
+
+
+def save_settle(connection: sqlite3.Connection, tx_id: bytes, body: bytes, task_ids: Sequence[bytes]) -> None:
+    """A settle transaction about to be sent for the first time."""
+    cursor = connection.execute("INSERT INTO settles (tx_id, body) VALUES (?, ?)", (tx_id, body))
+    connection.executemany(
+        "INSERT INTO settle_tasks VALUES (?, ?)", [(task_id, cursor.lastrowid) for task_id in task_ids]
+    )
+
+
+def _save_answer(connection: sqlite3.Connection, row: e.SaveAnswer) -> None:
+    event = row.event
+    connection.execute(
+        "UPDATE settles SET answered = 1, refused = ?, reasons = ?, height = ? WHERE tx_id = ?",
+        (
+            pack(f">{len(event.refused)}I", *event.refused), ",".join(event.refused.values()), event.height,
+            event.tx_id,
+        ),
+    )  # fmt: skip
+
+
+def _save_result(connection: sqlite3.Connection, row: e.SaveResult) -> None:
+    connection.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?)", (row.task_id, row.job, row.result_hash))
+
+
+def _save_outcome(connection: sqlite3.Connection, row: e.SaveOutcome) -> None:
+    connection.execute(
+        """UPDATE tasks SET status = 1, epoch = ?, completed = ?, detail = ?, root = ?, height = ?, settled = ?,
+           states = ? WHERE task_id = ?""",
+        (
+            row.epoch, row.completed, row.detail, row.root, row.height, row.settled, zlib.compress(row.states, 1),
+            row.task_id,
+        ),
+    )  # fmt: skip
+
+
+def _close_task(connection: sqlite3.Connection, row: e.CloseTask) -> None:
+    connection.execute(
+        "UPDATE tasks SET status = 2, states = ? WHERE task_id = ?", (zlib.compress(row.states, 1), row.task_id)
+    )
+
+
+_WRITERS = {
+    e.SaveTask: _save_task,
+    e.SaveBatch: _save_batch,
+    e.SaveJudgement: _save_judgement,
+    e.SaveAnswer: _save_answer,
+    e.SaveResult: _save_result,
+    e.SaveOutcome: _save_outcome,
+    e.CloseTask: _close_task,
+}
+
+
+# ---- reads ---------------------------------------------------------------------------------------------------------
+def open_tasks(connection: sqlite3.Connection) -> list[tuple[bytes, int, bytes, int, int, str, bytes, int]]:
+    """(task_id, epoch, raw, status, completed, detail, root, height) of tasks the market has not closed."""
+    return connection.execute(
+        "SELECT task_id, epoch, raw, status, completed, detail, root, height FROM tasks WHERE status < 2"
+    ).fetchall()
+
+
+def results_of(connection: sqlite3.Connection, task_id: bytes) -> list[tuple[int, bytes]]:
+    """(job, result hash) of jobs that others settled."""
+    return connection.execute("SELECT job, result_hash FROM results WHERE task_id = ?", (task_id,)).fetchall()
+
+
+def open_settles(connection: sqlite3.Connection) -> list[tuple[bytes, bytes, bool, dict[int, str], int]]:
+    """(tx_id, body, answered, refused, height): unanswered ones, and all that touch an open task, in order."""
+    rows = connection.execute(
+        """SELECT tx_id, body, answered, refused, reasons, height FROM settles WHERE answered = 0 OR seq IN
+           (SELECT seq FROM settle_tasks JOIN tasks USING (task_id) WHERE status < 2) ORDER BY seq"""
+    ).fetchall()
+    return [
+        (tx_id, body, bool(answered), dict(zip(unpack(f">{len(at) // 4}I", at), reasons.split(","), strict=False)), height)
+        for tx_id, body, answered, at, reasons, height in rows
+    ]  # fmt: skip
+
+
+def task_row(connection: sqlite3.Connection, task_id: bytes) -> tuple[bytes, bytes] | None:
+    """(raw lease, state of each job) of a task held once; None where it never was."""
+    row = connection.execute("SELECT raw, states FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
+    return None if row is None else (row[0], zlib.decompress(row[1]) if row[1] else b"")
+
+
+def commitments_of(
+    connection: sqlite3.Connection, task_id: bytes, first: int, last: int
+) -> list[tuple[int, bytes, bytes, bytes, bytes]]:
+    """(batch id, worker key, commitments, signature, bindings) of batches with jobs of a range, oldest first."""
+    return connection.execute(
+        """SELECT id, worker_key, commitments, signature, bindings FROM batch_tasks JOIN batches ON id = batch_id
+           WHERE task_id = ? AND first_job <= ? AND last_job >= ? ORDER BY id""",
+        (task_id, last, first),
+    ).fetchall()
+
+
+def judgement_of(
+    connection: sqlite3.Connection, batch_id: int, position: int
+) -> tuple[bool, bytes, bytes, int, bytes] | None:
+    """(accepted, transcript digest, seed, k, openings) of one commitment; None while it was not judged."""
+    wanted = pack(">I", position)
+    for at, accepted, proofs, seed, k, openings in connection.execute(
+        "SELECT positions, accepted, proofs, seed, k, openings FROM judgements WHERE batch_id = ?", (batch_id,)
+    ):
+        rows = [at[i : i + 4] for i in range(0, len(at), 4)]
+        if wanted not in rows:
+            continue
+        row, start = rows.index(wanted), 0
+        for _ in range(row if openings else 0):
+            start += 4 + unpack(">I", openings[start : start + 4])[0]
+        opened = openings[start + 4 : start + 4 + unpack(">I", openings[start : start + 4])[0]] if openings else b""
+        return bool(accepted[row]), proofs[32 * row : 32 * row + 32], seed, k, opened
+    return None
+
+
+def jobs_in(commitments: bytes, task_id: bytes) -> list[tuple[int, tuple[int, bytes, int, int, int, bytes, bytes, int]]]:
+    """(position, row) of a task's commitments in a batch."""
+    return [(at, row) for at, row in enumerate(COMMITMENT.iter_unpack(commitments)) if row[1] == task_id]

@@ -1,0 +1,119 @@
+"""Messages of the Work stream as bytes. Jobs are spliced from constant pieces instead of built as objects.
+
+The encoding is protobuf's (https://protobuf.dev/programming-guides/encoding/); the tests read every message back
+with the generated classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+
+from computemesh.v1 import orchestrator_pb2 as pb
+from orchestrator import events as e
+from orchestrator.model import Lease
+
+MAX_BATCH_JOBS = 128
+MAX_BATCH_BYTES = 64 * 1024
+
+
+def varint(number: int) -> bytes:
+    """Base-128, least significant group first."""
+    if number < 0x80:
+        return bytes((number,))
+    out = bytearray()
+    while number >= 0x80:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+_SMALL = [varint(number) for number in range(16384)]
+
+
+def _varint(number: int) -> bytes:
+    return _SMALL[number] if number < 16384 else varint(number)
+
+
+@lru_cache(maxsize=1024)
+def _pieces(task_id: bytes, epoch: int, challenge_type: str, lease_ms: int) -> tuple[bytes, bytes, bytes]:
+    name = challenge_type.encode()
+    return (
+        b"\x12\x20" + task_id,
+        b"\x20" + varint(epoch) if epoch else b"",
+        b"\x32" + varint(len(name)) + name,
+    )
+
+
+def job(lease: Lease, lease_ms: int) -> bytes:
+    """One `Job`, with its tag and length as an item of `JobBatch.jobs`."""
+    task, spec = lease.task, lease.spec
+    head, epoch, name = _pieces(task.id, lease.epoch, task.challenge_type, lease_ms)
+    params, binding = spec.params, spec.binding
+    body = b"".join((
+        b"\x08", varint(lease.id), head,
+        b"\x18" + _varint(lease.index) if lease.index else b"", epoch,
+        b"\x28" + _varint(lease.attempt) if lease.attempt else b"", name,
+        b"\x3a" + _varint(len(params)) + params if params else b"",
+        b"\x42" + _varint(len(binding)) + binding if binding else b"",
+        b"\x48" + _varint(lease_ms),
+    ))  # fmt: skip
+    return b"\x0a" + _varint(len(body)) + body
+
+
+def job_batches(leases: Iterable[Lease], lease_ms: int) -> Iterator[bytes]:
+    """`WorkResponse{jobs}` messages of at most 128 jobs and, but for a single larger job, 64 KiB."""
+    pieces: list[bytes] = []
+    size = 0
+    for lease in leases:
+        piece = job(lease, lease_ms)
+        if pieces and (len(pieces) == MAX_BATCH_JOBS or size + len(piece) > MAX_BATCH_BYTES):
+            yield b"\x1a" + varint(size) + b"".join(pieces)
+            pieces, size = [], 0
+        pieces.append(piece)
+        size += len(piece)
+    if pieces:
+        yield b"\x1a" + varint(size) + b"".join(pieces)
+
+
+def assemble(items: Sequence[object], lease_ms: int) -> Iterator[object]:
+    """Everything queued for one worker as few messages: jobs spliced, verdicts of a kind joined.
+
+    Jobs come first, so that a revocation queued behind its job also arrives behind it.
+    """
+    leases: list[Lease] = []
+    verdicts: dict[tuple[int, str], list[int]] = {}
+    rest: list[pb.WorkResponse] = []
+    for item in items:
+        if isinstance(item, e.SendJobs):
+            leases += item.leases
+        elif isinstance(item, e.SendVerdicts):
+            verdicts.setdefault((item.kind, item.reason), []).extend(item.lease_ids)
+        elif isinstance(item, e.SendChallenges):
+            batch = pb.ChallengeBatch(
+                challenges=[pb.Challenge(lease_id=lease_id, seed=item.seed, k=k) for lease_id, k in item.leases]
+            )
+            rest.append(pb.WorkResponse(challenges=batch))
+        elif isinstance(item, e.SendRevokes):
+            rest.append(pb.WorkResponse(revokes=pb.RevokeBatch(lease_ids=item.lease_ids)))
+        elif isinstance(item, pb.WorkResponse):
+            rest.append(item)
+        else:
+            raise TypeError(f"{type(item).__name__} is not sent to workers")
+    yield from job_batches(leases, lease_ms)
+    yield from rest
+    if verdicts:
+        yield pb.WorkResponse(
+            verdicts=pb.VerdictBatch(
+                verdicts=[
+                    pb.Verdict(lease_ids=ids, kind=kind, reason=reason)  # type: ignore[arg-type]
+                    for (kind, reason), ids in verdicts.items()
+                ]
+            )
+        )
+
+
+def serialize(message: object) -> bytes:
+    """Spliced messages are bytes already."""
+    return message if isinstance(message, bytes) else message.SerializeToString()  # type: ignore[attr-defined, no-any-return]
