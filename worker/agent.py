@@ -19,7 +19,20 @@ from computemesh.v1.worker_pb2 import WorkerAgentStatus, WorkerDescription
 from worker.config import WorkerConfig
 from worker.core import Core
 from worker.devices import environments
-from worker.events import Dialled, Effects, Event, Finished, Pause, Received, Resume, State, StreamEnded, Tick
+from worker.events import (
+    Challenged,
+    Dialled,
+    Effects,
+    Event,
+    Finished,
+    Opened,
+    Pause,
+    Received,
+    Resume,
+    State,
+    StreamEnded,
+    Tick,
+)
 from worker.nonce import NonceFile
 from worker.process import DeviceUnavailable, ExecutorProcess
 from worker.service import ControlServer
@@ -71,6 +84,7 @@ class Agent:
         self._inbox: asyncio.Queue[tuple[Session | None, Event]] = asyncio.Queue()
         self._session: Session | None = None
         self._turn = asyncio.Lock()
+        self._opening: set[asyncio.Task[None]] = set()
         self.executors: list[ExecutorProcess] = []
         self._nonces: NonceFile | None = None
         self.capabilities = Capabilities()
@@ -167,12 +181,21 @@ class Agent:
             self.executors[run.lane].run(run)
         for lane, group_id in effects.cancel:
             self.executors[lane].cancel(group_id)
+        for challenged in effects.open:
+            task = asyncio.create_task(self._open(challenged))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
         for level, event, fields in effects.notes:
             if event == "joined":
                 fields = {**fields, **self._introduction()}
             getattr(log, level)(event, **fields)
         if effects.close is not None and self._session is not None:
             self._session.close(effects.close)
+
+    async def _open(self, challenged: Challenged) -> None:
+        answer = challenged.answer
+        openings = await asyncio.to_thread(answer.open, challenged.seed, challenged.k)
+        self._inbox.put_nowait((None, Opened(challenged.lease_id, answer, openings)))
 
     def _introduction(self) -> dict[str, object]:
         devices = [f"{device.kind} ({device.platform})" for device in self.capabilities.devices]

@@ -54,6 +54,11 @@ class Answer:
     units: list[bytes] | None
 
     @property
+    def count(self) -> int:
+        """Units of the job."""
+        return self.layout[0] * self.layout[1]
+
+    @property
     def retained_bytes(self) -> int:
         return len(self.digests) + sum(map(len, self.units or ()))
 

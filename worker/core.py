@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from computemesh.trust import envelope
-from computemesh.trust.errors import MeshError
 from computemesh.trust.identity import PrivateKey, valid_public_key
 from computemesh.trust.statement import hello_body, sign_commitments
 from computemesh.v1 import orchestrator_pb2 as pb
@@ -23,12 +22,14 @@ from worker import answers as outgoing
 from worker.answers import Answer, Answers, GroupDone
 from worker.events import (
     TRANSITIONS,
+    Challenged,
     Dialled,
     Effects,
     Event,
     Finished,
     LaneDown,
     LaneUp,
+    Opened,
     Pause,
     ProtocolViolation,
     Received,
@@ -43,6 +44,10 @@ from worker.pace import Pace
 NONCES_AHEAD = 1024
 MAX_BATCH = 4096
 MAX_OPENING_BYTES = 1024 * 1024
+# 4,096 paths of 22 nodes are 3 MiB: more could not be sent.
+MAX_CHALLENGED = 4096
+# A tree over 8,192 units takes about 15 ms; the stream must not stand still for longer.
+QUICK_UNITS = 8192
 LANES_LOST_AFTER_MS = 10_000
 MAX_DETAIL = 1024
 KILLS_OF_A_POISON_JOB = 2
@@ -174,24 +179,41 @@ class Core:
         return True
 
     def _challenges(self, batch: pb.ChallengeBatch, now_ms: int, effects: Effects) -> None:
-        """All asked for is opened in one round trip; a message is cut at 1 MiB, below gRPC's limit of 4."""
-        openings: list[pb.JobOpening] = []
-        size = 0
+        """All that is quick to open is answered in one round trip; large trees are built beside the stream."""
+        opened: list[pb.JobOpening] = []
         for challenge in batch.challenges:
-            answer = self.answers.get(challenge.lease_id)
+            lease, seed, k = challenge.lease_id, challenge.seed, challenge.k
+            answer = self.answers.get(lease)
             if answer is None:  # its verdict crossed the challenge
                 continue
-            try:
-                opened = answer.open(challenge.seed, challenge.k)
-            except MeshError as error:
-                raise ProtocolViolation(f"challenge of lease {challenge.lease_id}: {error}") from None
-            if openings and size + len(opened) > MAX_OPENING_BYTES:
-                effects.send.append(pb.WorkRequest(openings=pb.OpeningBatch(openings=openings)))
-                openings, size = [], 0
-            openings.append(pb.JobOpening(lease_id=challenge.lease_id, openings=opened))
-            size += len(opened)
-        if openings:
-            effects.send.append(pb.WorkRequest(openings=pb.OpeningBatch(openings=openings)))
+            if len(seed) != 32 or min(k, answer.count) > MAX_CHALLENGED:
+                raise ProtocolViolation(
+                    f"challenge of lease {lease}: seed of {len(seed)} bytes (32), k={k} (at most {MAX_CHALLENGED})"
+                )
+            if answer.count > QUICK_UNITS:
+                effects.open.append(Challenged(lease, answer, seed, k))
+            else:
+                opened.append(pb.JobOpening(lease_id=lease, openings=answer.open(seed, k)))
+        self._send_openings(opened, effects)
+
+    def _opened(self, event: Opened, now_ms: int, effects: Effects) -> None:
+        # The stream may have ended meanwhile, and the next one have a lease of the same number.
+        if self.answers.get(event.lease_id) is event.answer:
+            opening = pb.JobOpening(lease_id=event.lease_id, openings=event.openings)
+            self._send_openings([opening], effects)
+
+    def _send_openings(self, opened: list[pb.JobOpening], effects: Effects) -> None:
+        """Messages are cut at 1 MiB, below gRPC's limit of 4."""
+        part: list[pb.JobOpening] = []
+        size = 0
+        for opening in opened:
+            if part and size + len(opening.openings) > MAX_OPENING_BYTES:
+                effects.send.append(pb.WorkRequest(openings=pb.OpeningBatch(openings=part)))
+                part, size = [], 0
+            part.append(opening)
+            size += len(opening.openings)
+        if part:
+            effects.send.append(pb.WorkRequest(openings=pb.OpeningBatch(openings=part)))
 
     def _verdicts(self, batch: pb.VerdictBatch, now_ms: int, effects: Effects) -> None:
         for verdict in batch.verdicts:
@@ -370,6 +392,7 @@ _ON: dict[type[Any], Callable[[Core, Any, int, Effects], None]] = {
     Finished: Core._finished,
     LaneUp: Core._lane_up,
     LaneDown: Core._lane_down,
+    Opened: Core._opened,
     Tick: Core._tick,
     Pause: Core._pause,
     Resume: Core._resume,

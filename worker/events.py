@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from computemesh.v1 import orchestrator_pb2 as pb
-from worker.answers import GroupDone
+from worker.answers import Answer, GroupDone
 from worker.lanes import Run
 
 
@@ -67,6 +67,25 @@ class LaneDown:
     lane: int
 
 
+@dataclass(frozen=True, slots=True)
+class Challenged:
+    """A challenge of an answer so large that it is opened outside the core: `answer.open(seed, k)`."""
+
+    lease_id: int
+    answer: Answer
+    seed: bytes
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The openings of a `Challenged`."""
+
+    lease_id: int
+    answer: Answer
+    openings: bytes
+
+
 class Tick:
     """Time passed."""
 
@@ -83,7 +102,7 @@ class Resume:
     """The owner wants jobs again."""
 
 
-Event = Dialled | StreamEnded | Received | Finished | LaneUp | LaneDown | Tick | Pause | Resume
+Event = Dialled | StreamEnded | Received | Finished | LaneUp | LaneDown | Opened | Tick | Pause | Resume
 
 
 class ProtocolViolation(Exception):
@@ -92,7 +111,7 @@ class ProtocolViolation(Exception):
 
 @dataclass(slots=True)
 class Effects:
-    """What to do, in this order: persist, send, give executors work, stop groups, close the stream.
+    """What to do, in this order: persist, send, run groups, stop groups, open answers, close the stream.
 
     `persist` is the nonce up to which a reservation must be durable. `notes` are (level, event, fields) to log.
     `close` is the cause, None = stay.
@@ -102,5 +121,6 @@ class Effects:
     send: list[pb.WorkRequest] = field(default_factory=list)
     run: list[Run] = field(default_factory=list)
     cancel: list[tuple[int, int]] = field(default_factory=list)
+    open: list[Challenged] = field(default_factory=list)
     close: str | None = None
     notes: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
