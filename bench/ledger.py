@@ -1,0 +1,231 @@
+"""Settled results per second through gRPC, durable: worker-signed batches, each settlement signed by its orchestrator.
+
+    python bench/ledger.py [--results 131072] [--batch 128] [--batches 4] [--in-flight 4] [--sealed]
+
+A ledger process of its own, real SQLite with synchronous=FULL. Beside it, in the same run: the same transactions
+applied by the fold alone (`fold`), the requests' bytes written to a file with one fsync each (`disk`), and the same
+requests answered by a server that does nothing (`transport`). Everything is signed before the clock starts. The last
+line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # this file is called like the package it measures
+
+import grpc  # noqa: E402
+
+from computemesh.service.server import dial  # noqa: E402
+from computemesh.trust import envelope, identity, merkle, statement  # noqa: E402
+from computemesh.trust.identity import PrivateKey  # noqa: E402
+from computemesh.v1 import ledger_pb2 as pb  # noqa: E402
+from computemesh.v1.ledger_pb2_grpc import LedgerServiceStub  # noqa: E402
+
+CHAIN = "bench"
+AUTHORITY, MARKET, ORCHESTRATOR, CUSTOMER, TREASURY = (PrivateKey.from_bytes(bytes([at]) * 32) for at in range(1, 6))
+WORKERS = [PrivateKey.from_bytes(bytes([at]) * 32) for at in range(6, 10)]
+METHOD = "/computemesh.v1.LedgerService/SubmitTransactions"
+
+
+def signed(kind: str, body: bytes, key: PrivateKey) -> dict[str, bytes]:
+    """id, public_key and signature."""
+    tx_id = os.urandom(16)
+    digest = statement.transaction_digest(kind, CHAIN, tx_id, body)
+    return {"id": tx_id, "public_key": key.public, "signature": key.sign(digest)}
+
+
+def funding(jobs: int) -> tuple[bytes, list[pb.Transaction]]:
+    """(task id, the transactions that fund and assign it)."""
+    reward = jobs * 1000 + 7
+    order = statement.Order(
+        os.urandom(16), CUSTOMER.public, MARKET.public, bytes(32), bytes(32), reward, (int(time.time()) + 86400) * 1000)
+    task, packed = order.task_id(CHAIN), order.pack()
+    body = statement.deposit_body(identity.address_bytes(CUSTOMER.public), reward)
+    assignment = statement.Assignment(task, ORCHESTRATOR.public, 1, jobs).pack()
+    return task, [
+        pb.Transaction(
+            **signed("deposit", body, AUTHORITY), deposit=pb.Deposit(to=CUSTOMER.address, amount_units=reward)),
+        pb.Transaction(
+            id=order.request_id, public_key=CUSTOMER.public, signature=envelope.sign(CUSTOMER, "order", CHAIN, packed),
+            open=pb.EscrowOpen(order=packed)),
+        pb.Transaction(**signed("assign", assignment, MARKET), assign=pb.EscrowAssign(assignment=assignment)),
+    ]
+
+
+def batch(task: bytes, first: int, size: int, worker: PrivateKey) -> tuple[pb.ResultBatch, list[bytes]]:
+    """A signed batch of `size` results from job `first` on, and the leaf hashes of its results."""
+    rows = [
+        statement.Commitment(task, job, 1, 1, worker.public, job.to_bytes(32, "big"), job + 1)
+        for job in range(first, first + size)
+    ]
+    packed = b"".join(row.pack() for row in rows)
+    root, proof = statement.commitment_root(packed), bytes(32)
+    leaves = [
+        merkle.leaf_hash(statement.Result(
+            task, row.job, row.worker_key, row.result_hash, proof, row.nonce,
+            statement.authorisation(ORCHESTRATOR.public, root, at)).pack())
+        for at, row in enumerate(rows)
+    ]  # fmt: skip
+    signature = statement.sign_commitments(worker, CHAIN, packed)
+    return pb.ResultBatch(
+        worker_key=worker.public, worker_signature=signature, commitments=packed, proof_hashes=proof * size), leaves
+
+
+def settlements(task: bytes, results: int, size: int, batches: int) -> list[pb.Transaction]:
+    """Settlements of `batches` batches of `size` results each."""
+    made = []
+    for start in range(0, results, size * batches):
+        firsts = range(start, min(start + size * batches, results), size)
+        parts = [batch(task, at, min(size, results - at), WORKERS[at // size % len(WORKERS)]) for at in firsts]
+        leaves = [leaf for _, some in parts for leaf in some]
+        body = statement.settle_body(len(leaves), merkle.root(leaves))
+        made.append(pb.Transaction(
+            **signed("settle", body, ORCHESTRATOR), settle=pb.Settle(batches=[part for part, _ in parts])))  # fmt: skip
+    return made
+
+
+async def timed(call: grpc.aio.UnaryUnaryMultiCallable, requests: list[object], in_flight: int) -> tuple[float, list]:
+    """(seconds, latencies in ms) of all `requests`, at most `in_flight` at a time."""
+    following, latencies, replies = iter(requests), [], []
+
+    async def lane() -> None:
+        for request in following:
+            sent = time.perf_counter()
+            replies.append(await call(request))
+            latencies.append((time.perf_counter() - sent) * 1000)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(lane() for _ in range(in_flight)))
+    for reply in replies:
+        for outcome in getattr(reply, "outcomes", ()):
+            assert outcome.kind == pb.OUTCOME_KIND_APPLIED and not outcome.refusals, outcome
+    return time.perf_counter() - began, sorted(latencies)
+
+
+async def transport(requests: list[bytes], in_flight: int) -> float:
+    """Seconds the same bytes take to a server in another process that answers at once."""
+    code = (
+        "import asyncio, grpc\n"
+        "async def main():\n"
+        " s = grpc.aio.server(options=[('grpc.max_receive_message_length', 2**22)])\n"
+        " async def answer(request, context): return b''\n"
+        f" s.add_generic_rpc_handlers((grpc.method_handlers_generic_handler({METHOD.split('/')[1]!r},"
+        " {'SubmitTransactions': grpc.unary_unary_rpc_method_handler(answer)}),))\n"
+        " print(s.add_insecure_port('127.0.0.1:0'), flush=True); await s.start(); await s.wait_for_termination()\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            port = int(await asyncio.to_thread(process.stdout.readline))
+            async with dial(f"127.0.0.1:{port}") as channel:
+                call = channel.unary_unary(METHOD)
+                await call(requests[0], wait_for_ready=True)
+                return (await timed(call, list(requests), in_flight))[0]
+        finally:
+            process.terminate()
+
+
+def disk(requests: list[bytes], folder: Path) -> float:
+    """Seconds to append the requests' bytes to a file, each followed by fsync."""
+    began = time.perf_counter()
+    with (folder / "raw").open("wb", buffering=0) as file:
+        for request in requests:
+            file.write(request)
+            os.fsync(file.fileno())
+    return time.perf_counter() - began
+
+
+def fold(transactions: list[pb.Transaction]) -> float:
+    """Seconds to examine and apply the settlements in this process, no gRPC and no disk."""
+    from computemesh.trust.amount import Shares
+    from ledger import wire
+    from ledger.block import Chain
+    from ledger.core import State
+    from ledger.evidence import examine
+
+    state = State(CHAIN, AUTHORITY.public, identity.address_bytes(TREASURY.public), Shares())
+    chain = Chain(state)
+    chain.advance(time.time_ns() // 1_000_000)
+    began = time.perf_counter()
+    for message in transactions:
+        if message.WhichOneof("body") == "settle" and state.next_tx == 4:
+            began = time.perf_counter()
+        assert chain.apply(examine(CHAIN, wire.transaction(message))).number
+        if chain.results >= 4096:
+            chain.collect()
+            chain.seal()
+    return time.perf_counter() - began
+
+
+async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """The figures of one run."""
+    task, first = funding(options.results)
+    made = settlements(task, options.results, options.batch, options.batches)
+    wait = pb.WAIT_SEALED if options.sealed else pb.WAIT_ACCEPTED
+    requests = [pb.SubmitTransactionsRequest(transactions=[one], wait=wait) for one in made]
+    raw = [request.SerializeToString() for request in requests]
+    (folder / "log.key").write_text("07" * 32)
+    (folder / "ledger.toml").write_text(
+        f'listen = "127.0.0.1:0"\ndata_dir = "{folder}/data"\nchain_id = "{CHAIN}"\n'
+        f'authority_key = "{AUTHORITY.public.hex()}"\ntreasury_address = "{TREASURY.address}"\n'
+        f'log_key_file = "{folder}/log.key"\n')
+    command = [sys.executable, "-m", "ledger", "--config", str(folder / "ledger.toml")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        port = json.loads(await asyncio.to_thread(process.stderr.readline))["port"]
+        drained = asyncio.create_task(asyncio.to_thread(process.stderr.read))
+        try:
+            async with dial(f"127.0.0.1:{port}") as channel:
+                stub = LedgerServiceStub(channel)
+                reply = await stub.SubmitTransactions(
+                    pb.SubmitTransactionsRequest(transactions=first), wait_for_ready=True)
+                assert all(one.kind == pb.OUTCOME_KIND_APPLIED for one in reply.outcomes), reply
+                seconds, latencies = await timed(stub.SubmitTransactions, list(requests), options.in_flight)
+                supply = await stub.GetSupply(pb.GetSupplyRequest())
+        finally:
+            process.terminate()
+        await drained
+    assert supply.escrowed_units == 0
+    bare = await transport(raw, options.in_flight)
+    alone, written = fold([*first, *made]), disk(raw, folder)
+    rate = options.results / seconds
+    return {
+        "benchmark": "ledger", "results": options.results, "batch": options.batch, "batches_per_settlement":
+        options.batches, "in_flight": options.in_flight, "wait": "sealed" if options.sealed else "accepted",
+        "results_per_s": round(rate), "fold_results_per_s": round(options.results / alone),
+        "transport_results_per_s": round(options.results / bare), "disk_results_per_s": round(options.results / written),
+        "ratio_to_fold": round(alone / seconds, 3), "ratio_to_transport": round(bare / seconds, 3),
+        "p50_ms": round(latencies[len(latencies) // 2], 2), "p95_ms": round(latencies[len(latencies) * 95 // 100], 2),
+        "p99_ms": round(latencies[len(latencies) * 99 // 100], 2),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measures once and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=int, default=131072)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--in-flight", type=int, default=4)
+    parser.add_argument("--sealed", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = asyncio.run(measure(options, Path(folder)))
+    for name, value in figures.items():
+        print(f"{name:>26}  {value}")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
