@@ -1,27 +1,23 @@
 """The market's decisions: `step(event, now_ms) -> Effects(persist, send, ledger)`. No I/O, no clock, no randomness.
 
-Every change of a task is a record; live steps and the restart both bring it into the memory through `_enter`. The
-shell makes `persist` durable, then does `send` and `ledger`. The ledger alone decides how a task ended: cancelling,
-failing and expiring only ask it, and `_conclude` believes its answer.
+Every change of a task is a record, made by `Book.change`. The shell makes `persist` durable, then does `send` and
+`ledger`. The ledger alone decides how a task ended: cancelling, failing and expiring only ask it, and `_conclude`
+believes its answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from dataclasses import replace
 from heapq import heappop, heappush
 from typing import Any
 
-from market.fair_queue import FairQueue
+from market.book import Book, Orchestrator, Task, transaction_id
 from market.states import (
-    PHASES,
     TERMINAL,
     TRANSITIONS,
-    Answer,
     Cancel,
     Cause,
-    Changed,
     Connect,
     Create,
     Created,
@@ -43,14 +39,12 @@ from market.states import (
     Outcomes,
     Phase,
     Progress,
-    ProgressRow,
     Ready,
     Restore,
     SendAck,
     SendClose,
     SendLease,
     SendRevoke,
-    Spec,
     State,
     Status,
     Submit,
@@ -65,54 +59,14 @@ _FIRST_RETRY_MS = 50
 _LONGEST_RETRY_MS = 5_000
 
 
-@dataclass(slots=True)
-class Task:
-    """A live task in memory."""
-
-    spec: Spec
-    state: State
-    sequence: int
-    progress: ProgressRow | None = None
-    progress_ms: int = 0
-    # The orchestrator's claim that all jobs are settled, until the ledger confirmed it.
-    claim: OutcomeRow | None = None
-    retries: int = 0
-    # Connection whose credit the present assignment took.
-    charged: int | None = None
-
-
-@dataclass(slots=True)
-class Orchestrator:
-    """One orchestrator key: what it holds outlives its connection by `lease_ms`."""
-
-    key: bytes
-    address: str
-    connection: int | None
-    seen_ms: int
-    credits: int = 0
-    held: dict[bytes, None] = field(default_factory=dict)
-
-
-def transaction_id(intent: IntentKind, task_id: bytes, epoch: int, now_ms: int) -> bytes:
-    """A UUIDv7 (RFC 9562) whose random bits are a digest of what it is for: no randomness, no repetition."""
-    bits = sha256(bytes([intent]) + task_id + epoch.to_bytes(4, "big")).digest()
-    head = now_ms.to_bytes(6, "big")
-    return head + bytes([0x70 | bits[0] & 0x0F, bits[1], 0x80 | bits[2] & 0x3F]) + bits[3:10]
-
-
 class Core:
-    """All live tasks and the orchestrators that hold them."""
+    """Decides over the tasks in `book`."""
 
     def __init__(self, lease_ms: int) -> None:
         self._lease_ms = lease_ms
-        self.tasks: dict[bytes, Task] = {}
-        self.orchestrators: dict[bytes, Orchestrator] = {}
-        self.queue = FairQueue()
-        self._connections: dict[int, Orchestrator] = {}
-        self._deadlines: list[tuple[int, bytes]] = []
+        self.book = Book()
         self._wakes: list[tuple[int, bytes]] = []
         self._unrecorded: dict[bytes, None] = {}
-        self._sequence = 0
         self._draining = False
         self._effects = Effects()
         self._now = 0
@@ -134,89 +88,48 @@ class Core:
 
     def step(self, event: Event, now_ms: int) -> Effects:
         """Decides what follows from `event` at `now_ms` (Unix ms). Never raises for anything a peer sent."""
-        self._now = now_ms
+        self._now = self.book.now_ms = now_ms
         self._effects = Effects()
+        self.book.records = self._effects.persist
         self._steps[type(event)](event)
         self._lease_out()
         return self._effects
 
-    # ------------------------------------------------------------ records
-
-    def _enter(self, task: Task, state: State) -> None:
-        """Brings a task's new state into the indices: the one way, for live changes and at a restart."""
-        task_id, old, task.state = task.spec.task_id, task.state, state
-        if old.phase is Phase.ASSIGNING and state.phase is Phase.CLOSING and task.charged in self._connections:
-            self._connections[task.charged].credits += 1
-        if old.phase in (Phase.ASSIGNING, Phase.LEASED):
-            holder = self.orchestrators.get(old.orchestrator_key)
-            if holder is not None:
-                holder.held.pop(task_id, None)
-        self.queue.discard(task_id)
-        if state.phase is Phase.QUEUED:
-            spec = task.spec
-            self.queue.push(
-                spec.customer, (9 - spec.priority, spec.deadline_ms, spec.created_ms, task.sequence), task_id)
-        elif state.phase in (Phase.ASSIGNING, Phase.LEASED):
-            self._orchestrator(state.orchestrator_key, state.orchestrator_address).held[task_id] = None
-        elif state.phase is Phase.ENDED:
-            del self.tasks[task_id]
-            self._unrecorded.pop(task_id, None)
-
-    def _admit(self, spec: Spec, state: State) -> Task:
-        self._sequence += 1
-        task = self.tasks[spec.task_id] = Task(spec, state, self._sequence)
-        heappush(self._deadlines, (spec.deadline_ms, spec.task_id))
-        self._enter(task, state)
-        return task
-
-    def _change(self, task: Task, kind: EventKind | None, **values: Any) -> None:
-        old = task.state
-        cursor = old.cursor + (kind is not None)
-        state = replace(old, cursor=cursor, updated_ms=max(self._now, old.updated_ms), **values)
-        if state.phase is not old.phase and state.phase not in PHASES[old.phase]:
-            raise AssertionError(f"no transition {old.phase.name} -> {state.phase.name}")
-        self._effects.persist.append(Changed(task.spec.task_id, state, kind))
-        self._enter(task, state)
-
     def _start(self, task: Task) -> None:
         if task.state.status is Status.PENDING:
-            self._change(task, EventKind.STARTED, status=TRANSITIONS[Status.PENDING, Move.START])
+            self.book.change(task, EventKind.STARTED, status=TRANSITIONS[Status.PENDING, Move.START])
 
     def _end(self, task: Task, move: Move, escrow: EscrowRead, **values: Any) -> None:
         if move is Move.COMPLETE:
             self._start(task)
         status = TRANSITIONS[task.state.status, move]
-        holder = self._holder(task)
+        holder = self.book.holder(task)
+        self._unrecorded.pop(task.spec.task_id, None)
         claimed = task.claim is not None
-        self._change(
+        self.book.change(
             task, EventKind.ENDED, status=status, phase=Phase.ENDED, ended_ms=self._now, jobs_running=0,
             jobs_settled=max(task.state.jobs_settled, escrow.jobs_settled), refunded_units=escrow.refunded_units,
             intent=None, **values)
         if holder is not None and holder.connection is not None and claimed:
             self._effects.send.append(SendAck(holder.connection, task.spec.task_id))
 
-    def _holder(self, task: Task) -> Orchestrator | None:
-        return self.orchestrators.get(task.state.orchestrator_key)
-
-    # ------------------------------------------------------------ customers
-
     def _restore(self, event: Restore) -> None:
         for spec, state in event.tasks:
-            task = self._admit(spec, state)
+            task = self.book.admit(spec, state)
             if state.phase is Phase.ASSIGNING or (state.phase is Phase.CLOSING and state.intent is not None):
                 self._submit(task)
             elif state.phase is Phase.CLOSING:
                 self._effects.ledger.append(Inspect(spec.task_id, False))
 
     def _create(self, event: Create) -> None:
-        if event.spec.task_id in self.tasks:
+        if event.spec.task_id in self.book.tasks:
             return
         state = State(cursor=1, updated_ms=self._now)
-        self._effects.persist.append(Created(event.spec, state))
-        self._admit(event.spec, state)
+        self.book.records.append(Created(event.spec, state))
+        self.book.admit(event.spec, state)
 
     def _cancel(self, event: Cancel) -> None:
-        task = self.tasks.get(event.task_id)
+        task = self.book.tasks.get(event.task_id)
         if task is not None and (task.state.phase is not Phase.CLOSING or task.state.intent is None):
             self._refund(task, Cause.CANCELLED, "cancelled by the customer")
 
@@ -225,7 +138,7 @@ class Core:
             self._revoke(task, Status.CANCELLED)
         intent = Intent(
             IntentKind.REFUND, transaction_id(IntentKind.REFUND, task.spec.task_id, task.state.epoch, self._now), cause)
-        self._change(task, None, phase=Phase.CLOSING, intent=intent, detail=detail)
+        self.book.change(task, None, phase=Phase.CLOSING, intent=intent, detail=detail)
         self._submit(task)
 
     def _submit(self, task: Task) -> None:
@@ -235,35 +148,29 @@ class Core:
             Submit(task.spec.task_id, state.intent, state.epoch, state.orchestrator_key, task.spec.jobs))
 
     def _revoke(self, task: Task, status: Status | None) -> None:
-        holder = self._holder(task)
+        holder = self.book.holder(task)
         if task.state.phase is Phase.LEASED and holder is not None and holder.connection is not None:
             self._effects.send.append(
                 SendRevoke(holder.connection, task.spec.task_id, task.state.epoch, status))
 
     # ------------------------------------------------------------ orchestrators
 
-    def _orchestrator(self, key: bytes, address: str) -> Orchestrator:
-        found = self.orchestrators.get(key)
-        if found is None:
-            found = self.orchestrators[key] = Orchestrator(key, address, None, self._now)
-        return found
-
     def _connect(self, event: Connect) -> None:
-        orchestrator = self._orchestrator(event.key, event.address)
+        orchestrator = self.book.orchestrator(event.key, event.address)
         if orchestrator.connection is not None:
             self._close(orchestrator, "SUPERSEDED", "the same key dialled again")
         orchestrator.connection, orchestrator.address = event.connection, event.address
         orchestrator.seen_ms, orchestrator.credits = self._now, 0
-        self._connections[event.connection] = orchestrator
+        self.book.connections[event.connection] = orchestrator
         ended = dict(event.ended)
         for task_id, epoch in event.held:
-            task = self.tasks.get(task_id)
+            task = self.book.tasks.get(task_id)
             if task is None or task.state.epoch != epoch or task_id not in orchestrator.held:
                 self._effects.send.append(
                     SendRevoke(event.connection, task_id, epoch, _revocation(task, ended.get(task_id))))
         # What it holds and what a crash kept from reaching it: both are told again, under the epoch they have.
         for task_id in list(orchestrator.held):
-            self._send_lease(orchestrator, self.tasks[task_id])
+            self._send_lease(orchestrator, self.book.tasks[task_id])
 
     def _send_lease(self, orchestrator: Orchestrator, task: Task) -> None:
         if task.state.phase is Phase.LEASED and orchestrator.connection is not None:
@@ -273,17 +180,17 @@ class Core:
     def _close(self, orchestrator: Orchestrator, reason: str, message: str) -> None:
         assert orchestrator.connection is not None
         self._effects.send.append(SendClose(orchestrator.connection, reason, message))
-        del self._connections[orchestrator.connection]
+        del self.book.connections[orchestrator.connection]
         orchestrator.connection, orchestrator.credits = None, 0
 
     def _heard(self, connection: int) -> Orchestrator | None:
-        orchestrator = self._connections.get(connection)
+        orchestrator = self.book.connections.get(connection)
         if orchestrator is not None:
             orchestrator.seen_ms = self._now
         return orchestrator
 
     def _disconnect(self, event: Disconnect) -> None:
-        orchestrator = self._connections.pop(event.connection, None)
+        orchestrator = self.book.connections.pop(event.connection, None)
         if orchestrator is not None:
             orchestrator.connection, orchestrator.credits = None, 0
 
@@ -300,7 +207,7 @@ class Core:
         if orchestrator is None:
             return
         for row in event.rows:
-            task = self._leased(orchestrator, row.task_id, row.epoch)
+            task = self.book.leased(orchestrator, row.task_id, row.epoch)
             if task is None:
                 continue
             task.progress = replace(row, jobs_settled=min(row.jobs_settled, task.spec.jobs),
@@ -321,22 +228,15 @@ class Core:
         settled = max(state.jobs_settled, row.jobs_settled)
         if (settled, row.jobs_running) != (state.jobs_settled, state.jobs_running):
             task.progress_ms = self._now
-            self._change(task, EventKind.PROGRESS, jobs_settled=settled, jobs_running=row.jobs_running,
+            self.book.change(task, EventKind.PROGRESS, jobs_settled=settled, jobs_running=row.jobs_running,
                          block_height=max(state.block_height, row.block_height))
-
-    def _leased(self, orchestrator: Orchestrator, task_id: bytes, epoch: int) -> Task | None:
-        """The task, if this orchestrator holds it under this epoch."""
-        task = self.tasks.get(task_id)
-        if task is None or task_id not in orchestrator.held or task.state.epoch != epoch:
-            return None
-        return task if task.state.phase is Phase.LEASED else None
 
     def _outcomes(self, event: Outcomes) -> None:
         orchestrator = self._heard(event.connection)
         if orchestrator is None:
             return
         for row in event.rows:
-            task = self._leased(orchestrator, row.task_id, row.epoch)
+            task = self.book.leased(orchestrator, row.task_id, row.epoch)
             if task is None:
                 self._late_outcome(orchestrator, event.connection, row)
             elif row.completed:
@@ -348,7 +248,7 @@ class Core:
                 self._effects.send.append(SendAck(event.connection, row.task_id))
 
     def _late_outcome(self, orchestrator: Orchestrator, connection: int, row: OutcomeRow) -> None:
-        task = self.tasks.get(row.task_id)
+        task = self.book.tasks.get(row.task_id)
         if task is None:
             # Ended and recorded before: the acknowledgement was lost, not the outcome.
             self._effects.send.append(SendAck(connection, row.task_id))
@@ -363,15 +263,15 @@ class Core:
 
     def _lease_out(self) -> None:
         """Gives waiting tasks to whoever has credits, most free credits first."""
-        if self._draining or not len(self.queue):
+        if self._draining or not len(self.book.queue):
             return
-        free = [o for o in self._connections.values() if o.credits > 0]
+        free = [o for o in self.book.connections.values() if o.credits > 0]
         while free:
             orchestrator = max(free, key=lambda o: (o.credits, o.key))
-            task_id = self.queue.pop()
+            task_id = self.book.queue.pop()
             if task_id is None:
                 return
-            task = self.tasks[task_id]
+            task = self.book.tasks[task_id]
             orchestrator.credits -= 1
             if orchestrator.credits == 0:
                 free.remove(orchestrator)
@@ -379,7 +279,7 @@ class Core:
             intent = Intent(
                 IntentKind.ASSIGN, transaction_id(IntentKind.ASSIGN, task_id, epoch, self._now))
             task.charged = orchestrator.connection
-            self._change(task, None, phase=Phase.ASSIGNING, epoch=epoch, intent=intent,
+            self.book.change(task, None, phase=Phase.ASSIGNING, epoch=epoch, intent=intent,
                          orchestrator_key=orchestrator.key, orchestrator_address=orchestrator.address)
             self._submit(task)
 
@@ -387,7 +287,7 @@ class Core:
 
     def _ledger_answered(self, event: LedgerAnswered) -> None:
         for answer in event.answers:
-            task = self.tasks.get(answer.task_id)
+            task = self.book.tasks.get(answer.task_id)
             # An answer to an intent that a later one replaced changes nothing.
             if task is None or task.state.intent is None or task.state.intent.tx_id != answer.tx_id:
                 continue
@@ -399,20 +299,20 @@ class Core:
                 self._assignment_refused(task)
 
     def _assigned(self, task: Task) -> None:
-        orchestrator = self._orchestrator(task.state.orchestrator_key, task.state.orchestrator_address)
-        self._change(task, EventKind.LEASED, phase=Phase.LEASED, intent=None)
+        orchestrator = self.book.orchestrator(task.state.orchestrator_key, task.state.orchestrator_address)
+        self.book.change(task, EventKind.LEASED, phase=Phase.LEASED, intent=None)
         task.retries = 0
         self._send_lease(orchestrator, task)
 
     def _assignment_refused(self, task: Task) -> None:
-        self._change(task, None, phase=Phase.CLOSING, intent=None, orchestrator_key=b"", orchestrator_address="")
+        self.book.change(task, None, phase=Phase.CLOSING, intent=None, orchestrator_key=b"", orchestrator_address="")
         # Ended there meanwhile, or a lower epoch than the ledger's: reading it tells. Not at once, or a ledger that
         # refuses every assignment would be asked in a tight loop.
         self._wake_later(task)
 
     def _conclude(self, escrow: EscrowRead) -> None:
         """The ledger's word on how a task stands."""
-        task = self.tasks.get(escrow.task_id)
+        task = self.book.tasks.get(escrow.task_id)
         if task is None:
             return
         if escrow.status is EscrowStatus.OPEN:
@@ -431,7 +331,7 @@ class Core:
     def _closed(self, task: Task, move: Move, escrow: EscrowRead, detail: str) -> None:
         if task.state.phase is not Phase.CLOSING:
             self._revoke(task, Status.EXPIRED if move is Move.EXPIRE else Status.CANCELLED)
-            self._change(task, None, phase=Phase.CLOSING, intent=None)
+            self.book.change(task, None, phase=Phase.CLOSING, intent=None)
         self._end(task, move, escrow, detail=detail)
 
     def _settled(self, task: Task, escrow: EscrowRead) -> None:
@@ -441,7 +341,7 @@ class Core:
             self._effects.ledger.append(Inspect(task.spec.task_id, True))
             return
         if task.state.phase in (Phase.QUEUED, Phase.ASSIGNING):
-            self._change(task, None, phase=Phase.CLOSING, intent=None)
+            self.book.change(task, None, phase=Phase.CLOSING, intent=None)
         height = max(task.state.block_height, escrow.block_height, claim.block_height if claim else 0)
         self._end(task, Move.COMPLETE, escrow, detail="", result_hash=result_hash, block_height=height)
 
@@ -452,7 +352,7 @@ class Core:
             self._revoke(task, None)
             self._release(task)
         elif state.phase is Phase.CLOSING and state.intent is None and self._now < task.spec.deadline_ms:
-            self._change(task, None, phase=Phase.QUEUED, epoch=max(state.epoch, escrow.epoch))
+            self.book.change(task, None, phase=Phase.QUEUED, epoch=max(state.epoch, escrow.epoch))
         elif state.phase is Phase.CLOSING:
             self._wake_later(task)
 
@@ -461,23 +361,21 @@ class Core:
         task.retries += 1
         heappush(self._wakes, (self._now + delay_ms, task.spec.task_id))
 
-    # ------------------------------------------------------------ time
-
     def _tick(self, _: Tick) -> None:
         while self._wakes and self._wakes[0][0] <= self._now:
             self._wake(heappop(self._wakes)[1])
-        while self._deadlines and self._deadlines[0][0] <= self._now:
-            self._expire(heappop(self._deadlines)[1])
+        while self.book.deadlines and self.book.deadlines[0][0] <= self._now:
+            self._expire(heappop(self.book.deadlines)[1])
         for task_id in list(self._unrecorded):
-            task = self.tasks[task_id]
+            task = self.book.tasks[task_id]
             if self._now - task.progress_ms >= PROGRESS_MS:
                 self._record_progress(task)
-        for orchestrator in list(self.orchestrators.values()):
+        for orchestrator in list(self.book.orchestrators.values()):
             if self._now - orchestrator.seen_ms >= self._lease_ms:
                 self._silent(orchestrator)
 
     def _wake(self, task_id: bytes) -> None:
-        task = self.tasks.get(task_id)
+        task = self.book.tasks.get(task_id)
         if task is None or task.state.phase is not Phase.CLOSING:
             return
         if task.state.intent is not None:
@@ -486,29 +384,29 @@ class Core:
             self._effects.ledger.append(Inspect(task_id, False))
 
     def _expire(self, task_id: bytes) -> None:
-        task = self.tasks.get(task_id)
+        task = self.book.tasks.get(task_id)
         if task is None or task.state.phase is Phase.CLOSING:
             return
         # The ledger refunds by itself, at the first block time past the deadline; here it is only asked.
         self._revoke(task, Status.EXPIRED)
-        self._change(task, None, phase=Phase.CLOSING, intent=None)
+        self.book.change(task, None, phase=Phase.CLOSING, intent=None)
         self._effects.ledger.append(Inspect(task_id, False))
 
     def _silent(self, orchestrator: Orchestrator) -> None:
         for task_id in list(orchestrator.held):
-            task = self.tasks[task_id]
+            task = self.book.tasks[task_id]
             if task.state.phase is Phase.LEASED:
                 self._revoke(task, None)
                 self._release(task)
         if orchestrator.connection is not None:
             self._close(orchestrator, "LEASE_EXPIRED", f"nothing heard for {self._lease_ms} ms")
         if not orchestrator.held:
-            del self.orchestrators[orchestrator.key]
+            del self.book.orchestrators[orchestrator.key]
 
     def _release(self, task: Task) -> None:
         self._record_progress(task)
         task.claim = None
-        self._change(task, EventKind.RELEASED, phase=Phase.QUEUED, jobs_running=0,
+        self.book.change(task, EventKind.RELEASED, phase=Phase.QUEUED, jobs_running=0,
                      orchestrator_key=b"", orchestrator_address="")
 
     def _drain(self, _: Drain) -> None:

@@ -1,8 +1,9 @@
 """Which task is next: customers take turns, and each customer's tasks go by their own order.
 
 Turns, not priorities, stand outermost: priority costs nothing, so otherwise one customer sending only tasks of
-priority 9 would starve all others. With n customers waiting, each is served at least once in n picks. Between
-customers at the same turn the better head goes first. Push, pop and discard are O(log n).
+priority 9 would starve all others. While one waits, each other customer is served at most twice, once at its old turn
+and once at the next. Between customers at the same turn the better head goes first. Push, pop and discard are
+O(log n).
 """
 
 from __future__ import annotations
