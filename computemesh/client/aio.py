@@ -300,7 +300,7 @@ class AsyncClient:
         checkpoints: set[str] = set()
         token = ""
         while True:
-            request = ledger_pb2.ListResultsRequest(task_id=task_id, page_size=500, page_token=token, with_proofs=True)
+            request = ledger_pb2.ListResultsRequest(task_id=task_id, page_size=1000, page_token=token, with_proofs=True)
             reply = await self.ledger("ListResults", request, SEAL_S)
             proven += reply.proven
             checkpoints.add(reply.checkpoint.note)
