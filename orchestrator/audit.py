@@ -118,15 +118,16 @@ def _prove(
 def needs(challenge_type: str, first: JobSpec) -> tuple[bool, bool, int]:
     """(binds, recomputed whole, k) of a task from its first job.
 
-    A job whose layout is only known once it is bound needs a binding; a job that is exact and has no more units than
-    the sample is recomputed whole. Raises InvalidArgument where the job cannot be read either way.
+    A job that can only be checked once it is bound needs a binding (asked by checking no unit of it); one that is
+    exact and has no more units than the sample is recomputed whole. Raises InvalidArgument where the job cannot be
+    read either way.
     """
     workload = workloads.get(challenge_type)
     binds = False
     try:
-        layout = workload.layout(first)
+        workload.expected_digests(first, [])
     except InvalidArgument:
-        layout = workload.layout(workloads.bind(first, bytes(32)))
+        workload.expected_digests(workloads.bind(first, bytes(32)), [])
         binds = True
     k = workload.sample_size
-    return binds, workload.exact and layout.count <= k, k
+    return binds, workload.exact and workload.layout(first).count <= k, k

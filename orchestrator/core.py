@@ -230,7 +230,7 @@ def _tick(state: State, event: e.Tick, now_ms: int, out: e.Effects) -> None:
             _expire(state, worker, now_ms, out)
         _time_out(state, worker, now_ms, out)
     while state.delayed and state.delayed[0][0] <= now_ms:
-        _, task_id, epoch, index = heapq.heappop(state.delayed)
+        _, task_id, _epoch, index = heapq.heappop(state.delayed)
         task = state.tasks.get(task_id)
         if task is not None and not task.ended and task.states[index] == Job.QUEUED:
             task.returned.append(index)

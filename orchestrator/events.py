@@ -338,8 +338,8 @@ Send = SendJobs | SendChallenges | SendVerdicts | SendRevokes | CloseStream | Dr
 Work = Recompute | CheckOpening | Submit | FetchResult | ComputeRoot
 Event = (
     TaskLeased | TaskRevoked | TaskUnusable | OutcomeAcked | Rooted | WorkerJoined | WorkerLeft | CreditsGranted
-    | Alive | Nacked | Committed | SeedDrawn | Opened | Judged | AuditBroke | WorkerDrained | SettleStarted | SettleRestored
-    | SettleAnswered | ResultKnown | BlockSealed | Tick
+    | Alive | Nacked | Committed | SeedDrawn | Opened | Judged | AuditBroke | WorkerDrained | SettleStarted
+    | SettleRestored | SettleAnswered | ResultKnown | BlockSealed | Tick
 )  # fmt: skip
 
 

@@ -88,9 +88,34 @@ class Task:
     """A leased task. `jobs` makes the specs when asked; `memory` and `cost` are per job."""
 
     __slots__ = (
-        "binds", "challenge_type", "cost", "cursor", "customer", "created_ms", "deadline_ms", "delayed",
-        "detail", "ended", "epoch", "exact_whole", "height", "id", "jobs", "k", "memory", "outcome", "priority",
-        "queued", "results", "returned", "root", "running", "settled", "settling", "states", "trouble",
+        "binds",
+        "challenge_type",
+        "cost",
+        "created_ms",
+        "cursor",
+        "customer",
+        "deadline_ms",
+        "delayed",
+        "detail",
+        "ended",
+        "epoch",
+        "exact_whole",
+        "height",
+        "id",
+        "jobs",
+        "k",
+        "memory",
+        "outcome",
+        "priority",
+        "queued",
+        "results",
+        "returned",
+        "root",
+        "running",
+        "settled",
+        "settling",
+        "states",
+        "trouble",
     )  # fmt: skip
 
     def __init__(

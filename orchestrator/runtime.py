@@ -121,7 +121,8 @@ class Runtime:
         until = now_ms() + self.config.drain_ms
         for session in list(self.sessions.values()):
             self.drain(session, "the orchestrator is shutting down", until)
-        while now_ms() < until and any(worker.leases for worker in self.core.state.workers.values()):
+        # Asked in turns, once per shutdown: an event would burden every batch.
+        while now_ms() < until and any(worker.leases for worker in self.core.state.workers.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         for session in list(self.sessions.values()):
             session.end()
@@ -173,7 +174,9 @@ class Runtime:
         def judged(found: tuple[bool, bytes, str]) -> None:
             accepted, proof, problem = found
             if not accepted:
-                log.warning("audit failed", task=lease.task.id.hex(), job=lease.index, worker=batch.key.hex(), why=problem)
+                log.warning(
+                    "audit failed", task=lease.task.id.hex(), job=lease.index, worker=batch.key.hex(), why=problem
+                )
             self.apply(e.Judged(batch, [position], [accepted], [proof], [work.openings], lease.task.k))
 
         self._in_pool(judge, judged, batch, [position])

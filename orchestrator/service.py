@@ -31,11 +31,11 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
-    async def Work(self, requests: AsyncIterator[pb.WorkRequest], context: grpc.aio.ServicerContext[Any, Any]) -> None:  # noqa: N802
+    async def Work(self, requests: AsyncIterator[pb.WorkRequest], context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await self._runtime.next_session(context).run(requests)
 
     # ---- workers -----------------------------------------------------------------------------------------------------
-    async def ListWorkers(self, request: pb.ListWorkersRequest, context: Any) -> pb.ListWorkersResponse:  # noqa: N802
+    async def ListWorkers(self, request: pb.ListWorkersRequest, context: Any) -> pb.ListWorkersResponse:
         keys = sorted(self._runtime.core.state.records)
         after = _token(request.page_token, "w")
         rest = [key for key in keys if key > after]
@@ -45,10 +45,10 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             next_page_token=_page("w", page[-1]) if len(page) < len(rest) else "",
         )  # fmt: skip
 
-    async def GetWorker(self, request: pb.GetWorkerRequest, context: Any) -> pb.GetWorkerResponse:  # noqa: N802
+    async def GetWorker(self, request: pb.GetWorkerRequest, context: Any) -> pb.GetWorkerResponse:
         return pb.GetWorkerResponse(worker=self._worker(self._find(request.worker)))
 
-    async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Any) -> pb.DrainWorkerResponse:  # noqa: N802
+    async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Any) -> pb.DrainWorkerResponse:
         runtime = self._runtime
         token = bearer(context)
         if token is None:
@@ -87,7 +87,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return answer
 
     # ---- jobs --------------------------------------------------------------------------------------------------------
-    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:  # noqa: N802
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
         token = _token(request.page_token, "j")
         first = int.from_bytes(token, "big")
         jobs, total = await self._jobs(request.task_id, first, request.page_size or DEFAULT_PAGE)
@@ -95,7 +95,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         following = _page("j", after.to_bytes(4, "big")) if after < total else ""
         return pb.ListJobsResponse(jobs=jobs, total=total, next_page_token=following)
 
-    async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:  # noqa: N802
+    async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
         jobs, total = await self._jobs(request.task_id, request.index, 1)
         if not jobs:
             raise NotFound(f"job {request.index} of task {request.task_id} does not exist: it has {total}",
@@ -152,7 +152,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         }
 
     # ---- audits ------------------------------------------------------------------------------------------------------
-    async def GetAuditTranscript(self, request: pb.GetAuditTranscriptRequest, context: Any) -> pb.GetAuditTranscriptResponse:  # noqa: N802, E501
+    async def GetAuditTranscript(self, request: pb.GetAuditTranscriptRequest, context: Any) -> pb.GetAuditTranscriptResponse:  # noqa: E501
         task_id = bytes.fromhex(request.task_id)
         found = await self._runtime.group.read(partial(_transcript, task_id=task_id, job=request.job))
         if found is None:

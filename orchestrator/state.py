@@ -199,10 +199,8 @@ def _take(task: Task, worker: Worker, most: int, now_ms: int) -> list[int]:
 
 def _lease(state: State, task: Task, worker: Worker, indices: list[int], now_ms: int, out: e.Effects) -> None:
     first, last = indices[0], indices[-1]
-    if last - first + 1 == len(indices):
-        specs = list(task.jobs[first : last + 1])
-    else:
-        specs = [task.jobs[i] for i in indices]
+    in_a_row = last - first + 1 == len(indices)
+    specs = list(task.jobs[first : last + 1]) if in_a_row else [task.jobs[i] for i in indices]
     if task.binds:
         binding = _binding(state, worker)
         specs = [bind(spec, binding) for spec in specs]

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from struct import pack, unpack
 
-from computemesh.trust.statement import COMMITMENT
+from computemesh.trust.statement import COMMITMENT, CommitmentRow
 from orchestrator import events as e
 
 OPEN, DECIDED, CLOSED = 0, 1, 2
@@ -180,9 +180,13 @@ def open_settles(connection: sqlite3.Connection) -> list[tuple[bytes, bytes, boo
            (SELECT seq FROM settle_tasks JOIN tasks USING (task_id) WHERE status < 2) ORDER BY seq"""
     ).fetchall()
     return [
-        (tx_id, body, bool(answered), dict(zip(unpack(f">{len(at) // 4}I", at), reasons.split(","), strict=False)), height)
+        (tx_id, body, bool(answered), _refused(at, reasons), height)
         for tx_id, body, answered, at, reasons, height in rows
     ]  # fmt: skip
+
+
+def _refused(at: bytes, reasons: str) -> dict[int, str]:
+    return dict(zip(unpack(f">{len(at) // 4}I", at), reasons.split(","), strict=False))
 
 
 def task_row(connection: sqlite3.Connection, task_id: bytes) -> tuple[bytes, bytes] | None:
@@ -221,6 +225,6 @@ def judgement_of(
     return None
 
 
-def jobs_in(commitments: bytes, task_id: bytes) -> list[tuple[int, tuple[int, bytes, int, int, int, bytes, bytes, int]]]:
+def jobs_in(commitments: bytes, task_id: bytes) -> list[tuple[int, CommitmentRow]]:
     """(position, row) of a task's commitments in a batch."""
     return [(at, row) for at, row in enumerate(COMMITMENT.iter_unpack(commitments)) if row[1] == task_id]

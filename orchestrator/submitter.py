@@ -86,7 +86,7 @@ class Submitter:
             refused, height = dict.fromkeys(range(results), error.reason), 0
         if refused:
             log.warning("results refused", tx_id=tx_id.hex(), of=results, reasons=_counts(refused))
-        log.debug("settled", tx_id=tx_id.hex(), results=results - len(refused), block=height)
+        log.info("settled", tx_id=tx_id.hex(), results=results - len(refused), block=height)
         self._runtime.apply(e.SettleAnswered(tx_id, refused, height))
 
     async def _call(self, method: Any, request: Any) -> Any:
@@ -160,7 +160,7 @@ class Submitter:
             try:
                 head = await self._runtime.ledger.GetLedger(ledger_pb2.GetLedgerRequest(), timeout=CALL_TIMEOUT_S)
                 if head.chain_id != self._runtime.config.chain_id:
-                    log.error("the ledger is of another chain", theirs=head.chain_id, ours=self._runtime.config.chain_id)
+                    log.error("the ledger is of another chain", theirs=head.chain_id)
                 elif head.block_hash:
                     self._runtime.apply(e.BlockSealed(bytes.fromhex(head.block_hash)))
                 request = ledger_pb2.WatchBlocksRequest(from_height=head.block_height + 1)
