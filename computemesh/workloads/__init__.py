@@ -16,6 +16,8 @@ from computemesh.workloads.contract import (
     Claim,
     Context,
     Estimate,
+    Files,
+    JobResult,
     JobSpec,
     Outcome,
     Workload,
@@ -24,8 +26,8 @@ from computemesh.workloads.contract import (
 )
 
 __all__ = [
-    "Artifact", "Claim", "Context", "Estimate", "JobSpec", "Outcome", "Workload", "bind", "get", "names",
-    "worker_seed",
+    "Artifact", "Claim", "Context", "Estimate", "Files", "JobResult", "JobSpec", "Outcome", "Workload",
+    "bind", "get", "names", "worker_seed",
 ]  # fmt: skip
 
 

@@ -5,9 +5,9 @@ and only the worker's executor calls `execute`, which imports JAX inside.
 
 Which of a record's functions a caller needs:
 
-    market         parse, price, jobs
-    orchestrator   parse, split, layout, expected_digests (some units), recompute (all units), assemble
-    worker         layout, execute_all
+    market         references, parse, price, jobs, inputs
+    orchestrator   parse, split, layout, expected_digests (some units), recompute (all units), output_digests, assemble
+    worker         layout, job_inputs, execute_all
 """
 
 from __future__ import annotations
@@ -15,14 +15,34 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar, overload
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, overload
+
+from blake3 import blake3
 
 from computemesh.trust.audit import DIGEST_BYTES, PADDING_LEAF, Layout
+from computemesh.trust.errors import InvalidProof
 from computemesh.trust.merkle import leaf_hash, root
 
 MAX_PARAMS_BYTES = 4096
 
 P = TypeVar("P")
+
+
+class Files(Protocol):
+    """The bytes a job reads, wherever it runs: on a worker, at an auditor, on the machine of whoever replays."""
+
+    def artifact(self, digest: bytes) -> Path:
+        """A local file with the artifact of that SHA-256. Raises NotFound."""
+        ...
+
+    def folder(self, digest: bytes) -> Path:
+        """A local folder with the files of a folder artifact (its manifest's digest). Raises NotFound."""
+        ...
+
+    def result(self, job: int) -> bytes:
+        """The output of another job of the task, one named in `JobSpec.needs`. Raises NotFound."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +52,7 @@ class JobSpec:
     `params` is the task type's own fixed layout, at most 4,096 bytes, never JSON. `needs` are indices of the
     jobs whose results this one reads. `device_memory_bytes` is the peak the job asks of a device; 0 = little.
     `binding` is `worker_seed(...)` of this assignment, 32 bytes; empty until a worker is chosen (`bind`).
+    `files` is set by who runs or judges the job; None where the task type reads no files.
     """
 
     task_id: bytes
@@ -40,6 +61,7 @@ class JobSpec:
     needs: tuple[int, ...] = ()
     device_memory_bytes: int = 0
     binding: bytes = b""
+    files: Files | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +77,30 @@ class Outcome:
     """What an execution leaves: `count` digests of 32 bytes, in unit order, padding excluded.
 
     `units(i)` gives unit i's canonical bytes for an opening; None where the task type is exact, because the
-    auditor then makes those bytes itself.
+    auditor then makes those bytes itself. `output` is what the customer gets of this job; it is stored as an
+    artifact, and its bytes must lead to the committed digests (`Workload.output_digests`).
     """
 
     digests: bytes
     units: Callable[[int], bytes] | None = None
+    output: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """The task's answer, ready to be stored."""
+    """A file of the task's answer, ready to be stored."""
 
+    name: str
     media_type: str
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """A verified job: its result hash (32 bytes) and its output; empty where the type has none."""
+
+    result_hash: bytes
+    output: bytes = b""
 
 
 def _ignore(_fraction: float) -> None:
@@ -78,13 +111,11 @@ def _ignore(_fraction: float) -> None:
 class Context:
     """What the executor lends an execution.
 
-    `device` is a jax.Device, None = JAX's default. `inputs` holds the results named in `JobSpec.needs`, by job
-    index. `progress` is told the done fraction, 0..1, of the call; an exception it raises ends the work early
-    (that is how a lost lease stops a long job).
+    `device` is a jax.Device, None = JAX's default. `progress` is told the done fraction, 0..1, of the call; an
+    exception it raises ends the work early (that is how a lost lease stops a long job).
     """
 
     device: Any = None
-    inputs: Mapping[int, bytes] = field(default_factory=dict)
     progress: Callable[[float], None] = _ignore
 
 
@@ -141,7 +172,16 @@ class Workload(Generic[P]):
     check(spec, index, unit, previous_root)  the digest unit `index` must have, recomputed alone in numpy; the
                             auditor folds it up the path. Types that are not exact judge the opened bytes and
                             return their digest, or None where they are wrong.
-    assemble(params, result_hashes)  the artifact, from the jobs' result hashes in job order.
+    assemble(params, results)  the task's files, from the `JobResult`s in job order.
+
+    Where the task reads files: `references` names the payload fields that hold an artifact's SHA-256 (64
+    hexadecimal characters) or a registered name, which the market replaces by the digest before `parse`;
+    `inputs(params)` are all artifacts of the task, `job_inputs(spec)` those one job reads.
+
+    Where a job leaves more than digests: `output_bytes(spec)` is the most its output may weigh, and
+    `output_digests(spec, output)` the digest of each unit the output shows, by unit index, so that whoever
+    holds the output can hold it against the committed root. Raises InvalidProof on an output of wrong length.
+    `preview(params, outputs)` is a file to look at while the task runs, from the outputs there are so far.
 
     Optional, where doing several at once is cheaper: `execute_batch(specs, context)`, `check_batch(spec,
     claims)`, `recompute_batch(specs)` (every unit's digest of each job, no JAX; exact types).
@@ -160,7 +200,13 @@ class Workload(Generic[P]):
     layout: Callable[[JobSpec], Layout]
     execute: Callable[[JobSpec, Context], Outcome]
     check: Callable[[JobSpec, int, bytes, bytes | None], bytes | None]
-    assemble: Callable[[P, Sequence[bytes]], Artifact]
+    assemble: Callable[[P, Sequence[JobResult]], list[Artifact]]
+    references: tuple[str, ...] = ()
+    inputs: Callable[[P], Sequence[bytes]] | None = None
+    job_inputs: Callable[[JobSpec], Sequence[bytes]] | None = None
+    output_bytes: Callable[[JobSpec], int] | None = None
+    output_digests: Callable[[JobSpec, bytes], Mapping[int, bytes]] | None = None
+    preview: Callable[[P, Mapping[int, bytes]], Artifact | None] | None = None
     agree: Callable[[bytes, bytes], bool] = bytes.__eq__
     execute_batch: Callable[[Sequence[JobSpec], Context], list[Outcome]] | None = None
     check_batch: Callable[[JobSpec, Sequence[Claim]], list[bytes | None]] | None = None
@@ -204,6 +250,17 @@ class Workload(Generic[P]):
             if layout.segments > 1:
                 previous = segment_root(layout, digests)
         return bytes(done)
+
+
+def equal_slices(spec: JobSpec, output: bytes, count: int, size: int) -> dict[int, bytes]:
+    """`output_digests` of a type whose output is its `count` units of `size` bytes, one after the other.
+
+    Raises InvalidProof where the length is another.
+    """
+    if len(output) != count * size:
+        text = f"output of job {spec.index} has {len(output):,} bytes, not {count:,} * {size:,}"
+        raise InvalidProof(text, violations=[("output", text)])
+    return {i: blake3(output[i * size : (i + 1) * size]).digest() for i in range(count)}
 
 
 def segment_root(layout: Layout, digests: bytes) -> bytes:

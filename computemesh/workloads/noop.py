@@ -19,6 +19,7 @@ from computemesh.workloads.contract import (
     Claim,
     Context,
     Estimate,
+    JobResult,
     JobSpec,
     Outcome,
     Workload,
@@ -97,9 +98,9 @@ def recompute_batch(specs: Sequence[JobSpec]) -> list[bytes]:
     return [blake3(sha256(spec.params).digest()).digest() for spec in specs]
 
 
-def assemble(params: Params, result_hashes: Sequence[bytes]) -> Artifact:
+def assemble(params: Params, results: Sequence[JobResult]) -> list[Artifact]:
     """The result hashes, 32 bytes each, in job order."""
-    return Artifact("application/octet-stream", b"".join(result_hashes))
+    return [Artifact("results.bin", "application/octet-stream", b"".join(result.result_hash for result in results))]
 
 
 TASK = Workload(

@@ -30,7 +30,7 @@ import numpy as np
 from blake3 import blake3
 from pydantic import Field
 
-from computemesh.trust.audit import DIGEST_BYTES, Layout
+from computemesh.trust.audit import Layout
 from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument
 from computemesh.workloads.contract import (
@@ -38,6 +38,7 @@ from computemesh.workloads.contract import (
     Claim,
     Context,
     Estimate,
+    JobResult,
     JobSpec,
     Outcome,
     Workload,
@@ -256,16 +257,14 @@ def check(spec: JobSpec, index: int, unit: bytes, previous_root: bytes | None) -
     return check_batch(spec, [Claim(index, unit, previous_root)])[0]
 
 
-def assemble(params: Params, result_hashes: Sequence[bytes]) -> Artifact:
+def assemble(params: Params, results: Sequence[JobResult]) -> list[Artifact]:
     """A JSON document with the question and every job's result hash, in job order."""
-    if any(len(result) != DIGEST_BYTES for result in result_hashes):
-        raise InvalidArgument(f"a result hash has {DIGEST_BYTES} bytes")
     document = {
         "challenge_type": "synthetic",
         **params.model_dump(exclude_none=True),
-        "result_hashes": [result.hex() for result in result_hashes],
+        "result_hashes": [result.result_hash.hex() for result in results],
     }
-    return Artifact("application/json", json.dumps(document, separators=(",", ":")).encode())
+    return [Artifact("results.json", "application/json", json.dumps(document, separators=(",", ":")).encode())]
 
 
 TASK = Workload(

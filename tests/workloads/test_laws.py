@@ -10,7 +10,7 @@ from computemesh import workloads
 from computemesh.trust.audit import JobTree, fold_opening, sample, verify_previous
 from computemesh.trust.errors import InvalidArgument
 from computemesh.workloads import Claim, Context, JobSpec, bind, worker_seed
-from computemesh.workloads.contract import MAX_PARAMS_BYTES, segment_root
+from computemesh.workloads.contract import MAX_PARAMS_BYTES, JobResult, segment_root
 
 SMALL = {
     "noop": {"jobs": 5, "bytes": 20},
@@ -110,11 +110,11 @@ def test_the_price_is_a_bound_in_whole_base_units(name):
 
 
 @every_type
-def test_results_assemble_to_an_artifact(name):
+def test_results_assemble_to_artifacts_with_names_of_their_own(name):
     task, params, _ = small_job(name)
-    artifact = task.assemble(params, [bytes([i]) * 32 for i in range(task.jobs(params))])
-    assert "/" in artifact.media_type
-    assert isinstance(artifact.data, bytes)
+    artifacts = task.assemble(params, [JobResult(bytes([i]) * 32) for i in range(task.jobs(params))])
+    assert len({artifact.name for artifact in artifacts}) == len(artifacts) > 0
+    assert all("/" in artifact.media_type and artifact.data for artifact in artifacts)
 
 
 def test_an_unknown_type_is_refused_with_the_known_names():
