@@ -1,0 +1,73 @@
+"""A client written in another language, from the contracts alone, believes nothing and completes a task."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from computemesh.cli.cluster import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "node"
+BUILD = ROOT / "build" / "node-example"
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    """The example with its packages, in a build folder that is kept between runs."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    manifest = BUILD / "package.json"
+    fresh = manifest.exists() and manifest.read_bytes() == (EXAMPLE / "package.json").read_bytes()
+    if not fresh or not (BUILD / "node_modules").exists():
+        shutil.copy(EXAMPLE / "package.json", manifest)
+        install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
+        subprocess.run(install, cwd=BUILD, check=True, timeout=150)
+    for name in ("publish.js", "proof.js"):
+        shutil.copy(EXAMPLE / name, BUILD / name)
+    return BUILD / "publish.js"
+
+
+def run(program: Path, cluster: Cluster, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    profile = cluster.profile
+    environment = {
+        **os.environ, "COMPUTEMESH_PROTO": str(ROOT / "proto"), "COMPUTEMESH_API_KEY": profile.api_key,
+        "COMPUTEMESH_VKEY": profile.ledger_vkey, **variables,
+    }  # fmt: skip
+    command = ["node", str(program), "--market", profile.market, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+def test_node_publishes_watches_and_verifies_the_inclusion_proof_itself(program: Path, cluster: Cluster) -> None:
+    result = run(program, cluster)
+    assert result.returncode == 0, result.stderr
+    assert "1 of 1 jobs settled" in result.stdout
+    assert "verified: checkpoint of computemesh-local/blocks" in result.stdout
+
+
+def test_node_refuses_a_result_with_one_flipped_bit(program: Path, cluster: Cluster) -> None:
+    result = run(program, cluster, "--tamper")
+    assert result.returncode == 1
+    assert "NOT verified" in result.stderr
+    assert "verified:" not in result.stdout
+
+
+def test_node_refuses_a_checkpoint_of_another_key(program: Path, cluster: Cluster) -> None:
+    from computemesh.trust.checkpoint import NoteSigner
+
+    other = NoteSigner(cluster.profile.ledger_vkey.split("+")[0], b"\x02" * 32).vkey
+    result = run(program, cluster, COMPUTEMESH_VKEY=other)
+    assert result.returncode == 1
+    assert "no signature of the trusted key" in result.stderr
+
+
+def test_node_says_what_the_market_refused(program: Path, cluster: Cluster) -> None:
+    result = run(program, cluster, "--size", "0")
+    assert result.returncode == 1
+    assert "matrix_size must be" in result.stderr
+    assert run(program, cluster, COMPUTEMESH_API_KEY="").returncode == 1
