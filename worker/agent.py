@@ -7,7 +7,9 @@ import os
 import random
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -41,6 +43,7 @@ from worker.session import Session
 SOFTWARE_VERSION = "0.1.0"
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+SUPERSEDED_PAUSE_S = 60.0
 # A stream that lived this long ended by accident, and the next dial is due at once; one that ends as soon as it
 # is joined must not be redialled ten times a second.
 SOUND_STREAM_S = 5.0
@@ -69,6 +72,11 @@ def load_key(folder: Path) -> PrivateKey:
         return PrivateKey.from_bytes(bytes.fromhex(text))
     except (ValueError, InvalidArgument):
         raise InvalidArgument(f"{path} is not a private key of 64 hex characters") from None
+
+
+def one_is_enough(description: Mapping[str, Any]) -> bool:
+    """Whether the first executor took all there is: GPUs may be there, but no JAX plugin for them."""
+    return bool(description["platform"] == "cpu")
 
 
 class Agent:
@@ -101,8 +109,8 @@ class Agent:
             for lane, place in enumerate(places)
         ]
         await self.executors[0].start()
-        if self.executors[0].description["platform"] == "cpu":
-            del self.executors[1:]  # GPUs are there, but JAX has no plugin for them
+        if one_is_enough(self.executors[0].description):
+            del self.executors[1:]
         await asyncio.gather(*(executor.start() for executor in self.executors[1:]))
         described = [executor.description for executor in self.executors]
         self.capabilities = Capabilities(
@@ -228,6 +236,10 @@ class Agent:
             if time.monotonic() - began >= SOUND_STREAM_S:
                 pause_s = FIRST_PAUSE_S
             wait_s = random.uniform(0, pause_s)
+            if session.superseded:
+                # Two agents on one key sign the same nonces, and would throw each other out all day.
+                wait_s = SUPERSEDED_PAUSE_S
+                log.error("another worker uses this key", address=self.key.address, data_dir=str(self._folder))
             log.warning("disconnected", orchestrator=self.config.orchestrator, cause=session.cause,
                         redial_s=round(wait_s, 2))  # fmt: skip
             self.reconnects += 1

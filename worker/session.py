@@ -9,6 +9,7 @@ from typing import TypeAlias
 import grpc
 import structlog
 
+from computemesh.service.errors import from_rpc_error
 from computemesh.service.outbox import Outbox
 from computemesh.service.server import dial
 from computemesh.v1 import orchestrator_pb2 as pb
@@ -17,6 +18,7 @@ from worker.events import Dialled, Event, Received, StreamEnded
 
 GREETING_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
+MAX_CAUSE = 300
 WorkCall: TypeAlias = "grpc.aio.StreamStreamCall[pb.WorkRequest, pb.WorkResponse]"
 log = structlog.get_logger("worker.session")
 
@@ -29,6 +31,7 @@ class Session:
         self._closing = asyncio.Event()
         self._outbox: Outbox[pb.WorkRequest] | None = None
         self.cause = ""
+        self.superseded = False  # the orchestrator ended it because the same key dialled again
 
     async def run(self) -> None:
         """Hold the stream until it ends for any reason; the reason is in `cause`. Never raises RpcError."""
@@ -77,7 +80,9 @@ class Session:
         except TimeoutError:
             self.cause = f"no greeting within {GREETING_TIMEOUT_S:.0f} s"
         except grpc.RpcError as error:
-            self.cause = self.cause or describe(error)
+            reason = from_rpc_error(error)
+            self.superseded = reason.reason == "SUPERSEDED"
+            self.cause = self.cause or f"{reason.reason}: {reason.message}"[:MAX_CAUSE]
 
     async def _write(self, call: WorkCall) -> None:
         assert self._outbox is not None
@@ -97,10 +102,3 @@ class Session:
         """End the stream once everything queued has left."""
         self.cause = self.cause or cause
         self._closing.set()
-
-
-def describe(error: grpc.RpcError) -> str:
-    """A stream's end in one line: status and the server's words."""
-    code = error.code() if callable(getattr(error, "code", None)) else None
-    details = error.details() if callable(getattr(error, "details", None)) else str(error)
-    return f"{code.name if code is not None else 'UNKNOWN'}: {details}"[:300]

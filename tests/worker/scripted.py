@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import grpc
 
 from computemesh import workloads
+from computemesh.service.errors import abort
 from computemesh.trust import envelope
 from computemesh.trust.audit import JobTree, fold_opening, parse_openings, sample, verify_previous
+from computemesh.trust.errors import MeshError
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.statement import (
     COMMITMENT_SIZE,
@@ -65,6 +67,7 @@ class Orchestrator(OrchestratorServiceServicer):
         self.requeue_nacks = True
         self.challenge_all = True
         self.streams = 0
+        self.abort_with: MeshError | None = None
         self._outbox: asyncio.Queue[pb.WorkResponse] | None = None
         self._leases = itertools.count(1)
         self._waiting: dict[int, tuple[pb.Job, Commitment, bytes, bytes]] = {}
@@ -100,6 +103,8 @@ class Orchestrator(OrchestratorServiceServicer):
                     take.cancel()
                     reader.result()
                     return
+                if self.abort_with is not None:
+                    await abort(context, self.abort_with)
                 await context.write(take.result())
         finally:
             reader.cancel()

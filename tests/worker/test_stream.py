@@ -14,7 +14,7 @@ import pytest
 from scripted import Orchestrator, job_of, jobs_of, until
 
 from computemesh.service.server import dial
-from computemesh.trust.errors import InvalidArgument
+from computemesh.trust.errors import InvalidArgument, InvalidState
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1 import worker_pb2
@@ -236,3 +236,40 @@ def test_a_bad_key_file_is_named(tmp_path: Path) -> None:
 def test_an_unknown_task_type_in_the_configuration_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="rendring"):
         Agent(WorkerConfig("127.0.0.1:1", str(tmp_path), challenge_types=("rendring",)))
+
+
+async def test_two_devices_share_the_jobs(
+    orchestrator: Orchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = [{"JAX_PLATFORMS": "cpu"}, {"JAX_PLATFORMS": "cpu"}]
+    monkeypatch.setattr("worker.agent.environments", lambda platform: two)
+    monkeypatch.setattr("worker.agent.one_is_enough", lambda description: False)
+    async with working(orchestrator, tmp_path) as agent:
+        assert len(orchestrator.capabilities[0].devices) == 2
+        for number in range(4):
+            orchestrator.queue.extend(jobs_of("synthetic", bytes([number]) * 32, matrix_size=256, iterations=200))
+        orchestrator.feed()
+        await until(lambda: all(lane.groups for lane in agent.core.lanes.lanes))
+        await until(lambda: len(orchestrator.settled) == 4, 60)
+
+
+async def test_a_large_answer_is_opened_while_the_stream_goes_on(
+    orchestrator: Orchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.core.QUICK_UNITS", 10)
+    orchestrator.queue.extend(jobs_of("synthetic", bytes(32), matrix_size=256, iterations=2))
+    async with working(orchestrator, tmp_path):
+        await until(lambda: len(orchestrator.settled) == 1, 60)
+    assert orchestrator.openings == 1
+
+
+async def test_a_key_used_twice_is_reported_and_not_fought_over(
+    orchestrator: Orchestrator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with working(orchestrator, tmp_path) as agent:
+        orchestrator.abort_with = InvalidState("the same key dialled again", reason="SUPERSEDED")
+        orchestrator.push()
+        await until(lambda: agent.describe().reconnects == 1)
+        await asyncio.sleep(0.5)
+        assert orchestrator.streams == 1
+    assert "another worker uses this key" in "".join(capsys.readouterr())
