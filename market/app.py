@@ -18,6 +18,7 @@ from market import store
 from market.callers import Callers
 from market.config import Config
 from market.core import Core
+from market.creation import Creation
 from market.dispatch import DispatchStream
 from market.engine import Engine, now_ms
 from market.ledger_client import LedgerClient
@@ -36,12 +37,14 @@ class Market:
     server: grpc.aio.Server
     port: int
     engine: Engine
+    creation: Creation
     ledger: LedgerClient
     channel: grpc.aio.Channel
 
     async def run(self, stop: asyncio.Event) -> None:
         """Reloads, serves until `stop`, drains."""
         await self.engine.restore()
+        await self.creation.recover()
         background = [asyncio.create_task(self.ledger.run()), asyncio.create_task(self.engine.tick())]
         for task in background:
             task.add_done_callback(lambda done: done.cancelled() or done.exception() is None or stop.set())
@@ -52,6 +55,7 @@ class Market:
             for task in background:
                 task.cancel()
             results = await asyncio.gather(*background, return_exceptions=True)
+            await self.creation.close()
             await self.ledger.close()
             await self.channel.close()
             self.engine.group.close()
@@ -92,4 +96,4 @@ def build(config: Config) -> Market:
     service = MarketService(config, key, callers, engine)
     server, port = build_server(
         config.listen, lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(service, s), [NAME])
-    return Market(server, port, engine, ledger, channel)
+    return Market(server, port, engine, service.creation, ledger, channel)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import structlog
 
 from computemesh.trust import envelope, statement
 from computemesh.trust.amount import format_cpc
-from computemesh.trust.errors import InsufficientFunds, InvalidState, MeshError, TaskExpired, Unauthorized
+from computemesh.trust.errors import InsufficientFunds, InvalidState, MeshError, TaskExpired, Unauthorized, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import ledger_pb2, market_pb2
 from market import orders, store
 from market.callers import Caller
 from market.engine import Engine
-from market.states import Create, Spec, State
+from market.states import Cancel, Create, Spec, State
+
+DOUBT_S = 2.0
+log = structlog.get_logger("market.creation")
 
 
 class Creation:
@@ -24,24 +32,65 @@ class Creation:
         self._chain = chain
         self._key = key
         # Two calls with one request id go one after the other, so that the second finds the first's task.
+        self._doubts: set[asyncio.Task[None]] = set()
         self._locks: dict[tuple[bytes, bytes], tuple[asyncio.Lock, int]] = {}
 
     async def create(self, request: market_pb2.CreateTaskRequest, caller: Caller) -> tuple[Spec, State]:
         """The task of this request, new or not. Raises what the contract lists."""
         draft = orders.read(request)
         orders.check_signer(request, caller)
-        if not draft.request_id:
-            return await self._create(draft, caller, uuid.uuid4().bytes)
-        name = (caller.public_key, draft.request_id)
+        request_id = draft.request_id or uuid.uuid4().bytes
+        async with self._alone(caller.public_key, request_id):
+            return await self._create(draft, caller, request_id)
+
+    async def recover(self) -> None:
+        """At start: finishes what a crash interrupted between the ledger and here."""
+        for spec, keep in await self._engine.group.read(store.drafts):
+            self._settle_later(spec, keep, 0.0)
+
+    async def close(self) -> None:
+        """Stops asking; the drafts stay for the next start."""
+        for task in list(self._doubts):
+            task.cancel()
+        await asyncio.gather(*self._doubts, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _alone(self, customer_key: bytes, request_id: bytes) -> AsyncIterator[None]:
+        name = (customer_key, request_id)
         lock, users = self._locks.get(name, (asyncio.Lock(), 0))
         self._locks[name] = (lock, users + 1)
         try:
             async with lock:
-                return await self._create(draft, caller, draft.request_id)
+                yield
         finally:
             lock, users = self._locks.pop(name)
             if users > 1:
                 self._locks[name] = (lock, users - 1)
+
+    def _settle_later(self, spec: Spec, keep: bool, delay_s: float) -> None:
+        task = asyncio.create_task(self._settle_doubt(spec, keep, delay_s))
+        self._doubts.add(task)
+        task.add_done_callback(self._doubts.discard)
+
+    async def _settle_doubt(self, spec: Spec, keep: bool, delay_s: float) -> None:
+        """Asks the ledger whether it holds a draft's money, until it says so or not."""
+        while True:
+            await asyncio.sleep(delay_s)
+            async with self._alone(spec.customer_key, spec.request_id):
+                try:
+                    held = await self._engine.ledger.has_escrow(spec.task_id)
+                except MeshError as error:
+                    log.warning("order in doubt", task=spec.task_id.hex(), error=error.message)
+                    delay_s = DOUBT_S
+                    continue
+                if not held or await self._engine.group.read(lambda c: store.task(c, spec.task_id)):
+                    await self._engine.group.commit(lambda c: store.drop_draft(c, spec.task_id))
+                    return
+                await self._engine.do(Create(spec))
+                if not keep:
+                    await self._engine.do(Cancel(spec.task_id))
+                log.info("order in doubt was held", task=spec.task_id.hex(), kept=keep)
+                return
 
     async def _create(self, draft: orders.Draft, caller: Caller, request_id: bytes) -> tuple[Spec, State]:
         engine = self._engine
@@ -56,14 +105,22 @@ class Creation:
         orders.check_deadline(deadline_s, now_ms)
         order = orders.order_of(draft, caller, self._key.public, request_id, deadline_s)
         signature = self._signed(draft, caller, order)
-        outcome = await engine.ledger.open(order.pack(), signature)
-        if outcome.kind != ledger_pb2.OUTCOME_KIND_APPLIED:
-            order, signature = await self._opened_before(draft, caller, order, outcome)
         spec = Spec(
             task_id=order.task_id(self._chain), request_id=request_id, customer_key=caller.public_key,
             customer=caller.address, challenge_type=draft.challenge_type, payload=draft.payload,
             reward_units=draft.reward_units, deadline_ms=order.deadline_ms, priority=draft.priority, jobs=draft.jobs,
-            created_ms=engine.clock(), order=order.pack(), order_signature=signature)
+            created_ms=now_ms, order=order.pack(), order_signature=signature)
+        # Noted first: a crash while the ledger takes the money must leave a trace of what it is for.
+        keep = bool(draft.request_id)
+        await engine.group.commit(lambda c: store.put_draft(c, spec, keep))
+        try:
+            outcome = await engine.ledger.open(spec.order, signature)
+            if outcome.kind != ledger_pb2.OUTCOME_KIND_APPLIED:
+                engine.group.submit(lambda c: store.drop_draft(c, spec.task_id))
+                spec = await self._opened_before(draft, caller, order, outcome, spec)
+        except Unavailable:
+            self._settle_later(spec, keep, DOUBT_S)
+            raise
         await engine.do(Create(spec))
         found = await engine.group.read(lambda c: store.task(c, spec.task_id))
         assert found is not None
@@ -81,16 +138,18 @@ class Creation:
         return draft.order_signature
 
     async def _opened_before(
-        self, draft: orders.Draft, caller: Caller, order: statement.Order, outcome: ledger_pb2.Outcome
-    ) -> tuple[statement.Order, bytes]:
-        """The order the ledger holds under this request id, if it is this one: then a crash kept the task from being
-        written, and the deadline that the request leaves open was another second. Raises the refusal otherwise."""
+        self, draft: orders.Draft, caller: Caller, order: statement.Order, outcome: ledger_pb2.Outcome, spec: Spec
+    ) -> Spec:
+        """The task of the order the ledger holds under this request id, if it is this one: then a crash kept the task
+        from being written, and the deadline that the request leaves open was another second. Raises the refusal
+        otherwise."""
         if outcome.reason == "ID_CONFLICT" and draft.request_id:
             held = await self._engine.ledger.opened(order.request_id)
             if held is not None:
                 previous = statement.Order.unpack(held[0])
                 if orders.adoptable(draft, previous, order):
-                    return previous, held[1]
+                    return replace(spec, task_id=previous.task_id(self._chain), order=held[0], order_signature=held[1],
+                                   deadline_ms=previous.deadline_ms)
         raise await self._refusal(caller, order, outcome)
 
     async def _refusal(self, caller: Caller, order: statement.Order, outcome: ledger_pb2.Outcome) -> MeshError:

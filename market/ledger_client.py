@@ -81,6 +81,14 @@ class LedgerClient:
             return None
         return found.transaction.open.order, found.transaction.signature
 
+    async def has_escrow(self, task_id: bytes) -> bool:
+        """Whether the ledger ever held money for this task. Raises Unavailable."""
+        try:
+            await self._ask(self._stub.GetEscrow, ledger_pb2.GetEscrowRequest(task_id=task_id.hex()))
+        except NotFound:
+            return False
+        return True
+
     async def balance_units(self, address: str) -> int:
         """Free balance of an account. Raises Unavailable."""
         found = await self._ask(self._stub.GetAccount, ledger_pb2.GetAccountRequest(address=address))

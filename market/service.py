@@ -41,7 +41,7 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         self._key = key
         self._callers = callers
         self._engine = engine
-        self._creation = Creation(engine, config.chain_id, key)
+        self.creation = Creation(engine, config.chain_id, key)
 
     async def GetMarket(self, request: market_pb2.GetMarketRequest, context: Context) -> market_pb2.GetMarketResponse:
         return market_pb2.GetMarketResponse(
@@ -53,7 +53,7 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         self, request: market_pb2.CreateTaskRequest, context: Context
     ) -> market_pb2.CreateTaskResponse:
         caller = self._callers.identify(context, self._engine.clock())
-        spec, state = await self._creation.create(request, caller)
+        spec, state = await self.creation.create(request, caller)
         return market_pb2.CreateTaskResponse(task=views.task(spec, state))
 
     async def QuoteTask(self, request: market_pb2.QuoteTaskRequest, context: Context) -> market_pb2.QuoteTaskResponse:

@@ -37,6 +37,13 @@ SCHEMA: Sequence[str] = (
     f"""CREATE TABLE IF NOT EXISTS task_events (
     task_id BLOB NOT NULL, event_cursor INTEGER NOT NULL, kind INTEGER NOT NULL, {_STATE_COLUMNS},
     PRIMARY KEY (task_id, event_cursor)) STRICT, WITHOUT ROWID""",
+    # Orders whose money may be held already though the task is not written yet. `keep`: the customer named the request
+    # and can repeat it, so the order becomes the task; otherwise the money goes back.
+    """CREATE TABLE IF NOT EXISTS drafts (
+    task_id BLOB PRIMARY KEY, request_id BLOB NOT NULL, customer_key BLOB NOT NULL, customer TEXT NOT NULL,
+    challenge_type TEXT NOT NULL, payload BLOB NOT NULL, reward_units INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
+    priority INTEGER NOT NULL, jobs INTEGER NOT NULL, created_ms INTEGER NOT NULL, order_bytes BLOB NOT NULL,
+    order_signature BLOB NOT NULL, keep INTEGER NOT NULL) STRICT""",
     # Transactions owed to the ledger: written with the change that needs them, removed once the ledger answered.
     """CREATE TABLE IF NOT EXISTS intents (
     task_id BLOB PRIMARY KEY, intent_kind INTEGER NOT NULL, intent_tx_id BLOB NOT NULL,
@@ -55,6 +62,8 @@ _INSERT_EVENT = (
     f"INSERT INTO task_events (task_id, event_cursor, kind, {', '.join(_STATE)}) VALUES (?, ?, ?, {_marks(_STATE)})")
 _PUT_INTENT = f"INSERT OR REPLACE INTO intents (task_id, {', '.join(_INTENT)}) VALUES (?, ?, ?, ?)"
 _DROP_INTENT = "DELETE FROM intents WHERE task_id = ?"
+_PUT_DRAFT = f"INSERT OR REPLACE INTO drafts ({', '.join(_SPEC)}, keep) VALUES ({_marks(_SPEC)}, ?)"
+_DROP_DRAFT = "DELETE FROM drafts WHERE task_id = ?"
 _TASK_COLUMNS = ", ".join(f"tasks.{name}" for name in (*_SPEC, *_STATE))
 _SELECT_TASK = (
     f"SELECT {_TASK_COLUMNS}, {', '.join(_INTENT)}, tasks.number FROM tasks"
@@ -93,6 +102,7 @@ def record(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
         if isinstance(item, Created):
             connection.execute(_INSERT_TASK, (*_spec_row(item.spec), *_state_row(item.state)))
             task_id, kind = item.spec.task_id, EventKind.CREATED
+            connection.execute(_DROP_DRAFT, (task_id,))
         else:
             task_id, last[item.task_id] = item.task_id, item.state
             if item.kind is None:
@@ -105,6 +115,22 @@ def record(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
         _PUT_INTENT,
         [(task_id, int(s.intent.kind), s.intent.tx_id, int(s.intent.cause)) for task_id, s in last.items() if s.intent])
     connection.executemany(_DROP_INTENT, [(task_id,) for task_id, s in last.items() if s.intent is None])
+
+
+def put_draft(connection: sqlite3.Connection, spec: Spec, keep: bool) -> None:
+    """Notes an order before its money is held."""
+    connection.execute(_PUT_DRAFT, (*_spec_row(spec), int(keep)))
+
+
+def drop_draft(connection: sqlite3.Connection, task_id: bytes) -> None:
+    """Forgets an order whose money is not held, or whose task is written."""
+    connection.execute(_DROP_DRAFT, (task_id,))
+
+
+def drafts(connection: sqlite3.Connection) -> list[tuple[Spec, bool]]:
+    """Orders in doubt, with whether they become tasks."""
+    rows = connection.execute(f"SELECT {', '.join(_SPEC)}, keep FROM drafts").fetchall()
+    return [(Spec(*row[:13]), bool(row[13])) for row in rows]
 
 
 def live_tasks(connection: sqlite3.Connection) -> list[Stored]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from market_bench import CHAIN, Bench
+from real_ledger import RealLedger
 from toy_ledger import ToyLedger, serve
 
 
@@ -19,3 +20,18 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     yield bench
     await bench.stop()
     await server.stop(0)
+
+
+@pytest.fixture
+async def real(tmp_path: Path) -> AsyncIterator[tuple[Bench, RealLedger]]:
+    """A market in process in front of the real ledger, which is another process."""
+    ledger = RealLedger(tmp_path / "ledger", CHAIN)
+    await ledger.start()
+    bench = Bench(tmp_path / "market", None, ledger.address)
+    await ledger.deposit(bench.alice.address, 100_000_000)
+    await bench.start()
+    try:
+        yield bench, ledger
+        await bench.stop()
+    finally:
+        await ledger.kill()

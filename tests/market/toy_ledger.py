@@ -1,8 +1,9 @@
-"""A ledger in memory that keeps the contract as far as the market sees it, for provoking what a real one rarely does."""
+"""A ledger in memory that keeps the contract as far as the market sees it, to provoke what a real one rarely does."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import grpc
 
@@ -27,6 +28,8 @@ class ToyLedger(ledger_pb2_grpc.LedgerServiceServicer):
         self.down = False
         self.refuse: dict[str, str] = {}
         self.calls: dict[str, int] = {}
+        # Called once with nothing, after a transaction of the named kind was applied and before it is answered.
+        self.after: dict[str, Callable[[], None]] = {}
 
     def _enter(self, name: str) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1
@@ -94,6 +97,8 @@ class ToyLedger(ledger_pb2_grpc.LedgerServiceServicer):
             return _refused(self.refuse[kind])
         outcome = getattr(self, f"_{kind}")(transaction)
         self.transactions[transaction.id] = (transaction, outcome)
+        if kind in self.after:
+            self.after.pop(kind)()
         return outcome
 
     def _open(self, transaction: pb.Transaction) -> pb.Outcome:
