@@ -99,6 +99,11 @@ class Cluster:
         """Process ids of the children that run now."""
         return {name: child.pid for name, child in self._children.items() if child.poll() is None}
 
+    @property
+    def running(self) -> bool:
+        """Whether any child runs or may be restarted."""
+        return self._lock is not None or bool(self.pids)
+
     def address(self, name: str) -> str:
         """HOST:PORT of a process; of a worker its control port."""
         return self.plan.nodes[name].address

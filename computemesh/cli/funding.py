@@ -86,6 +86,7 @@ def write_profile(plan: Plan, timeout_s: float = 10.0) -> Profile:
         "api_key": plan.api_key,
         "key_file": "keys/customer.key",
         "authority_key_file": "keys/authority.key",
+        "operator_key_file": "keys/orchestrator.key",
         "addresses": {name: address for address, name in plan.names.items()},
         "workers": {name: node.address for name, node in plan.nodes.items() if name.startswith("worker")},
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -48,9 +50,11 @@ def up(
     except KeyboardInterrupt:
         pass
     finally:
+        stop.set()  # from here on a signal changes nothing: stopping is bounded in time
+        if cluster.running:
+            _stop(cluster)
         for number, handler in previous.items():
             signal.signal(number, handler)
-        _stop(cluster)
 
 
 def _stop_on_signals(stop: threading.Event) -> dict[int, signal.Handlers]:
@@ -146,7 +150,7 @@ def _changes(before: dict[str, int], after: dict[str, int]) -> str:
 
 def _next_commands(cluster: Cluster) -> None:
     default = (Path.cwd() / "data").resolve() == cluster.data.resolve()
-    mesh = "mesh" if default else f"mesh --profile {cluster.data / 'profile.toml'}"
+    mesh = _command() + ("" if default else f" --profile {cluster.data / 'profile.toml'}")
     lines = [f"  {name:<13} {cluster.address(name)}" for name in cluster.names]
     output.say("\nthe mesh is up:\n" + "\n".join(lines))
     output.say(f"""
@@ -156,6 +160,14 @@ try, in another terminal:
   {mesh} worker list
   {mesh} ledger supply
 logs are in {cluster.data / "logs"}; Ctrl-C stops everything""")
+
+
+def _command() -> str:
+    """How this shell calls the command: by name where it is found, else by its path."""
+    beside = Path(sys.executable).with_name("mesh")
+    if shutil.which("mesh") or not beside.exists():
+        return "mesh"
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def _stop(cluster: Cluster) -> None:

@@ -17,7 +17,7 @@ from computemesh.client import receipts
 from computemesh.client.model import Account, Block, Page, Quote, Task, TaskEvent, status_number, struct_of
 from computemesh.client.orders import Deadline, Wish
 from computemesh.client.profile import Profile
-from computemesh.client.rpc import Pauses, Transport, meaning
+from computemesh.client.rpc import Pauses, Transport, meaning, signed_token
 from computemesh.trust.errors import DeadlineExceeded, InvalidState, MeshError, Unauthenticated, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.receipt import Check, Receipt, verify
@@ -84,7 +84,7 @@ class AsyncClient:
         await self._transport.close()
 
     def __repr__(self) -> str:
-        who = self.key.address if self.key else "API key" if self._transport.credentials("") else "anonymous"
+        who = self.key.address if self.key else "anonymous" if self._transport.anonymous else "API key"
         return f"{type(self).__name__}(market={self._market_address!r}, as={who!r})"
 
     # --- tasks -----------------------------------------------------------------------------------------------------
@@ -268,12 +268,20 @@ class AsyncClient:
 
     # --- orchestrator ----------------------------------------------------------------------------------------------
 
-    async def orchestrator(self, method: str, request: Any, address: str | None = None) -> Any:
-        """Any unary call of `OrchestratorService`, by name; `address` defaults to the profile's."""
+    async def orchestrator(
+        self, method: str, request: Any, address: str | None = None, as_key: PrivateKey | None = None
+    ) -> Any:
+        """Any unary call of `OrchestratorService`, by name; `address` defaults to the profile's.
+
+        `as_key` signs a token for the call. The API key is never sent: it is a secret between us and the market.
+        """
         address = address or self.profile.orchestrator
         stub = self._transport.stub(orchestrator_pb2_grpc.OrchestratorServiceStub, address, "orchestrator")
         peer = f"orchestrator at {address}"
-        return await self._transport.call(getattr(stub, method), request, await self._credentials(), peer=peer)
+        metadata: tuple[tuple[str, str], ...] = ()
+        if as_key is not None:
+            metadata = (("authorization", f"Bearer {signed_token(as_key, await self._chain())}"),)
+        return await self._transport.call(getattr(stub, method), request, metadata, peer=peer)
 
     async def transcript(self, task_id: str, job: int, address: str) -> orchestrator_pb2.AuditTranscript:
         """How a job's result was audited, from the orchestrator at `address`. Raises NotFound."""
@@ -309,10 +317,10 @@ class AsyncClient:
                 return proven, checkpoints
 
     async def _credentials(self) -> tuple[tuple[str, str], ...]:
-        if self.key is None:
-            return self._transport.credentials("")
-        chain = self.profile.chain_id or (await self.market_info()).chain_id
-        return self._transport.credentials(chain)
+        return self._transport.credentials(await self._chain() if self.key else "")
+
+    async def _chain(self) -> str:
+        return self.profile.chain_id or (await self.market_info()).chain_id
 
     async def _market(self, method: str, request: Any) -> Any:
         stub = self._transport.stub(market_pb2_grpc.MarketServiceStub, self._market_address, "market")

@@ -23,7 +23,8 @@ class Profile:
     """Addresses are HOST:PORT; empty text means unknown. Key files hold 64 hexadecimal characters.
 
     `ledger_vkey` pins the log's checkpoint key: what receipts are judged by. `api_key` or the key in `key_file` says
-    who calls; with both, the API key does. `authority_key_file` lets a local profile mint. `addresses` names
+    who calls; with both, the API key does. `authority_key_file` lets a local profile mint, `operator_key_file`
+    (the orchestrator's key) drain workers. `addresses` names
     accounts, `workers` gives the control ports of local workers.
     """
 
@@ -35,6 +36,7 @@ class Profile:
     api_key: str = field(default="", repr=False)
     key_file: str = ""
     authority_key_file: str = ""
+    operator_key_file: str = ""
     addresses: Mapping[str, str] = field(default_factory=dict)
     workers: Mapping[str, str] = field(default_factory=dict)
     path: str = ""
@@ -57,7 +59,7 @@ class Profile:
                 raise InvalidArgument(f"the profile {path} has the unknown field {name!r}; known: {', '.join(known)}")
             if not isinstance(value, dict if name in ("addresses", "workers") else str):
                 raise InvalidArgument(f"{name} in the profile {path} has the wrong type")
-        for name in ("key_file", "authority_key_file"):
+        for name in ("key_file", "authority_key_file", "operator_key_file"):
             if raw.get(name):
                 raw[name] = str(path.parent / Path(raw[name]).expanduser())
         return cls(**raw, path=str(path))

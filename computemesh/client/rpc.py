@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from computemesh.trust.errors import DeadlineExceeded, InvalidArgument, MeshErro
 from computemesh.trust.identity import PrivateKey
 
 TOKEN_LIFE_MS = 600_000
+_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
 
@@ -45,8 +47,13 @@ class Transport:
             self._channels[address] = dial(address)
         return make(self._channels[address])
 
+    @property
+    def anonymous(self) -> bool:
+        """Whether calls carry neither an API key nor a token."""
+        return not self._api_key and self._key is None
+
     def credentials(self, chain: str) -> tuple[tuple[str, str], ...]:
-        """Metadata that says who calls: the API key, or a token our key signs for `chain`."""
+        """Metadata that tells the market who calls: the API key, or a token our key signs for `chain`."""
         if self._api_key:
             return (("authorization", f"Bearer {self._api_key}"),)
         if self._key is None:
@@ -54,7 +61,7 @@ class Transport:
         now_ms = time.time_ns() // 1_000_000
         if now_ms > self._token_until_ms - TOKEN_LIFE_MS // 2:
             self._token_until_ms = now_ms + TOKEN_LIFE_MS
-            self._token = make_token(self._key, chain, self._token_until_ms)
+            self._token = signed_token(self._key, chain)
         return (("authorization", f"Bearer {self._token}"),)
 
     async def call(
@@ -85,12 +92,20 @@ class Transport:
         await asyncio.gather(*(channel.close(None) for channel in channels))
 
 
+def signed_token(key: PrivateKey, chain: str) -> str:
+    """A bearer token of `key` for `chain`, good for `TOKEN_LIFE_MS`."""
+    return make_token(key, chain, time.time_ns() // 1_000_000 + TOKEN_LIFE_MS)
+
+
 def meaning(error: grpc.RpcError, peer: str) -> MeshError:
     """The error a service meant, or one that says which peer did not answer: the transport's own text does not."""
     meant = from_rpc_error(error)
     cause = meant.message.rpartition("Failed to connect to remote host: ")[2]
     if isinstance(meant, Unavailable) and meant.message.startswith("failed to connect"):
         return Unavailable(f"the {peer} cannot be reached: {cause}")
+    sizes = _TOO_LARGE.search(meant.message)
+    if sizes:
+        return ResourceExhausted(f"the message has {sizes[1]} bytes, the {peer} takes at most {sizes[2]}")
     if meant.message == "Deadline Exceeded":
         return DeadlineExceeded(f"the {peer} did not answer in time")
     return meant

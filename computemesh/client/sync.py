@@ -200,9 +200,11 @@ class Client:
         """Any unary call of `LedgerService`, by name, with its request message."""
         return self._loop.run(self._async.ledger(method, request, timeout))
 
-    def orchestrator(self, method: str, request: Any, address: str | None = None) -> Any:
-        """Any unary call of `OrchestratorService`, by name, with its request message."""
-        return self._loop.run(self._async.orchestrator(method, request, address))
+    def orchestrator(
+        self, method: str, request: Any, address: str | None = None, as_key: PrivateKey | None = None
+    ) -> Any:
+        """Any unary call of `OrchestratorService`, by name; `as_key` signs a token for it."""
+        return self._loop.run(self._async.orchestrator(method, request, address, as_key))
 
     def worker(self, method: str, request: Any, address: str) -> Any:
         """Any unary call of `WorkerService`, by name, at a worker's control HOST:PORT."""
