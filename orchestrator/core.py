@@ -230,9 +230,9 @@ def _tick(state: State, event: e.Tick, now_ms: int, out: e.Effects) -> None:
             _expire(state, worker, now_ms, out)
         _time_out(state, worker, now_ms, out)
     while state.delayed and state.delayed[0][0] <= now_ms:
-        _, task_id, _epoch, index = heapq.heappop(state.delayed)
-        task = state.tasks.get(task_id)
-        if task is not None and not task.ended and task.states[index] == Job.QUEUED:
+        _, _, index, task = heapq.heappop(state.delayed)
+        # The same object: a task that was let go and leased again begins with a cursor of its own.
+        if state.tasks.get(task.id) is task and not task.ended and task.states[index] == Job.QUEUED:
             task.returned.append(index)
             state.queue.add(task, now_ms)
     state.queue.forget_idle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from itertools import count
 
 from computemesh.trust.identity import address_of
 from computemesh.workloads.contract import bind, worker_seed
@@ -44,7 +45,8 @@ class State:
         self.queue = Queue(limits.aging_ms)
         # Workers with free credits, in the order of their turn.
         self.ready: dict[int, Worker] = {}
-        self.delayed: list[tuple[int, bytes, int, int]] = []  # due, task id, epoch, job
+        self.delayed: list[tuple[int, int, int, Task]] = []  # due, order, job, task
+        self.order = count()
         self.block_hash = b""
         self.next_lease = boot << LEASE_BITS
         self.next_batch = next_batch
@@ -82,7 +84,7 @@ def requeue(
         task.detail = f"job {index} failed {trouble.attempts} times, at last: {detail}"
         task.move(index, Cause.CONDEMN)
     elif delay_ms:
-        heapq.heappush(state.delayed, (now_ms + delay_ms, task.id, task.epoch, index))
+        heapq.heappush(state.delayed, (now_ms + delay_ms, next(state.order), index, task))
     else:
         task.returned.append(index)
         state.queue.add(task, now_ms)

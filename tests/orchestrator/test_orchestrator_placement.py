@@ -1,0 +1,92 @@
+"""Laws of placement: order, fairness, cost."""
+
+from __future__ import annotations
+
+import time
+
+from scene import Scene, task, task_id
+
+from orchestrator import events as e
+from orchestrator.placement import Queue
+
+
+def take(queue: Queue, jobs: int, now_ms: int = 0) -> list[tuple[str, int]]:
+    """Serve one job at a time; (customer, created) of each."""
+    served = []
+    for _ in range(jobs):
+        found = next(queue.choose(frozenset(), 0, now_ms), None)
+        if found is None:
+            break
+        found.cursor += 1
+        queue.served(found, 1, now_ms)
+        queue.add(found, now_ms)
+        served.append((found.customer, found.created_ms))
+    return served
+
+
+def test_priority_then_deadline_then_age() -> None:
+    queue = Queue(aging_ms=10**9)
+    for number, (priority, deadline) in enumerate([(0, 50), (5, 90), (5, 80), (9, 99), (5, 80)]):
+        queue.add(task(number, jobs=1, priority=priority, deadline_ms=deadline), 0)
+    assert [created for _, created in take(queue, 9)] == [3, 2, 4, 1, 0]
+
+
+def test_customers_of_a_priority_share_whatever_number_of_tasks_they_have() -> None:
+    queue = Queue(aging_ms=10**9)
+    for number in range(50):
+        queue.add(task(number, jobs=10, customer="many"), 0)
+    queue.add(task(99, jobs=100, customer="one"), 0)
+    served = [customer for customer, _ in take(queue, 100)]
+    assert 45 <= served.count("one") <= 55
+
+
+def test_shares_are_of_work_not_of_jobs() -> None:
+    queue = Queue(aging_ms=10**9)
+    queue.add(task(1, jobs=1000, customer="heavy", cost=9.0), 0)
+    queue.add(task(2, jobs=1000, customer="light", cost=1.0), 0)
+    served = [customer for customer, _ in take(queue, 200)]
+    assert 170 <= served.count("light") <= 190
+
+
+def test_no_customer_starves_under_a_flood_of_higher_priority() -> None:
+    queue = Queue(aging_ms=100)
+    queue.add(task(1, jobs=1, customer="poor", priority=0), 0)
+    for number in range(2, 400):
+        queue.add(task(number, jobs=1, customer="rich", priority=9), 0)
+    served, now = [], 0
+    while ("poor", 1) not in served:
+        now += 10
+        served += take(queue, 1, now)
+        assert now <= 1_100, "the low priority must have had its turn"
+
+
+def test_who_returns_is_not_repaid_for_being_away() -> None:
+    queue = Queue(aging_ms=10**9)
+    queue.add(task(1, jobs=1000, customer="busy"), 0)
+    take(queue, 500)
+    queue.add(task(2, jobs=1000, customer="late"), 0)
+    served = [customer for customer, _ in take(queue, 100)]
+    assert served.count("late") <= 55
+
+
+def test_choosing_does_not_slow_down_with_the_number_of_tasks() -> None:
+    def cost(tasks: int) -> float:
+        queue = Queue(aging_ms=10**9)
+        for number in range(tasks):
+            queue.add(task(number, jobs=2, customer=f"c{number % 100}"), 0)
+        start = time.perf_counter()
+        take(queue, 500)
+        return time.perf_counter() - start
+
+    cost(500)
+    assert cost(20_000) < 8 * min(cost(500) for _ in range(3)) + 0.05
+
+
+def test_a_million_jobs_cost_nothing_until_they_are_given_out() -> None:
+    scene = Scene()
+    start = time.process_time()
+    scene.do(e.TaskLeased(task(1, jobs=1_000_000)))
+    scene.worker(1, credits=10)
+    assert time.process_time() - start < 0.5
+    assert len(scene.held(1)) == 10
+    assert scene.core.state.tasks[task_id(1)].cursor == 10
