@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -32,17 +34,47 @@ def client(cluster: Cluster) -> Iterator[Client]:
 
 
 @pytest.fixture
-def mesh(tmp_path: Path) -> Mesh:
-    """Runs the `mesh` command in an empty folder without any profile: `mesh("task", "list", profile=...)`."""
+def mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mesh:
+    """Runs the `mesh` command in an empty folder without any profile: `mesh("task", "list", profile=...)`.
 
-    def run(*arguments: str, profile: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if name != "COMPUTEMESH_PROFILE"}
-        environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "COLUMNS": "120", "TERM": "dumb"}
-        if profile is not None:
-            environment["COMPUTEMESH_PROFILE"] = profile
-        return subprocess.run(
-            [sys.executable, "-m", "computemesh.cli", *arguments],
-            capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=timeout, check=False,
-        )  # fmt: skip
+    In this process, which saves half a second of imports each time; `mesh_process` has the real thing.
+    """
+    from computemesh.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    for name, value in _environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str, profile: str | None = None) -> subprocess.CompletedProcess[str]:
+        if profile is None:
+            monkeypatch.delenv("COMPUTEMESH_PROFILE", raising=False)
+        else:
+            monkeypatch.setenv("COMPUTEMESH_PROFILE", profile)
+        monkeypatch.setattr(sys, "argv", ["mesh", *arguments])
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as caught:
+            main()
+        status = caught.value.code or 0
+        assert isinstance(status, int)
+        return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
     return run
+
+
+@pytest.fixture
+def mesh_process(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Starts the `mesh` command as a process of its own in an empty folder."""
+
+    def start(*arguments: str, profile: str | None = None) -> subprocess.Popen[str]:
+        environment = {name: value for name, value in os.environ.items() if name != "COMPUTEMESH_PROFILE"}
+        environment |= _environment(tmp_path) | ({"COMPUTEMESH_PROFILE": profile} if profile else {})
+        return subprocess.Popen(
+            [sys.executable, "-m", "computemesh.cli", *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment,
+        )  # fmt: skip
+
+    return start
+
+
+def _environment(home: Path) -> dict[str, str]:
+    return {"HOME": str(home), "PYTHONPATH": str(ROOT), "COLUMNS": "120", "TERM": "dumb"}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import CompletedProcess, Popen
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from computemesh.client import Client
 from computemesh.trust.identity import PrivateKey
 
 Mesh = Callable[..., CompletedProcess[str]]
-NO_TASK = "0" * 64
+Start = Callable[..., Popen[str]]
 
 
 @pytest.fixture
@@ -39,8 +41,11 @@ def document(result: CompletedProcess[str]) -> Any:
     return json.loads(result.stdout)
 
 
-def test_submit_and_wait_completes_and_prints_one_document(here: Mesh) -> None:
-    result = here("task", "submit", "synthetic", "matrix_size=128", "--reward", "2.5", "--wait", "--json")
+def test_submit_and_wait_completes_and_prints_one_document(cluster: Cluster, mesh_process: Start) -> None:
+    words = ("task", "submit", "synthetic", "matrix_size=128", "--reward", "2.5", "--wait", "--json")
+    process = mesh_process(*words, profile=cluster.profile.path)
+    out, err = process.communicate(timeout=120)
+    result = CompletedProcess(words, process.returncode, out, err)
     assert result.returncode == 0, result.stderr
     task = document(result)
     assert (task["status"], task["reward"], task["jobs_settled"]) == ("completed", "2.5", task["jobs_total"])
@@ -244,3 +249,41 @@ def test_workers_are_listed_drained_and_resumed(here: Mesh) -> None:
     assert here("task", "submit", "noop", "jobs=5", "--wait").returncode == 0
     resumed = document(here("worker", "drain", "worker-2", "--resume", "--json"))
     assert resumed["status"] == "WORKER_AGENT_STATUS_CONNECTED"
+
+
+def test_a_worker_joins_with_one_command_and_leaves_in_order(
+    here: Mesh, cluster: Cluster, mesh_process: Start, tmp_path: Path
+) -> None:
+    address = cluster.profile.orchestrator
+    process = mesh_process("worker", "join", address, "--data", "w", "--name", "joined", "--types", "noop")
+    try:
+        until = time.monotonic() + 60
+        while not (mine := [one for one in listed(here) if one["capabilities"]["display_name"] == "joined"]):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.3)
+        assert mine[0]["capabilities"]["challenge_types"] == ["noop"]
+        assert (tmp_path / "w" / "worker.key").stat().st_mode & 0o777 == 0o600
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert mine[0]["address"] in err
+
+
+def listed(here: Mesh) -> list[dict[str, Any]]:
+    workers: list[dict[str, Any]] = document(here("worker", "list", "--json"))["workers"]
+    return workers
+
+
+def test_help_is_quick_and_imports_neither_grpc_nor_jax(mesh_process: Start) -> None:
+    process = mesh_process("--help")
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "worker" in out
+    import subprocess
+    import sys
+
+    probe = "import sys, computemesh.cli.main; print(sorted({'grpc', 'jax', 'numpy', 'pydantic'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
