@@ -64,7 +64,7 @@ def test_the_agent_imports_no_jax() -> None:
 async def test_sigterm_finishes_what_is_held_says_goodbye_and_exits_0(
     orchestrator: Orchestrator, tmp_path: Path
 ) -> None:
-    orchestrator.queue.extend(jobs_of("synthetic", bytes(32), matrix_size=512, iterations=100))
+    orchestrator.queue.extend(jobs_of("synthetic", bytes(32), matrix_size=512, iterations=40))
     async with started(orchestrator, tmp_path) as process:
         await until(lambda: orchestrator.held)
         await asyncio.sleep(0.3)

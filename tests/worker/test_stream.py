@@ -247,7 +247,7 @@ async def test_two_devices_share_the_jobs(
     async with working(orchestrator, tmp_path) as agent:
         assert len(orchestrator.capabilities[0].devices) == 2
         for number in range(4):
-            orchestrator.queue.extend(jobs_of("synthetic", bytes([number]) * 32, matrix_size=256, iterations=200))
+            orchestrator.queue.extend(jobs_of("synthetic", bytes([number]) * 32, matrix_size=256, iterations=20))
         orchestrator.feed()
         await until(lambda: all(lane.groups for lane in agent.core.lanes.lanes))
         await until(lambda: len(orchestrator.settled) == 4, 60)
