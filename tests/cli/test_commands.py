@@ -172,7 +172,7 @@ def test_cancelling_an_ended_task_fails(here: Mesh, done: str) -> None:
 
 
 def test_a_task_that_does_not_complete_is_status_1(here: Mesh) -> None:
-    submitted = document(here("task", "submit", "synthetic", "matrix_size=8192", "iterations=50", "--json"))
+    submitted = document(here("task", "submit", "synthetic", "matrix_size=1024", "iterations=500", "--json"))
     cancelled = document(here("task", "cancel", submitted["task_id"], "--json"))
     assert cancelled["status"] == "cancelled"
     assert cancelled["refunded"] == "10.0"
