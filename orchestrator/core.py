@@ -45,6 +45,13 @@ class Core:
             place(self.state, now_ms, out)
         return out
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is with workers, in audit's reach, or on its way into the ledger."""
+        state = self.state
+        at_work = any(worker.leases or worker.challenged for worker in state.workers.values())
+        return at_work or bool(state.unsettled or state.in_flight)
+
     def take_progress(self) -> list[Task]:
         """Tasks whose counts changed since the last call and that are still held."""
         state = self.state

@@ -229,34 +229,55 @@ def settle_answered(state: State, event: e.SettleAnswered, now_ms: int, out: e.E
         out.persist.append(e.SaveAnswer(event))
     at = 0
     for part in parts:
-        settled = []
-        for lease in _leases(part):
-            reason = event.refused.get(at, "") if event.refused else ""
+        leases = _leases(part)
+        here = range(at, at + len(leases))
+        at = here.stop
+        settled = leases
+        if event.refused:
+            settled = [lease for position, lease in zip(here, leases, strict=True) if position not in event.refused]
+        done = _settled(state, settled, event, out)
+        for position, lease in zip(here, leases, strict=True) if event.refused else ():
+            if position in event.refused:
+                _refused(state, part.batch, lease, event.refused[position], now_ms, out)
+        if done:
+            state.record(part.batch.key).settled += len(done)
+            out.send.append(e.SendVerdicts(part.batch.session, e.SETTLED, done))
+
+
+def _settled(state: State, leases: Sequence[Lease], event: e.SettleAnswered, out: e.Effects) -> list[int]:
+    """Mark these jobs settled, task by task; their lease ids."""
+    at = 0
+    while at < len(leases):
+        task, start = leases[at].task, at
+        states, results = task.states, task.results
+        while at < len(leases) and leases[at].task is task:
+            lease = leases[at]
+            index = lease.index
             at += 1
-            if not reason:
-                settled.append(lease.id)
-                _settled(state, lease, event, out)
+            if states[index] == Job.SETTLING:
+                states[index] = Job.SETTLED  # (SETTLING, SETTLE)
+                results[32 * index : 32 * index + 32] = lease.result_hash
             else:
-                _refused(state, part.batch, lease, reason, now_ms, out)
-        if settled:
-            state.record(part.batch.key).settled += len(settled)
-            out.send.append(e.SendVerdicts(part.batch.session, e.SETTLED, settled))
-
-
-def _settled(state: State, lease: Lease, event: e.SettleAnswered, out: e.Effects) -> None:
-    task = lease.task
-    if task.states[lease.index] == Job.SETTLING:
-        task.settling -= 1
-        settle_job(state, task, lease.index, lease.result_hash, event.height, event.tx_id, out)
+                start += 1  # of a task that ended, or settled before: the ledger's answer is for nobody
+        task.settling -= at - start
+        _count_settled(state, task, at - start, event.height, event.tx_id, out)
+    return [lease.id for lease in leases]
 
 
 def settle_job(
     state: State, task: Task, index: int, result_hash: bytes, height: int, tx_id: bytes, out: e.Effects
 ) -> None:
-    """One job is settled in the ledger; the task's root is asked for with the last one."""
+    """One job is settled in the ledger by an earlier transaction than those here."""
     task.states[index] = Job.SETTLED  # (SETTLING | QUEUED, SETTLE): callers checked
     task.results[32 * index : 32 * index + 32] = result_hash
-    task.settled += 1
+    _count_settled(state, task, 1, height, tx_id, out)
+
+
+def _count_settled(state: State, task: Task, jobs: int, height: int, tx_id: bytes, out: e.Effects) -> None:
+    """`jobs` more are settled; the task's root is asked for with the last one."""
+    if not jobs:
+        return
+    task.settled += jobs
     if height > task.height:
         task.height = height
     state.progress.add(task.id)

@@ -122,7 +122,7 @@ class Runtime:
         for session in list(self.sessions.values()):
             self.drain(session, "the orchestrator is shutting down", until)
         # Asked in turns, once per shutdown: an event would burden every batch.
-        while now_ms() < until and any(worker.leases for worker in self.core.state.workers.values()):  # noqa: ASYNC110
+        while now_ms() < until and self.core.busy:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         for session in list(self.sessions.values()):
             session.end()

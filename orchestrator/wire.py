@@ -36,28 +36,36 @@ def _varint(number: int) -> bytes:
     return _SMALL[number] if number < 16384 else varint(number)
 
 
+# Lease ids are large and close together: two low groups from a table, the rest cached.
+_LOW = [bytes((number & 0x7F | 0x80, number >> 7 | 0x80)) for number in range(16384)]
+_high = lru_cache(maxsize=1024)(varint)
+
+
+def _lease_id(number: int) -> bytes:
+    return _LOW[number & 16383] + _high(number >> 14) if number >= 16384 else _SMALL[number]
+
+
 @lru_cache(maxsize=1024)
-def _pieces(task_id: bytes, epoch: int, challenge_type: str, lease_ms: int) -> tuple[bytes, bytes, bytes]:
+def _pieces(task_id: bytes, epoch: int, challenge_type: str) -> tuple[bytes, bytes, bytes]:
     name = challenge_type.encode()
     return (
-        b"\x12\x20" + task_id,
-        b"\x20" + varint(epoch) if epoch else b"",
-        b"\x32" + varint(len(name)) + name,
+        b"\x12\x20" + task_id + b"\x18",
+        b"\x20" + varint(epoch) + b"\x28",
+        b"\x32" + varint(len(name)) + name + b"\x3a",
     )
 
 
-def job(lease: Lease, lease_ms: int) -> bytes:
-    """One `Job`, with its tag and length as an item of `JobBatch.jobs`."""
+def job(lease: Lease, tail: bytes) -> bytes:
+    """One `Job`, with its tag and length as an item of `JobBatch.jobs`; `tail` is its last field.
+
+    Fields that are zero or empty are written all the same: readers may not tell, and nothing has to be asked.
+    """
     task, spec = lease.task, lease.spec
-    head, epoch, name = _pieces(task.id, lease.epoch, task.challenge_type, lease_ms)
-    params, binding = spec.params, spec.binding
+    head, epoch, name = _pieces(task.id, lease.epoch, task.challenge_type)
+    params = spec.params
     body = b"".join((
-        b"\x08", varint(lease.id), head,
-        b"\x18" + _varint(lease.index) if lease.index else b"", epoch,
-        b"\x28" + _varint(lease.attempt) if lease.attempt else b"", name,
-        b"\x3a" + _varint(len(params)) + params if params else b"",
-        b"\x42" + _varint(len(binding)) + binding if binding else b"",
-        b"\x48" + _varint(lease_ms),
+        b"\x08", _lease_id(lease.id), head, _varint(lease.index), epoch, _varint(lease.attempt), name,
+        _varint(len(params)), params, b"\x42\x20" + spec.binding if spec.binding else b"", tail,
     ))  # fmt: skip
     return b"\x0a" + _varint(len(body)) + body
 
@@ -65,9 +73,9 @@ def job(lease: Lease, lease_ms: int) -> bytes:
 def job_batches(leases: Iterable[Lease], lease_ms: int) -> Iterator[bytes]:
     """`WorkResponse{jobs}` messages of at most 128 jobs and, but for a single larger job, 64 KiB."""
     pieces: list[bytes] = []
-    size = 0
+    size, tail = 0, b"\x48" + varint(lease_ms)
     for lease in leases:
-        piece = job(lease, lease_ms)
+        piece = job(lease, tail)
         if pieces and (len(pieces) == MAX_BATCH_JOBS or size + len(piece) > MAX_BATCH_BYTES):
             yield b"\x1a" + varint(size) + b"".join(pieces)
             pieces, size = [], 0
