@@ -47,7 +47,7 @@ class Market:
         await self.creation.recover()
         background = [asyncio.create_task(self.ledger.run()), asyncio.create_task(self.engine.tick())]
         for task in background:
-            task.add_done_callback(lambda done: done.cancelled() or done.exception() is None or stop.set())
+            task.add_done_callback(lambda _: stop.set())  # they end only with an error, and then so does the market
         log.info("market serves", port=self.port, ledger=self.ledger.address)
         try:
             await serve(self.server, stop, before_stop=self._drain)
@@ -57,7 +57,7 @@ class Market:
             results = await asyncio.gather(*background, return_exceptions=True)
             await self.creation.close()
             await self.ledger.close()
-            await self.channel.close()
+            await self.channel.close(None)
             self.engine.group.close()
         for result in results:
             if isinstance(result, Exception):
@@ -95,5 +95,7 @@ def build(config: Config) -> Market:
     engine = Engine(Core(config.lease_ms), group, ledger)
     service = MarketService(config, key, callers, engine)
     server, port = build_server(
-        config.listen, lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(service, s), [NAME])
+        config.listen,
+        lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(service, s),  # type: ignore[no-untyped-call]
+        [NAME])
     return Market(server, port, engine, service.creation, ledger, channel)

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -43,13 +44,13 @@ class Callers:
             account = account_of(market_secret, name)
             self._accounts[bytes.fromhex(digest)] = Caller(account.public, account.address, account)
 
-    def identify(self, context: grpc.aio.ServicerContext, now_ms: int) -> Caller:
+    def identify(self, context: grpc.aio.ServicerContext[Any, Any], now_ms: int) -> Caller:
         """The caller by its `authorization` metadata. Raises Unauthenticated saying how to authenticate."""
         token = auth.bearer(context)
         if token is None:
             raise Unauthenticated(
-                "no credentials: send metadata `authorization: Bearer <API key>`, or a cm1. token signed by your key "
-                "(`mesh` does so with --api-key or --key)", reason="MISSING_CREDENTIALS")
+                "no credentials: send metadata `authorization: Bearer <API key>`, or a cm1. token signed by your own "
+                "key", reason="MISSING_CREDENTIALS")
         if token.startswith(auth.PREFIX):
             key = auth.verify_token(token, self._chain, now_ms)
             return Caller(key, address_of(key))

@@ -83,7 +83,8 @@ class Creation:
                     log.warning("order in doubt", task=spec.task_id.hex(), error=error.message)
                     delay_s = DOUBT_S
                     continue
-                if not held or await self._engine.group.read(lambda c: store.task(c, spec.task_id)):
+                written = await self._engine.group.read(lambda c: store.task(c, spec.task_id))
+                if not held or written is not None:
                     await self._engine.group.commit(lambda c: store.drop_draft(c, spec.task_id))
                     return
                 await self._engine.do(Create(spec))

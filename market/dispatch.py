@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
 
 import grpc
 import structlog
@@ -60,7 +61,7 @@ class DispatchStream:
     """From greeting to goodbye."""
 
     def __init__(
-        self, config: Config, key: PrivateKey, engine: Engine, context: grpc.aio.ServicerContext
+        self, config: Config, key: PrivateKey, engine: Engine, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         self._config = config
         self._key = key

@@ -32,7 +32,7 @@ class FairQueue:
         self._round: list[tuple[int, Key, int, str]] = []
         self._waiting: dict[bytes, Key] = {}
         self._clock = 0
-        # Numbers every entry into the round, so that an entry of a line that ran empty and came back is not taken for new.
+        # Numbers every entry into the round: one of a line that ran empty and came back must not be taken for new.
         self._entries = 0
         # Customers whose line ran empty, with the turn they come back at: who leaves the queue and rejoins at once must
         # not get in front of those who stayed.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import structlog
@@ -39,7 +40,7 @@ class LedgerClient:
     """One ledger, as `key` (the market's) on `chain`."""
 
     def __init__(self, channel: grpc.aio.Channel, address: str, chain: str, key: PrivateKey) -> None:
-        self._stub = ledger_pb2_grpc.LedgerServiceStub(channel)
+        self._stub: Any = ledger_pb2_grpc.LedgerServiceStub(channel)  # type: ignore[no-untyped-call]
         self.address = address
         self._chain = chain
         self._key = key
@@ -56,7 +57,7 @@ class LedgerClient:
         """The verifier key of the ledger's checkpoints, read once. Raises Unavailable."""
         if not self._vkey:
             found = await self._ask(self._stub.GetLedger, ledger_pb2.GetLedgerRequest())
-            self._vkey = found.vkey
+            self._vkey = str(found.vkey)
         return self._vkey
 
     async def open(self, order: bytes, signature: bytes) -> ledger_pb2.Outcome:
@@ -67,7 +68,8 @@ class LedgerClient:
             open=ledger_pb2.EscrowOpen(order=order))
         response = await self._ask(self._stub.SubmitTransactions, ledger_pb2.SubmitTransactionsRequest(
             transactions=[transaction], wait=ledger_pb2.WAIT_ACCEPTED))
-        return response.outcomes[0]
+        outcome: ledger_pb2.Outcome = response.outcomes[0]
+        return outcome
 
     async def opened(self, request_id: bytes) -> tuple[bytes, bytes] | None:
         """Order and signature of the `open` with this id, None where there is none. Raises Unavailable."""
@@ -92,9 +94,9 @@ class LedgerClient:
     async def balance_units(self, address: str) -> int:
         """Free balance of an account. Raises Unavailable."""
         found = await self._ask(self._stub.GetAccount, ledger_pb2.GetAccountRequest(address=address))
-        return found.account.balance_units
+        return int(found.account.balance_units)
 
-    async def _ask(self, method, request):  # type: ignore[no-untyped-def]
+    async def _ask(self, method: Any, request: Any) -> Any:
         """One call; what may be over in a moment (the ledger restarting) is tried again for a few seconds."""
         delay = _FIRST_DELAY_S
         for attempt in range(4):

@@ -118,7 +118,8 @@ def check_deadline(deadline_s: int, now_ms: int) -> None:
     if deadline_s <= now_s:
         if deadline_s < 0:
             raise refuse("deadline", f"{deadline_s} is negative; it is Unix seconds, now is {now_s}")
-        raise refuse("deadline", f"{deadline_s} is in the past by {now_s - deadline_s} s; now is {now_s} (Unix seconds)")
+        raise refuse("deadline", f"{deadline_s} is in the past by {now_s - deadline_s} s; now is {now_s} "
+                                 "(Unix seconds)")
     limit = now_s + MAX_DEADLINE_S
     if deadline_s > limit:
         looks = abs(deadline_s // 1000 - now_s) <= MAX_DEADLINE_S
@@ -140,7 +141,8 @@ def conflict(request_id: bytes, task_id: bytes | None = None) -> Conflict:
     """The request id was used for another order."""
     of = f" (task {task_id.hex()})" if task_id else ""
     return Conflict(
-        f"request_id {uuid.UUID(bytes=request_id)} was used before with other content{of}; use a new one for a new task",
+        f"request_id {uuid.UUID(bytes=request_id)} was used before with other content{of}; "
+        "use a new one for a new task",
         metadata={"task_id": task_id.hex()} if task_id else None)
 
 
@@ -156,5 +158,6 @@ def adoptable(draft: Draft, order: statement.Order, wanted: statement.Order) -> 
     """Whether an order the ledger already holds is what this request asks for, but for a deadline it left open."""
     if draft.deadline_s and order.deadline_ms != wanted.deadline_ms:
         return False
-    same = ("request_id", "customer_key", "market_key", "challenge_type_hash", "payload_digest", "reward_units", "priority")
+    same = ("request_id", "customer_key", "market_key", "challenge_type_hash", "payload_digest", "reward_units",
+            "priority")
     return all(getattr(order, name) == getattr(wanted, name) for name in same)

@@ -7,7 +7,9 @@ import base64
 import binascii
 import struct
 from collections.abc import AsyncIterator
+from functools import partial
 from hashlib import sha256
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import json_format, struct_pb2
@@ -30,7 +32,8 @@ CANCEL_TIMEOUT_S = 15.0
 _EVENTS_AT_ONCE = 500
 _TOKEN = struct.Struct(">q8s")
 
-Context = grpc.aio.ServicerContext
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class MarketService(market_pb2_grpc.MarketServiceServicer):
@@ -98,9 +101,8 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         try:
             while True:
                 if behind:
-                    after = cursor
-                    changes = await self._engine.group.read(
-                        lambda c: store.events_after(c, spec.task_id, after, _EVENTS_AT_ONCE))
+                    read = partial(store.events_after, task_id=spec.task_id, cursor=cursor, limit=_EVENTS_AT_ONCE)
+                    changes = await self._engine.group.read(read)
                     behind = len(changes) == _EVENTS_AT_ONCE
                     events = [views.event(spec, change) for change in changes]
                 else:
@@ -118,7 +120,7 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
                     if event.cursor > cursor:
                         cursor = event.cursor
                         yield event
-                    if event.task.status in TERMINAL:
+                    if int(event.task.status) in TERMINAL:
                         return
                 if not events and state.status in TERMINAL:
                     return  # the terminal event itself was seen before

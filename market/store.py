@@ -6,7 +6,20 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from market.states import TERMINAL, Cause, Changed, Created, EventKind, Intent, IntentKind, Phase, Record, Spec, State, Status
+from market.states import (
+    TERMINAL,
+    Cause,
+    Changed,
+    Created,
+    EventKind,
+    Intent,
+    IntentKind,
+    Phase,
+    Record,
+    Spec,
+    State,
+    Status,
+)
 
 _SPEC = (
     "task_id", "request_id", "customer_key", "customer", "challenge_type", "payload", "reward_units", "deadline_ms",
@@ -85,7 +98,7 @@ def _state_row(state: State) -> tuple[Any, ...]:
 
 
 def _state(row: Sequence[Any], intent: Intent | None = None) -> State:
-    return State(Status(row[0]), Phase(row[1]), *row[2:14], intent)
+    return State(Status(row[0]), Phase(row[1]), *row[2:14], intent)  # type: ignore[call-arg]
 
 
 def _stored(row: Sequence[Any]) -> Stored:
@@ -153,11 +166,12 @@ def task_of_request(connection: sqlite3.Connection, customer_key: bytes, request
 
 
 def list_tasks(
-    connection: sqlite3.Connection, customer: str, status: int, challenge_type: str, before: int, offset: int, limit: int
+    connection: sqlite3.Connection, customer: str, status: int, challenge_type: str, before: int, offset: int,
+    limit: int,
 ) -> tuple[list[Stored], int, int]:
     """A page, newest first: tasks below number `before` (0: from the newest) after `offset` of them; the total that
     match the filters (0 and "" match all); and the number of the last task where more follow, else 0."""
-    where, values = "customer = ?", [customer]
+    where, values = "customer = ?", list[Any]([customer])
     if status:
         where, values = f"{where} AND status = ?", [*values, status]
     if challenge_type:

@@ -82,7 +82,8 @@ async def test_a_task_of_another_customer_is_not_shown_watched_or_cancelled(benc
     task_id = (await bench.create()).task_id
     stub = bench.stub
     for call in (stub.GetTask(pb.GetTaskRequest(task_id=task_id), metadata=BOB),
-                 stub.CancelTask(pb.CancelTaskRequest(task_id=task_id), metadata=BOB), bench.watch(task_id, metadata=BOB)):
+                 stub.CancelTask(pb.CancelTaskRequest(task_id=task_id), metadata=BOB),
+                 bench.watch(task_id, metadata=BOB)):
         error = await refused(call)
         assert (error.status, error.reason) == ("PERMISSION_DENIED", "UNAUTHORIZED")
     error = await refused(bench.get("00" * 32))
@@ -148,7 +149,8 @@ async def test_a_customer_signs_its_own_order(bench: Bench) -> None:
 async def test_an_order_signed_wrongly_or_by_another_is_refused(bench: Bench) -> None:
     key = PrivateKey(b"\7" * 32)
     token = bearer(make_token(key, CHAIN, 2**50))
-    error = await refused(bench.stub.CreateTask(signed(bench, key, market_key=b"\2" + bytes(31) + b"\1"), metadata=token))
+    wrong = signed(bench, key, market_key=b"\2" + bytes(31) + b"\1")
+    error = await refused(bench.stub.CreateTask(wrong, metadata=token))
     assert (error.status, error.reason) == ("PERMISSION_DENIED", "INVALID_SIGNATURE")
     error = await refused(bench.stub.CreateTask(signed(bench, key), metadata=ALICE))
     assert (error.status, error.reason) == ("PERMISSION_DENIED", "UNAUTHORIZED")
