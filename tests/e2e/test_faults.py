@@ -1,4 +1,4 @@
-"""Real processes, killed with -9 one after the other in the middle of a task: nothing is lost, nothing is paid twice."""
+"""Real processes, killed with -9 in the middle of a task: nothing is lost, nothing is paid twice."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def test_killing_each_process_in_turn_loses_nothing_and_settles_each_job_once(tm
 
 def test_the_reward_is_divided_60_25_10_5_and_nothing_appears_or_vanishes(cluster: Cluster, mesh) -> None:
     profile = str(cluster.data / "profile.toml")
-    done = mesh("task", "submit", "synthetic", "matrix_size=256", "--reward", "10.0", "--wait", "--json", profile=profile)
+    order = ("synthetic", "matrix_size=256", "--reward", "10.0")
+    done = mesh("task", "submit", *order, "--wait", "--json", profile=profile)
     assert done.returncode == 0, done.stderr
     task = json.loads(done.stdout)
     assert task["status"] == "completed"
