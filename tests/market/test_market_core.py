@@ -246,3 +246,25 @@ def test_a_ledger_that_refuses_every_assignment_is_not_asked_in_a_tight_loop() -
                 event = s.EscrowRead(call.task_id, s.EscrowStatus.OPEN)
             effects.ledger += core.step(event, now).ledger
     assert 3 <= asked <= 15
+
+
+@pytest.mark.parametrize("completed", [True, False])
+def test_an_orchestrator_that_does_not_hold_the_task_cannot_end_it(completed: bool) -> None:
+    core = Core(LEASE_MS)
+    leased(core)
+    core.step(s.Connect(2, b"p" * 33, "b:1"), 0)
+    row = s.OutcomeRow(spec(1).task_id, 1, completed, "", b"r" * 32, 1, 3)
+    effects = core.step(s.Outcomes(2, (row,)), 10)
+    assert (effects.persist, effects.ledger) == ([], [])
+    progress = s.ProgressRow(spec(1).task_id, 1, 2, 1, 0)
+    assert not core.step(s.Progress(2, (progress,)), 10).persist
+
+
+def test_the_answer_to_a_transaction_that_a_later_one_replaced_changes_nothing() -> None:
+    core = Core(LEASE_MS)
+    core.step(s.Create(spec(1)), 0)
+    core.step(s.Connect(1, b"o" * 33, "a:1"), 0)
+    assigning = core.step(s.Ready(1, 1), 0)
+    core.step(s.Cancel(spec(1).task_id), 5)
+    effects = answer(core, assigning, 10)
+    assert (effects.persist, effects.send, effects.ledger) == ([], [], [])
