@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import structlog
@@ -36,7 +37,7 @@ def read_key(path: str) -> PrivateKey:
         raise InvalidArgument(f"key_file: {path} must hold 64 hexadecimal characters") from None
 
 
-def restore(core: Core, connection: object) -> tuple[list[tuple[bytes, bytes]], list[e.SaveOutcome]]:
+def restore(core: Core, connection: sqlite3.Connection) -> tuple[list[tuple[bytes, bytes]], list[e.SaveOutcome]]:
     """Feed the core what was durable: (settle transactions without an answer, outcomes without an acknowledgement).
 
     Attempts that were committed but not accepted are void: their jobs are queued again, and nobody is blamed.
@@ -79,7 +80,7 @@ async def run(config: Config) -> None:
     log.info("started", boot=boot, address=key.address, tasks=len(core.state.tasks), unanswered=len(pending))
     group = GroupCommit(connection)
     channel = servers.dial(config.ledger)
-    runtime = Runtime(config, key, core, group, ledger_pb2_grpc.LedgerServiceStub(channel))
+    runtime = Runtime(config, key, core, group, ledger_pb2_grpc.LedgerServiceStub(channel))  # type: ignore[no-untyped-call]
     server, port = servers.build_server(
         config.listen, lambda it: service.register(runtime, it), [service.SERVICE],
         max_concurrent_streams=STREAMS_PER_CONNECTION,
@@ -102,4 +103,4 @@ async def run(config: Config) -> None:
         await servers.serve(server, stop, before_stop=runtime.shut_down)
     finally:
         await runtime.close()
-        await channel.close()
+        await channel.close(None)

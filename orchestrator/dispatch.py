@@ -80,7 +80,7 @@ class Dispatch:
         while not self._runtime.stopping:
             try:
                 async with dial(self._runtime.config.market) as channel:
-                    if await self._hold(market_pb2_grpc.MarketServiceStub(channel)):
+                    if await self._hold(market_pb2_grpc.MarketServiceStub(channel)):  # type: ignore[no-untyped-call]
                         wait = FIRST_WAIT_S
                 log.info("the market ended the stream")
             except grpc.RpcError as error:

@@ -71,7 +71,7 @@ class Runtime:
         if out.persist:
             future = self.group.submit(partial(_write, out.persist))
             if out.send:
-                future.add_done_callback(lambda done, send=out.send: done.cancelled() or self._deliver(send))
+                future.add_done_callback(partial(self._durable, out.send))
         elif out.send:
             self._deliver(out.send)
         for work in out.work:
@@ -82,6 +82,10 @@ class Runtime:
             self.submitter.wake.set()
         if self.core.state.progress:
             self.dispatch.progress.set()
+
+    def _durable(self, effects: list[e.Send], group: asyncio.Future[None]) -> None:
+        if not group.cancelled():
+            self._deliver(effects)
 
     def do(self, work: e.Work) -> None:
         """Begin what the core wants computed or asked."""

@@ -209,7 +209,7 @@ class _Collect:
 def register(runtime: Runtime, server: grpc.aio.Server) -> None:
     """Add the service; responses of the Work stream may be bytes that were spliced already."""
     service, collect = OrchestratorService(runtime), _Collect()
-    orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(service, collect)  # type: ignore[arg-type]
+    orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(service, collect)  # type: ignore[no-untyped-call]
     collect.handlers["Work"] = grpc.stream_stream_rpc_method_handler(
         service.Work, pb.WorkRequest.FromString, wire.serialize
     )

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from struct import pack, unpack
+from typing import Any
 
 from computemesh.trust.statement import COMMITMENT, CommitmentRow
 from orchestrator import events as e
@@ -149,7 +150,7 @@ def _close_task(connection: sqlite3.Connection, row: e.CloseTask) -> None:
     )
 
 
-_WRITERS = {
+_WRITERS: dict[type[Any], Callable[[sqlite3.Connection, Any], None]] = {
     e.SaveTask: _save_task,
     e.SaveBatch: _save_batch,
     e.SaveJudgement: _save_judgement,

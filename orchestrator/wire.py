@@ -124,4 +124,4 @@ def assemble(items: Sequence[object], lease_ms: int) -> Iterator[object]:
 
 def serialize(message: object) -> bytes:
     """Spliced messages are bytes already."""
-    return message if isinstance(message, bytes) else message.SerializeToString()  # type: ignore[attr-defined, no-any-return]
+    return message if isinstance(message, bytes) else message.SerializeToString()  # type: ignore[attr-defined]
