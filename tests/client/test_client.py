@@ -8,13 +8,13 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from fake_market import CHAIN, FakeMarket, Running, ended, event
 
 import computemesh
 from computemesh import AsyncClient, Client, DeadlineExceeded, InvalidArgument, InvalidProof, TaskNotFound, Unavailable
 from computemesh.client.profile import Profile
 from computemesh.service.auth import verify_token
 from computemesh.trust.identity import PrivateKey, verify
+from tests.client.fake_market import CHAIN, FakeMarket, Running, ended, event
 
 KEY = PrivateKey.from_bytes(b"\x07" * 32)
 PAYLOAD = {"matrix_size": 64}

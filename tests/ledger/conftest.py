@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import parties
 import pytest
 
 from computemesh.service.server import dial
@@ -16,6 +15,7 @@ from computemesh.v1 import ledger_pb2 as pb
 from computemesh.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger.config import Config
 from ledger.startup import Running
+from tests.ledger import parties
 
 
 def make_config(folder: Path, **changes: Any) -> Config:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import parties
-from parties import CUSTOMER, ORCHESTRATOR, TREASURY, WORKER
-
 from computemesh.trust import receipt
 from computemesh.v1 import ledger_pb2 as pb
+from tests.ledger import parties
+from tests.ledger.parties import CUSTOMER, ORCHESTRATOR, TREASURY, WORKER
 
 HOUR = 3_600_000
 

@@ -4,9 +4,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from market_bench import CHAIN, Bench
-from real_ledger import RealLedger
-from toy_ledger import ToyLedger, serve
+
+from tests.market.market_bench import CHAIN, Bench
+from tests.market.real_ledger import RealLedger
+from tests.market.toy_ledger import ToyLedger, serve
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import grpc
 from google.protobuf import struct_pb2
-from toy_ledger import ToyLedger
 
 from computemesh.service.server import dial
 from computemesh.trust import envelope, statement
@@ -18,6 +17,7 @@ from computemesh.v1 import common_pb2, market_pb2, market_pb2_grpc
 from market.app import Market, build
 from market.callers import account_of
 from market.config import Config
+from tests.market.toy_ledger import ToyLedger
 
 CHAIN = "computemesh-test"
 API_KEY = "secret-key-of-alice"

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from market_bench import ALICE, CHAIN, Bench
-from real_ledger import free_port, spawn
-from toy_ledger import ToyLedger, serve
 
 from computemesh.service.server import dial
 from computemesh.v1 import market_pb2 as pb
 from computemesh.v1 import market_pb2_grpc
+from tests.market.market_bench import ALICE, CHAIN, Bench
+from tests.market.real_ledger import free_port, spawn
+from tests.market.toy_ledger import ToyLedger, serve
 
 
 class ProcessBench(Bench):

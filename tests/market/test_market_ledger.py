@@ -8,12 +8,12 @@ import uuid
 
 import grpc
 import pytest
-from market_bench import Bench
-from real_ledger import RealLedger
 
 from computemesh.trust import merkle
 from computemesh.v1 import ledger_pb2
 from computemesh.v1 import market_pb2 as pb
+from tests.market.market_bench import Bench
+from tests.market.real_ledger import RealLedger
 
 Real = tuple[Bench, RealLedger]
 

@@ -8,7 +8,6 @@ import uuid
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from market_bench import ALICE, BOB, CHAIN, Bench, bearer, create_request, struct
 
 from computemesh.service.auth import make_token
 from computemesh.service.errors import from_rpc_error
@@ -17,6 +16,7 @@ from computemesh.trust.digest import payload_digest
 from computemesh.trust.errors import MeshError
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import market_pb2 as pb
+from tests.market.market_bench import ALICE, BOB, CHAIN, Bench, bearer, create_request, struct
 
 NOW = int(time.time())
 

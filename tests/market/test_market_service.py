@@ -7,11 +7,11 @@ import time
 
 import grpc
 import pytest
-from market_bench import ALICE, BOB, Bench, struct
 
 from computemesh import workloads
 from computemesh.service.errors import from_rpc_error
 from computemesh.v1 import market_pb2 as pb
+from tests.market.market_bench import ALICE, BOB, Bench, struct
 
 
 def kinds(events: list[pb.WatchTaskResponse]) -> list[str]:

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from scene import Scene, key, task, task_id
 
 from orchestrator import events as e
 from orchestrator.judging import BrokenRule
 from orchestrator.model import TRANSITIONS, Cause, Job
+from tests.orchestrator.scene import Scene, key, task, task_id
 
 
 def leased(scene: Scene, number: int = 1, jobs: int = 4, **values: object) -> None:

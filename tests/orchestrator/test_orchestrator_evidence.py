@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scene import Scene, key, task
 
 from computemesh import workloads
 from computemesh.trust import audit as rules
@@ -22,6 +21,7 @@ from computemesh.workloads import JobSpec
 from orchestrator import audit, settlement, wire
 from orchestrator import events as e
 from orchestrator.model import Batch, Lease, Part
+from tests.orchestrator.scene import Scene, key, task
 
 CHAIN = "computemesh-test"
 KEY = PrivateKey.from_bytes(bytes(31) + b"\x07")

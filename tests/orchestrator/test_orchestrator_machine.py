@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from scene import Scene, key, task, task_id
 
 from orchestrator import events as e
 from orchestrator.model import Job
+from tests.orchestrator.scene import Scene, key, task, task_id
 
 pick = st.integers(0, 10**6)
 

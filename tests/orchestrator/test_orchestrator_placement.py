@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 
-from scene import Scene, task, task_id
-
 from orchestrator import events as e
 from orchestrator.placement import Queue
+from tests.orchestrator.scene import Scene, task, task_id
 
 
 def take(queue: Queue, jobs: int, now_ms: int = 0) -> list[tuple[str, int]]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from scripted import ScriptedWorker
 
 from computemesh.cli.cluster import Cluster
 from computemesh.client import Client
@@ -16,6 +15,7 @@ from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import ledger_pb2, orchestrator_pb2_grpc
 from computemesh.v1 import orchestrator_pb2 as pb
 from orchestrator import events as e
+from tests.orchestrator.scripted import ScriptedWorker
 
 SYNTHETIC = {"matrix_size": 256, "seed": "s"}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from world import UNITS, World, digests_of
 
 from computemesh.trust.audit import Layout, fold_opening, parse_openings, sample
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1.common_pb2 import DrainNotice
+from tests.worker.world import UNITS, World, digests_of
 from worker.core import NONCES_AHEAD
 from worker.events import (
     Opened,

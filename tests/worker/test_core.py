@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scripted import CHAIN
-from world import KEY, PEER, World
 
 from computemesh.trust import envelope
 from computemesh.trust.statement import hello_body
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1.common_pb2 import DrainNotice
+from tests.worker.scripted import CHAIN
+from tests.worker.world import KEY, PEER, World
 from worker.core import LANES_LOST_AFTER_MS
 from worker.events import (
     TRANSITIONS,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from scripted import Orchestrator, jobs_of, until
+
+from tests.worker.scripted import Orchestrator, jobs_of, until
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = {"matrix_size": 512, "iterations": 1024}

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from scripted import Orchestrator, job_of, jobs_of, until
 
 from computemesh.service.server import dial
 from computemesh.trust.errors import InvalidArgument, InvalidState
@@ -20,6 +19,7 @@ from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1 import worker_pb2
 from computemesh.v1.worker_pb2_grpc import WorkerServiceStub
 from computemesh.workloads import JobSpec
+from tests.worker.scripted import Orchestrator, job_of, jobs_of, until
 from worker.agent import Agent, load_key
 from worker.config import WorkerConfig
 from worker.service import ControlServer

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 from collections import deque
 
-from scripted import CHAIN
-
 from computemesh.trust.audit import JobTree, Layout
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.statement import Commitment, commitment_root, leaves, verify_commitments
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1.common_pb2 import Greeting
+from tests.worker.scripted import CHAIN
 from worker.answers import GroupDone
 from worker.core import Core
 from worker.events import (
