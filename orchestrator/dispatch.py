@@ -117,6 +117,7 @@ class Dispatch:
             for task in beside:
                 task.cancel()
             call.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
         return welcomed
 
     def _hello(self, greeting: common_pb2.Greeting) -> common_pb2.Hello:

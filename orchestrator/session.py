@@ -81,10 +81,11 @@ class Session:
             await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             await self._finish(parts)
         finally:
-            for part in parts:
-                part.cancel()
             runtime.sessions.pop(self.number, None)
             runtime.apply(e.WorkerLeft(self.number))
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
             log.info("worker left", session=self.number, worker=address_of(self.key), error=repr(self._error))
         if self._error is not None:
             raise self._error
