@@ -149,6 +149,7 @@ class SettleStarted:
     """The shell can send a settle transaction now and names it; answered by `Submit` in `work` if there is anything."""
 
     tx_id: bytes
+    max_results: int
     max_bytes: int
 
 

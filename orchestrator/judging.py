@@ -178,14 +178,19 @@ def _stale(state: State, batch: Batch, lease: Lease, now_ms: int, out: e.Effects
 
 # ---- settlement ----------------------------------------------------------------------------------------------------
 def settle_started(state: State, event: e.SettleStarted, now_ms: int, out: e.Effects) -> None:
-    """Put what is accepted, up to `max_bytes` of it, into one transaction."""
+    """Put what is accepted, up to `max_results` and `max_bytes` of it, into one transaction."""
     by_batch: dict[int, Part] = {}
-    room, taken = event.max_bytes, 0
-    for part in state.unsettled:
+    room, bytes_left, taken = event.max_results, event.max_bytes, 0
+    for part in list(state.unsettled):
         # A part of a batch carries the leaf hashes of all of it.
-        room -= RESULT_BYTES * len(part.positions) + 32 * part.batch.count
-        if room < 0 and taken:
+        bytes_left -= RESULT_BYTES * len(part.positions) + 32 * part.batch.count
+        if room == 0 or (bytes_left < 0 and taken):
             break
+        if len(part.positions) > room:
+            rest = Part(part.batch, part.positions[room:], part.proofs[room:])
+            part = Part(part.batch, part.positions[:room], part.proofs[:room])
+            state.unsettled.insert(taken + 1, rest)
+        room -= len(part.positions)
         taken += 1
         known = by_batch.get(part.batch.id)
         by_batch[part.batch.id] = part if known is None else _merged(known, part)

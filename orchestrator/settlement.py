@@ -15,6 +15,8 @@ from computemesh.v1 import ledger_pb2
 from computemesh.workloads.contract import JobSpec
 from orchestrator.model import Batch, Lease, Part, Task
 
+# The ledger takes no more in one settle transaction; bytes leave room below a message's 4 MiB.
+MAX_RESULTS = 4096
 MAX_BYTES = 3 * 1024 * 1024
 
 

@@ -49,7 +49,8 @@ class Submitter:
             await self.wake.wait()
             self.wake.clear()
             while runtime.core.state.unsettled:
-                runtime.apply(e.SettleStarted(settlement.new_tx_id(), settlement.MAX_BYTES))
+                tx_id = settlement.new_tx_id()
+                runtime.apply(e.SettleStarted(tx_id, settlement.MAX_RESULTS, settlement.MAX_BYTES))
                 work, self._next = self._next, None
                 if work is None:
                     break

@@ -45,6 +45,7 @@ class Scene:
         self.audits: list[e.Recompute | e.CheckOpening] = []
         self.submitted: list[e.Submit] = []
         self.freed = 0
+        self.settle_results = 4096
         self._transactions = 0
 
     def do(self, event: e.Event) -> e.Effects:
@@ -118,7 +119,7 @@ class Scene:
         self._transactions += 1
         tx_id = self._transactions.to_bytes(16, "big")
         before = len(self.submitted)
-        self.do(e.SettleStarted(tx_id, 1 << 20))
+        self.do(e.SettleStarted(tx_id, self.settle_results, 1 << 20))
         return tx_id if len(self.submitted) > before else b""
 
     def settle(self, refused: dict[int, str] | None = None) -> None:

@@ -179,3 +179,14 @@ def test_parts_of_one_batch_judged_apart_settle_together_in_order() -> None:
     (part,) = scene.submitted[0].parts
     assert part.positions == [0, 1, 2, 3]
     assert part.batch.key == key(1)
+
+
+def test_settle_transaction_holds_no_more_than_the_ledger_takes() -> None:
+    scene = Scene()
+    scene.settle_results = 5
+    scene.do(e.TaskLeased(task(1, jobs=12)))
+    scene.worker(1, credits=12)
+    scene.finish(1)
+    sizes = [[len(part.positions) for part in submit.parts] for submit in scene.submitted]
+    assert sizes == [[5], [5], [2]]
+    assert len(scene.outcomes) == 1
