@@ -10,7 +10,6 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, StrEnum
-from functools import lru_cache
 
 from computemesh.trust import amount, identity, statement
 from computemesh.trust.amount import MAX_UNITS, Shares, format_cpc, job_reward
@@ -448,7 +447,6 @@ def _close(state: State, escrow: Escrow, event: Event) -> None:
     state.touched.escrows.add(escrow.task_id)
 
 
-@lru_cache(maxsize=4096)
 def _split(units: int, shares: Shares) -> tuple[int, int, int, int]:
     parts = amount.split(units, shares)
     return parts.burn, parts.worker, parts.validator, parts.treasury
@@ -480,6 +478,7 @@ def _settle_batch(
     shares = state.shares
     burn = worker = validator = treasury = 0
     current, escrow, customer, before = b"", None, Account(), len(settled)
+    divided, parts = -1, (0, 0, 0, 0)
     for index, row in enumerate(batch.rows):
         _, task_id, job, _, _, _, _, nonce = row
         if task_id != current:
@@ -499,7 +498,8 @@ def _settle_batch(
         customer.spent += units
         if escrow.jobs_settled == escrow.jobs:
             escrow.phase = _step(escrow, Event.PAY_LAST, task_id)
-        parts = _split(units, shares)
+        if units != divided:  # jobs of one task are worth the same, give or take one unit
+            divided, parts = units, _split(units, shares)
         burn += parts[0]
         worker += parts[1]
         validator += parts[2]

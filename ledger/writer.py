@@ -76,7 +76,7 @@ class Writer:
         self.closing = False
         self._unsealed_since: float | None = time.monotonic() if chain.dirty else None
         self._pending: dict[bytes, Known] = {}
-        self._commits: deque[asyncio.Future[None]] = deque()
+        self._slots = asyncio.Semaphore(_MAX_COMMITS)
         self._waiting: list[tuple[int, Submission, list[Verdict]]] = []
         self.news = asyncio.Event()
         """Set once another block is sealed and durable, or the writer closes; then there is a new one."""
@@ -118,10 +118,12 @@ class Writer:
         """Works until closed."""
         while not (self.closing and not self._queue):
             await self._wait()
+            await self._slots.acquire()
             await self._cycle(final=False)
+        await self._slots.acquire()
         await self._cycle(final=True)
-        while self._commits:
-            await self._commits[0]
+        for _ in range(_MAX_COMMITS):
+            await self._slots.acquire()
 
     async def _wait(self) -> None:
         """Returns when there is something to apply, to seal or to expire."""
@@ -143,9 +145,7 @@ class Writer:
             timer.cancel()
 
     async def _cycle(self, final: bool) -> None:
-        """Folds what is queued and hands it to the disk."""
-        while len(self._commits) >= _MAX_COMMITS:
-            await self._commits[0]
+        """Folds what is queued and hands it to the disk. Takes a commit slot that is given back once it is durable."""
         rows, touched = store.Rows(), Touched()
         done: list[tuple[Submission, list[Verdict]]] = []
         results = 0
@@ -163,8 +163,10 @@ class Writer:
         if rows.log:
             self._finish_rows(rows, touched)
         elif not done:
+            self._slots.release()
             return
-        self._commit(rows, done)
+        commit = self._group.submit(lambda connection: store.write(connection, rows))
+        commit.add_done_callback(lambda _: self._durable(rows, done))
 
     def _seal_due(self, group: _Group) -> bool:
         if not group.dirty():
@@ -206,17 +208,12 @@ class Writer:
         rows.escrows = [replay.escrow_row(state.escrows[key]) for key in touched.escrows]
         rows.supply = [(state.minted, state.escrowed, state.burned)]
 
-    def _commit(self, rows: store.Rows, done: list[tuple[Submission, list[Verdict]]]) -> None:
-        commit = self._group.submit(lambda connection: store.write(connection, rows))
-        self._commits.append(commit)
-        commit.add_done_callback(lambda _: self._durable(rows, done))
-
     def _announce(self) -> None:
         self.news.set()
         self.news = asyncio.Event()
 
     def _durable(self, rows: store.Rows, done: list[tuple[Submission, list[Verdict]]]) -> None:
-        self._commits.popleft()
+        self._slots.release()
         for row in rows.transactions:
             self._pending.pop(row[1], None)
         if rows.blocks:
