@@ -40,7 +40,7 @@ async def refused(call: object) -> MeshError:
     ({"reward": "0.0000000001"}, "reward", "has 10 decimals, at most 6 are allowed"),
     ({"reward": ""}, "reward", "must be plain decimal digits"),
     ({"reward": "0.000003"}, "reward", "is too little for 4 jobs: at least 0.000004 CPC"),
-    ({"deadline": NOW - 100}, "deadline", "is in the past by 1"),
+    ({"deadline": NOW - 100}, "deadline", "is in the past by"),
     ({"deadline": -5}, "deadline", "deadline -5 is negative"),
     ({"deadline": (NOW + 60) * 1000}, "deadline", "it looks like milliseconds, in seconds it is 1"),
     ({"deadline": NOW + 400 * 86400}, "deadline", "is more than 366 days ahead: at most"),
