@@ -108,7 +108,8 @@ async def timed(call: grpc.aio.UnaryUnaryMultiCallable, requests: list[object], 
     await asyncio.gather(*(lane() for _ in range(in_flight)))
     for reply in replies:
         for outcome in getattr(reply, "outcomes", ()):
-            assert outcome.kind == pb.OUTCOME_KIND_APPLIED and not outcome.refusals, outcome
+            assert outcome.kind == pb.OUTCOME_KIND_APPLIED, outcome
+            assert not outcome.refusals, outcome
     return time.perf_counter() - began, sorted(latencies)
 
 
@@ -124,7 +125,7 @@ async def transport(requests: list[bytes], in_flight: int) -> float:
         " print(s.add_insecure_port('127.0.0.1:0'), flush=True); await s.start(); await s.wait_for_termination()\n"
         "asyncio.run(main())\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:  # noqa: ASYNC220
         try:
             assert process.stdout is not None
             port = int(await asyncio.to_thread(process.stdout.readline))
@@ -151,8 +152,8 @@ def fold(transactions: list[pb.Transaction]) -> float:
     from computemesh.trust.amount import Shares
     from ledger import wire
     from ledger.block import Chain
-    from ledger.core import State
     from ledger.evidence import examine
+    from ledger.state import State
 
     state = State(CHAIN, AUTHORITY.public, identity.address_bytes(TREASURY.public), Shares())
     chain = Chain(state)
@@ -181,7 +182,7 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
         f'authority_key = "{AUTHORITY.public.hex()}"\ntreasury_address = "{TREASURY.address}"\n'
         f'log_key_file = "{folder}/log.key"\n')
     command = [sys.executable, "-m", "ledger", "--config", str(folder / "ledger.toml")]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:  # noqa: ASYNC220
         assert process.stderr is not None
         port = json.loads(await asyncio.to_thread(process.stderr.readline))["port"]
         drained = asyncio.create_task(asyncio.to_thread(process.stderr.read))
@@ -204,7 +205,8 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
         "benchmark": "ledger", "results": options.results, "batch": options.batch, "batches_per_settlement":
         options.batches, "in_flight": options.in_flight, "wait": "sealed" if options.sealed else "accepted",
         "results_per_s": round(rate), "fold_results_per_s": round(options.results / alone),
-        "transport_results_per_s": round(options.results / bare), "disk_results_per_s": round(options.results / written),
+        "transport_results_per_s": round(options.results / bare),
+        "disk_results_per_s": round(options.results / written),
         "ratio_to_fold": round(alone / seconds, 3), "ratio_to_transport": round(bare / seconds, 3),
         "p50_ms": round(latencies[len(latencies) // 2], 2), "p95_ms": round(latencies[len(latencies) * 95 // 100], 2),
         "p99_ms": round(latencies[len(latencies) * 99 // 100], 2),

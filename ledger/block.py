@@ -14,8 +14,8 @@ from computemesh.trust import merkle, statement
 from computemesh.trust.amount import MAX_UNITS
 from computemesh.trust.checkpoint import Checkpoint
 from ledger import core
-from ledger.core import WINDOW, Account, Effects, Escrow, State, Touched, Window
 from ledger.evidence import Examined
+from ledger.state import WINDOW, Account, Effects, Escrow, State, Touched, Window
 
 _ACCOUNT = struct.Struct(">B20sQQQQ")
 _ESCROW = struct.Struct(">B32sBQQIII33s32s")

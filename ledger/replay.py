@@ -15,8 +15,8 @@ from computemesh.v1 import ledger_pb2 as pb
 from ledger import store, wire
 from ledger.block import Chain, SealedBlock
 from ledger.config import Config
-from ledger.core import Account, Effects, Escrow, State
 from ledger.evidence import Assign, Examined, examine
+from ledger.state import Account, Effects, Escrow, State
 
 
 class Corrupt(InvalidState):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+import grpc
 import structlog
 
 from computemesh.service.server import build_server, serve, stop_on_signals
@@ -26,6 +27,9 @@ from ledger.service import LedgerService
 from ledger.writer import Writer
 
 log = structlog.get_logger("ledger")
+
+_STREAMS = 128
+"""Callers are services that put many calls on one connection; one call over the limit is refused, not queued."""
 
 
 def database_path(config: Config) -> Path:
@@ -124,8 +128,11 @@ class Running:
         self._work = asyncio.create_task(self.writer.run())
         self._work.add_done_callback(_end_on_failure)
         self.server, self.port = build_server(
-            self._config.listen, lambda server: add_LedgerServiceServicer_to_server(self._service, server),
-            ["computemesh.v1.LedgerService"])  # fmt: skip
+            self._config.listen, self._register,
+            ["computemesh.v1.LedgerService"], max_concurrent_streams=_STREAMS)  # fmt: skip
+
+    def _register(self, server: grpc.aio.Server) -> None:
+        add_LedgerServiceServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]
 
     async def drain(self) -> None:
         """No more submissions; what was accepted is sealed, durable and answered."""

@@ -11,7 +11,7 @@ from computemesh.trust.amount import format_cpc
 from computemesh.trust.checkpoint import Checkpoint
 from computemesh.trust.errors import InvalidArgument
 from computemesh.v1 import ledger_pb2 as pb
-from ledger.core import Phase
+from ledger.state import Phase
 from ledger.store import Row
 from ledger.writer import Verdict
 

@@ -11,7 +11,6 @@ from computemesh.trust import identity, statement
 from computemesh.trust.errors import InvalidArgument
 from computemesh.trust.statement import COMMITMENT_SIZE
 from computemesh.v1 import ledger_pb2 as pb
-from ledger.core import Reason, Refusal
 from ledger.evidence import (
     MAX_RESULTS,
     Assign,
@@ -24,6 +23,7 @@ from ledger.evidence import (
     Transaction,
     Transfer,
 )  # fmt: skip
+from ledger.state import Reason, Refusal
 
 T = TypeVar("T")
 

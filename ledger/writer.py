@@ -19,8 +19,9 @@ from computemesh.trust.checkpoint import NoteSigner
 from computemesh.trust.errors import ResourceExhausted, Unavailable
 from ledger import replay, store, wire
 from ledger.block import Chain
-from ledger.core import Effects, Reason, Refusal, Touched, next_deadline
+from ledger.core import next_deadline
 from ledger.evidence import Examined
+from ledger.state import Effects, Reason, Refusal, Touched
 
 log = structlog.get_logger("ledger.writer")
 
@@ -217,8 +218,10 @@ class Writer:
         for row in rows.transactions:
             self._pending.pop(row[1], None)
         if rows.blocks:
-            height, self.sealed_tx = rows.blocks[-1][0], rows.blocks[-1][1]
-            log.info("blocks sealed", height=height, transactions=len(rows.transactions), results=len(rows.results))
+            newest, before = rows.blocks[-1], self.sealed_tx
+            self.sealed_tx = newest[1]
+            log.info(
+                "blocks sealed", height=newest[0], blocks=len(rows.blocks), transactions=self.sealed_tx - before)
             self._announce()
         for submission, verdicts in done:
             last = max((verdict.number for verdict in verdicts), default=0) if submission.sealed else 0

@@ -51,7 +51,9 @@ def transfer(payer: PrivateKey, to: PrivateKey, units: int, tx_id: bytes | None 
         **signed("transfer", body, payer, tx_id), transfer=pb.Transfer(to=to.address, amount_units=units))
 
 
-def order(reward: int, deadline_ms: int, customer: PrivateKey = CUSTOMER, market: PrivateKey = MARKET) -> statement.Order:
+def order(
+    reward: int, deadline_ms: int, customer: PrivateKey = CUSTOMER, market: PrivateKey = MARKET
+) -> statement.Order:
     """A synthetic task's order."""
     return statement.Order(
         new_id(), customer.public, market.public, statement.challenge_type_hash("synthetic"), payload_digest(PAYLOAD),

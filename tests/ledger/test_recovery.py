@@ -1,0 +1,173 @@
+"""What is stored is proved at start, found by fsck, and survives kill -9."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from computemesh.service.server import dial
+from computemesh.trust.errors import InvalidArgument
+from computemesh.v1 import ledger_pb2 as pb
+from computemesh.v1.ledger_pb2_grpc import LedgerServiceStub
+from ledger import startup
+from ledger.config import Config
+from ledger.replay import Corrupt
+from ledger.startup import Running
+from tests.ledger import parties
+from tests.ledger.conftest import make_config, serving
+from tests.ledger.parties import CUSTOMER, OTHER
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+async def some_history(config: Config, rounds: int = 3) -> None:
+    """Several sealed blocks with money, an escrow and results."""
+    async with serving(config) as stub:
+        for _ in range(rounds):
+            order = parties.order(1000, time.time_ns() // 1_000_000 + 3_600_000)
+            task = parties.task_id(order)
+            settle = parties.settle([parties.batch([parties.commitment(task, job, _next()) for job in range(3)])])
+            reply = await stub.SubmitTransactions(pb.SubmitTransactionsRequest(
+                transactions=[parties.deposit(CUSTOMER, 1000), parties.open_(order), parties.assign(task, 4), settle],
+                wait=pb.WAIT_SEALED))
+            assert all(one.kind == pb.OUTCOME_KIND_APPLIED for one in reply.outcomes), reply
+
+
+_nonce = 0
+
+
+def _next() -> int:
+    global _nonce
+    _nonce += 1
+    return _nonce
+
+
+def change(config: Config, statement: str) -> None:
+    connection = sqlite3.connect(startup.database_path(config))
+    with connection:
+        assert connection.execute(statement).rowcount > 0
+    connection.close()
+
+
+async def test_restart_replays_to_the_same_chain_and_goes_on(config: Config) -> None:
+    await some_history(config)
+    async with serving(config) as stub:
+        before = (await stub.GetCheckpoint(pb.GetCheckpointRequest())).checkpoint
+    await some_history(config, rounds=1)
+    async with serving(config) as stub:
+        after = (await stub.GetCheckpoint(pb.GetCheckpointRequest())).checkpoint
+        proof = await stub.GetConsistencyProof(pb.GetConsistencyProofRequest(old_size=before.size))
+    assert proof.old_root == before.root
+    assert (proof.new_size, proof.new_root) == (after.size, after.root)
+    assert startup.fsck(config) == []
+
+
+LOG_DAMAGE = (
+    "UPDATE transactions SET body = CAST(substr(body, 1, length(body) - 1) || x'7f' AS BLOB) WHERE no = 6",
+    "UPDATE transactions SET digest = zeroblob(32) WHERE no = 2",
+    "UPDATE blocks SET header = CAST(substr(header, 1, 184) || x'7f' AS BLOB) WHERE height = 2",
+    "UPDATE blocks SET note = replace(note, '2', '3') WHERE height = 2",
+    "UPDATE log SET time_ms = time_ms + 1 WHERE seq = (SELECT max(seq) FROM log WHERE seal = 1)",
+    "DELETE FROM transactions WHERE no = (SELECT max(no) FROM transactions)",
+    "DELETE FROM log WHERE seq = 1",
+    "UPDATE nodes SET hash = zeroblob(32) WHERE level = 1 AND position = 0",
+)
+TABLE_DAMAGE = (
+    "UPDATE accounts SET balance = balance + 1 WHERE address = (SELECT min(address) FROM accounts)",
+    "UPDATE escrows SET phase = 5 WHERE no = 2",
+    "DELETE FROM results WHERE escrow = 1 AND job = 2",
+    "UPDATE supply SET burned = burned - 1",
+    "UPDATE assignments SET tx = tx + 1 WHERE escrow = 1",
+)
+
+
+@pytest.mark.parametrize("statement", LOG_DAMAGE + TABLE_DAMAGE)
+async def test_a_changed_row_is_found_at_start_and_by_fsck(config: Config, statement: str) -> None:
+    await some_history(config)
+    change(config, statement)
+    assert startup.fsck(config)
+    with pytest.raises(Corrupt, match=r"block \d|table "):
+        Running(config)
+
+
+async def test_only_fsck_looks_up_every_result(config: Config) -> None:
+    await some_history(config)
+    change(config, "UPDATE results SET place = place + 1 WHERE escrow = 1 AND job = 2")
+    assert "table `results`" in startup.fsck(config)[0]
+
+
+async def test_a_chains_settings_cannot_change_after_its_first_start(config: Config, tmp_path: Path) -> None:
+    await some_history(config, rounds=1)
+    for changes in ({"authority_key": OTHER.public.hex()}, {"burn_percent": 55, "worker_percent": 30},
+                    {"treasury_address": OTHER.address}):  # fmt: skip
+        with pytest.raises(Corrupt, match="cannot be changed"):
+            Running(make_config(tmp_path, **changes))
+
+
+async def test_two_ledgers_never_share_a_folder(config: Config) -> None:
+    async with serving(config):
+        with pytest.raises(InvalidArgument, match="in use"):
+            Running(config)
+
+
+def spawn(config_file: Path) -> tuple[subprocess.Popen[str], int]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ledger", "--config", str(config_file)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("{") and json.loads(line).get("event") == "serving":
+            return process, json.loads(line)["port"]
+    raise AssertionError(f"the ledger did not start: rc {process.wait()}")
+
+
+async def test_kill_9_loses_no_acknowledged_transaction(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    config_file = tmp_path / "ledger.toml"
+    config_file.write_text("".join(
+        f"{name} = {json.dumps(value)}\n" for name, value in vars(config).items() if name != "shares"))
+    acknowledged: list[bytes] = []
+    for round_ in range(3):
+        process, port = await asyncio.to_thread(spawn, config_file)
+        drain = asyncio.create_task(asyncio.to_thread(process.stderr.read))  # type: ignore[union-attr]
+        try:
+            async with dial(f"127.0.0.1:{port}") as channel:
+                stub = LedgerServiceStub(channel)
+                for tx_id in acknowledged:
+                    reply = await stub.GetTransaction(pb.GetTransactionRequest(id=tx_id.hex()))
+                    assert reply.outcome.kind == pb.OUTCOME_KIND_APPLIED
+                asyncio.get_running_loop().call_later(0.2 + 0.1 * round_, os.kill, process.pid, signal.SIGKILL)
+                await asyncio.gather(*(_deposit_until_gone(stub, acknowledged) for _ in range(8)))
+        finally:
+            process.kill()
+            process.wait()
+            await drain
+    assert len(acknowledged) > 20
+    async with serving(config) as stub:
+        supply = await stub.GetSupply(pb.GetSupplyRequest())
+        assert supply.minted_units == supply.accounts_units >= 7 * len(acknowledged)
+    assert startup.fsck(config) == []
+
+
+async def _deposit_until_gone(stub: Any, acknowledged: list[bytes]) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await _deposit_for_ever(stub, acknowledged)
+    assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+
+
+async def _deposit_for_ever(stub: Any, acknowledged: list[bytes]) -> None:
+    while True:
+        message = parties.deposit(CUSTOMER, 7, tx_id=os.urandom(16))
+        reply = await stub.SubmitTransactions(pb.SubmitTransactionsRequest(transactions=[message]))
+        assert reply.outcomes[0].kind == pb.OUTCOME_KIND_APPLIED
+        acknowledged.append(message.id)
