@@ -216,7 +216,17 @@ def _drained(state: State, event: e.WorkerDrained, now_ms: int, out: e.Effects) 
     worker = state.workers.get(event.session)
     if worker is not None:
         worker.draining = True
+        worker.record.drained = event.held or worker.record.drained
         state.ready.pop(worker.session, None)
+
+
+def _resumed(state: State, event: e.WorkerResumed, now_ms: int, out: e.Effects) -> None:
+    state.record(event.key).drained = False
+    worker = state.workers.get(state.sessions.get(event.key, 0))
+    if worker is not None and worker.draining:
+        worker.draining = False
+        state.ready[worker.session] = worker
+        state.place_needed = True
 
 
 # ---- time ----------------------------------------------------------------------------------------------------------
@@ -288,6 +298,7 @@ STEPS: dict[type[Any], Step] = {
     e.Alive: _alive,
     e.Nacked: _nacked,
     e.WorkerDrained: _drained,
+    e.WorkerResumed: _resumed,
     e.Committed: judging.committed,
     e.SeedDrawn: judging.seed_drawn,
     e.Opened: judging.opened,

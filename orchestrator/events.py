@@ -140,7 +140,15 @@ class AuditBroke:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDrained:
+    """No more jobs for it; `held`: also when it dials again, until WorkerResumed."""
+
     session: int
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerResumed:
+    key: bytes
 
 
 # ---- events: settlement, time --------------------------------------------------------------------------------------
@@ -339,8 +347,8 @@ Send = SendJobs | SendChallenges | SendVerdicts | SendRevokes | CloseStream | Dr
 Work = Recompute | CheckOpening | Submit | FetchResult | ComputeRoot
 Event = (
     TaskLeased | TaskRevoked | TaskUnusable | OutcomeAcked | Rooted | WorkerJoined | WorkerLeft | CreditsGranted
-    | Alive | Nacked | Committed | SeedDrawn | Opened | Judged | AuditBroke | WorkerDrained | SettleStarted
-    | SettleRestored | SettleAnswered | ResultKnown | BlockSealed | Tick
+    | Alive | Nacked | Committed | SeedDrawn | Opened | Judged | AuditBroke | WorkerDrained | WorkerResumed
+    | SettleStarted | SettleRestored | SettleAnswered | ResultKnown | BlockSealed | Tick
 )  # fmt: skip
 
 

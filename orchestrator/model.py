@@ -203,7 +203,7 @@ class Worker:
         self.session, self.key, self.types, self.memory_bytes = session, key, types, memory_bytes
         self.record = record
         self.free = 0
-        self.draining = False
+        self.draining = record.drained
         self.leases: dict[int, Lease] = {}
         # lease id -> (lease, batch, position, deadline); insertion order is deadline order
         self.challenged: dict[int, tuple[Lease, Batch, int, int]] = {}
@@ -222,3 +222,4 @@ class Record:
     streak: int = 0
     cooldown_until_ms: int = 0
     last_seen_ms: int = 0
+    drained: bool = False

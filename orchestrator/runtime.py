@@ -113,9 +113,9 @@ class Runtime:
         self._numbers += 1
         return Session(self, self._numbers, context)
 
-    def drain(self, session: Session, cause: str, until_ms: int) -> None:
-        """No more jobs for this worker, and it is told."""
-        self.apply(e.WorkerDrained(session.number))
+    def drain(self, session: Session, cause: str, until_ms: int, *, held: bool = False) -> None:
+        """No more jobs for this worker, and it is told. `held`: none either when it dials again."""
+        self.apply(e.WorkerDrained(session.number, held))
         notice = common_pb2.DrainNotice(cause=cause, until_ms=until_ms)
         session.outbox.push(pb.WorkResponse(drain=notice))
 

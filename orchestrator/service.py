@@ -18,6 +18,7 @@ from computemesh.trust.identity import address_of
 from computemesh.v1 import market_pb2, orchestrator_pb2_grpc
 from computemesh.v1 import orchestrator_pb2 as pb
 from orchestrator import dispatch, store, wire
+from orchestrator import events as e
 from orchestrator.model import Job
 from orchestrator.runtime import Runtime, now_ms
 
@@ -50,17 +51,27 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Any) -> pb.DrainWorkerResponse:
         runtime = self._runtime
+        key = self._controlled(request.worker, context)
+        session = runtime.sessions.get(runtime.core.state.sessions.get(key, 0))
+        if session is not None:
+            runtime.drain(session, "drained on request", now_ms() + runtime.config.job_lease_ms, held=True)
+        return pb.DrainWorkerResponse(worker=self._worker(key))
+
+    async def ResumeWorker(self, request: pb.ResumeWorkerRequest, context: Any) -> pb.ResumeWorkerResponse:
+        key = self._controlled(request.worker, context)
+        self._runtime.apply(e.WorkerResumed(key))
+        return pb.ResumeWorkerResponse(worker=self._worker(key))
+
+    def _controlled(self, name: str, context: Any) -> bytes:
+        """The key of worker `name`, which the caller may drain and resume."""
         token = bearer(context)
         if token is None:
             raise Unauthenticated("authorization: a token of the worker's key or of the operator's is needed")
-        caller = verify_token(token, runtime.config.chain_id, now_ms())
-        key = self._find(request.worker)
-        if caller not in (key, runtime.key.public):
+        caller = verify_token(token, self._runtime.config.chain_id, now_ms())
+        key = self._find(name)
+        if caller not in (key, self._runtime.key.public):
             raise Unauthorized(f"{address_of(caller)} may not drain {address_of(key)}: not its key, not the operator's")
-        session = runtime.sessions.get(runtime.core.state.sessions.get(key, 0))
-        if session is not None:
-            runtime.drain(session, "drained on request", now_ms() + runtime.config.job_lease_ms)
-        return pb.DrainWorkerResponse(worker=self._worker(key))
+        return key
 
     def _find(self, name: str) -> bytes:
         records = self._runtime.core.state.records

@@ -129,9 +129,10 @@ def _by_address(client: Client, worker: str, resume: bool) -> Any:
     from computemesh.client.profile import read_key
     from computemesh.v1 import orchestrator_pb2
 
-    if resume:
-        raise typer.BadParameter("--resume needs the worker's control HOST:PORT or its name in the profile")
     profile = client.profile
     operator = read_key(profile.operator_key_file) if profile.operator_key_file else client.key
-    request = orchestrator_pb2.DrainWorkerRequest(worker=profile.address_of(worker))
-    return client.orchestrator("DrainWorker", request, as_key=operator).worker
+    name = profile.address_of(worker)
+    if resume:
+        return client.orchestrator(
+            "ResumeWorker", orchestrator_pb2.ResumeWorkerRequest(worker=name), as_key=operator).worker
+    return client.orchestrator("DrainWorker", orchestrator_pb2.DrainWorkerRequest(worker=name), as_key=operator).worker

@@ -702,6 +702,38 @@ class DrainWorkerResponse(google.protobuf.message.Message):
 global___DrainWorkerResponse = DrainWorkerResponse
 
 @typing.final
+class ResumeWorkerRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    worker: builtins.str
+    def __init__(
+        self,
+        *,
+        worker: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
+
+global___ResumeWorkerRequest = ResumeWorkerRequest
+
+@typing.final
+class ResumeWorkerResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    @property
+    def worker(self) -> global___Worker: ...
+    def __init__(
+        self,
+        *,
+        worker: global___Worker | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["worker", b"worker"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["worker", b"worker"]) -> None: ...
+
+global___ResumeWorkerResponse = ResumeWorkerResponse
+
+@typing.final
 class JobState(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -55,6 +55,11 @@ class OrchestratorServiceStub(object):
                 request_serializer=computemesh_dot_v1_dot_orchestrator__pb2.DrainWorkerRequest.SerializeToString,
                 response_deserializer=computemesh_dot_v1_dot_orchestrator__pb2.DrainWorkerResponse.FromString,
                 _registered_method=True)
+        self.ResumeWorker = channel.unary_unary(
+                '/computemesh.v1.OrchestratorService/ResumeWorker',
+                request_serializer=computemesh_dot_v1_dot_orchestrator__pb2.ResumeWorkerRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_orchestrator__pb2.ResumeWorkerResponse.FromString,
+                _registered_method=True)
         self.ListJobs = channel.unary_unary(
                 '/computemesh.v1.OrchestratorService/ListJobs',
                 request_serializer=computemesh_dot_v1_dot_orchestrator__pb2.ListJobsRequest.SerializeToString,
@@ -101,8 +106,15 @@ class OrchestratorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DrainWorker(self, request, context):
-        """Sends the worker no more jobs and tells it so. PERMISSION_DENIED: the caller's token is not the worker's own key
-        or the operator's. NOT_FOUND / WORKER_NOT_FOUND.
+        """Sends the worker no more jobs and tells it so; it gets none either when it dials again, until ResumeWorker.
+        PERMISSION_DENIED: the caller's token is not the worker's own key or the operator's. NOT_FOUND / WORKER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeWorker(self, request, context):
+        """Takes a drain back. Status codes as DrainWorker.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,6 +163,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.DrainWorker,
                     request_deserializer=computemesh_dot_v1_dot_orchestrator__pb2.DrainWorkerRequest.FromString,
                     response_serializer=computemesh_dot_v1_dot_orchestrator__pb2.DrainWorkerResponse.SerializeToString,
+            ),
+            'ResumeWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeWorker,
+                    request_deserializer=computemesh_dot_v1_dot_orchestrator__pb2.ResumeWorkerRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_orchestrator__pb2.ResumeWorkerResponse.SerializeToString,
             ),
             'ListJobs': grpc.unary_unary_rpc_method_handler(
                     servicer.ListJobs,
@@ -277,6 +294,33 @@ class OrchestratorService(object):
             '/computemesh.v1.OrchestratorService/DrainWorker',
             computemesh_dot_v1_dot_orchestrator__pb2.DrainWorkerRequest.SerializeToString,
             computemesh_dot_v1_dot_orchestrator__pb2.DrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.OrchestratorService/ResumeWorker',
+            computemesh_dot_v1_dot_orchestrator__pb2.ResumeWorkerRequest.SerializeToString,
+            computemesh_dot_v1_dot_orchestrator__pb2.ResumeWorkerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -207,6 +207,19 @@ def test_credits_are_never_exceeded_and_drained_workers_get_nothing() -> None:
     assert len(scene.held(2)) == 1
 
 
+def test_a_worker_drained_on_request_gets_nothing_when_it_dials_again_until_it_is_resumed() -> None:
+    scene = Scene()
+    scene.worker(1)
+    scene.do(e.WorkerDrained(1, held=True))
+    scene.do(e.WorkerLeft(1))
+    leased(scene, jobs=10)
+    scene.do(e.WorkerJoined(2, key(1), frozenset(), 0))
+    scene.do(e.CreditsGranted(2, 3))
+    assert not scene.held(2)
+    scene.do(e.WorkerResumed(key(1)))
+    assert len(scene.held(2)) == 3
+
+
 def test_memory_and_task_types_are_respected() -> None:
     scene = Scene()
     leased(scene, 1, memory=10_000)
