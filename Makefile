@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 run-cluster: $(STAMP)  ## run the whole mesh here: first task, verified receipt, then stay up until Ctrl-C
-	@exec $(BIN)/mesh up --data $(DATA)
+	@exec $(BIN)/mesh up --data $(DATA) $(if $(HOST),--host $(HOST))
 
 demo: $(STAMP)  ## the same, and exit 0 after the first task
 	@exec $(BIN)/mesh up --data $(DATA) --once

@@ -39,7 +39,8 @@ Notice = Callable[[str], None]
 class Cluster:
     """The processes of one cluster folder.
 
-    `port_base`: None = stored or default ports (7101..), 0 = free ones, else the first port. `overrides`: config
+    `port_base`: None = stored or default ports (7101..), 0 = free ones, else the first port. `host`: where other
+    machines reach the services, None = as stored, this machine only at first. `overrides`: config
     values per process name ("worker" means all). `supervise`: restart children that die by themselves. `notice`:
     told each thing people should know. `start_timeout_s`, `stop_timeout_s`: per process.
     """
@@ -50,6 +51,7 @@ class Cluster:
         workers: int = 2,
         *,
         port_base: int | None = None,
+        host: str | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         supervise: bool = False,
         fund: bool = True,
@@ -61,7 +63,8 @@ class Cluster:
         self.workers = workers
         self.notice = notice
         self.start_timeout_s, self.stop_timeout_s = start_timeout_s, stop_timeout_s
-        self._port_base, self._overrides, self._supervise, self._fund = port_base, overrides, supervise, fund
+        self._port_base, self._host, self._overrides = port_base, host, overrides
+        self._supervise, self._fund = supervise, fund
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._started: dict[str, float] = {}
         self._failures: dict[str, int] = {}
@@ -122,7 +125,7 @@ class Cluster:
         """
         self._take_lock()
         try:
-            self._plan = prepare(self.data, self.workers, self._port_base, self._overrides)
+            self._plan = prepare(self.data, self.workers, self._port_base, self._overrides, self._host)
             self._refuse_taken_ports()
             for name in self.names:
                 progress(name, "starting")

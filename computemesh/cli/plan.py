@@ -143,21 +143,29 @@ def _read(path: Path) -> dict[str, Any]:
         raise InvalidArgument(f"{path} is not TOML: {error}") from None
 
 
-def _addresses(data: Path, workers: list[str], port_base: int | None) -> dict[str, str]:
-    """Where each process listens: free ports for 0, the stored or default ports for None, else from the base."""
+def _addresses(data: Path, workers: list[str], port_base: int | None, host: str | None) -> dict[str, str]:
+    """Where each process is reached: free ports for 0, the stored or default ports for None, else from the base.
+    Services are reached at `host` (None: the stored one), the workers' control ports from this machine only."""
     names = [*SERVICES, *workers]
+    stored = {name: _read(_config_path(data, name)).get("control_listen" if name in workers else "listen", "")
+              for name in names}
+    public = host or _read(_config_path(data, "orchestrator")).get("advertise", HOST).rpartition(":")[0]
+    hosts = {name: HOST if name in workers else public for name in names}
     if port_base == 0:
-        return {name: f"{HOST}:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
+        return {name: f"{hosts[name]}:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
     base = PORT_BASE if port_base is None else port_base
     numbers = [*range(base, base + 3), *range(base + 10, base + 10 + len(workers))]
     if base < 1 or numbers[-1] > 65535:
         raise InvalidArgument(f"--port-base is {base}, must be 1..{65535 - 10 - len(workers)}, or 0 for free ports")
-    planned = {name: f"{HOST}:{number}" for name, number in zip(names, numbers, strict=True)}
     if port_base is None:
-        for name in names:
-            stored = _read(_config_path(data, name)).get("control_listen" if name in workers else "listen")
-            planned[name] = stored or planned[name]
-    return planned
+        numbers = [int(stored[name].rpartition(":")[2] or number) for name, number in zip(names, numbers, strict=True)]
+    return {name: f"{hosts[name]}:{number}" for name, number in zip(names, numbers, strict=True)}
+
+
+def _listen(address: str) -> str:
+    """What a service binds to be reached at `address`: every interface, unless that is this machine's loopback."""
+    host, _, port = address.rpartition(":")
+    return address if host in (HOST, "localhost") else f"0.0.0.0:{port}"
 
 
 def _config_path(data: Path, name: str) -> Path:
@@ -165,11 +173,13 @@ def _config_path(data: Path, name: str) -> Path:
 
 
 def prepare(
-    data: Path, workers: int, port_base: int | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None
+    data: Path, workers: int, port_base: int | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    host: str | None = None,
 ) -> Plan:
     """Create or complete the cluster folder `data` and say what it holds.
 
-    `port_base` None keeps stored ports (7101.. at first), 0 takes free ones. `overrides` are configuration values per
+    `port_base` None keeps stored ports (7101.. at first), 0 takes free ones. `host` is where other machines reach the
+    services; None keeps what is stored (this machine only at first). `overrides` are configuration values per
     process name; "worker" means every worker. Values already in a configuration are kept, addresses and overrides
     excepted. Raises InvalidArgument, InvalidState where a stored file contradicts another.
     """
@@ -183,7 +193,7 @@ def prepare(
     keys |= {name: _key(data / name / "worker.key") for name in names}
     _secret(data / "keys" / "log.key")
     api_key = _api_key(data / "keys" / "api.key")
-    address = _addresses(data, names, port_base)
+    address = _addresses(data, names, port_base, host)
     configs = _configs(data, keys, address, names, api_key)
     moved = {"listen", "control_listen", "advertise", "ledger", "market", "orchestrator"}
     for name, planned in configs.items():
@@ -217,17 +227,17 @@ def _configs(
     shared = {"chain_id": CHAIN_ID}
     configs: dict[str, dict[str, Any]] = {
         "ledger": {
-            "listen": address["ledger"], "data_dir": str(data / "ledger"), **shared,
+            "listen": _listen(address["ledger"]), "data_dir": str(data / "ledger"), **shared,
             "authority_key": keys["authority"].public.hex(), "treasury_address": keys["treasury"].address,
             "log_key_file": str(data / "keys" / "log.key"),
         },
         "market": {
-            "listen": address["market"], "data_dir": str(data / "market"), **shared,
+            "listen": _listen(address["market"]), "data_dir": str(data / "market"), **shared,
             "key_file": str(data / "keys" / "market.key"), "ledger": address["ledger"],
             "api_keys": [f"{API_KEY_NAME}:{digest}"], "orchestrator_keys": [keys["orchestrator"].public.hex()],
         },
         "orchestrator": {
-            "listen": address["orchestrator"], "advertise": address["orchestrator"],
+            "listen": _listen(address["orchestrator"]), "advertise": address["orchestrator"],
             "data_dir": str(data / "orchestrator"), **shared,
             "key_file": str(data / "keys" / "orchestrator.key"),
             "market": address["market"], "ledger": address["ledger"],

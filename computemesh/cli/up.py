@@ -30,6 +30,10 @@ def up(
         int | None,
         typer.Option("--port-base", help="First port (7101 at first, then what the folder has); 0 takes free ones."),
     ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address at which other machines reach this one; without it only this machine can join."),
+    ] = None,
     demo: Annotated[bool, typer.Option("--demo/--no-demo", help="Publish a first task and verify its receipt.")] = True,
     once: Annotated[bool, typer.Option("--once", help="Stop after the first task.")] = False,
 ) -> None:
@@ -37,7 +41,7 @@ def up(
     from computemesh.cli.cluster import Cluster
 
     stop = threading.Event()
-    cluster = Cluster(data, workers, port_base=port_base, supervise=True, notice=output.say)
+    cluster = Cluster(data, workers, port_base=port_base, host=host, supervise=True, notice=output.say)
     previous = _stop_on_signals(stop)
     try:
         _start(cluster)
