@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 
+import psutil
+
 from bench.transport import ceiling
 from computemesh.cli.cluster import Cluster
 from computemesh.client import Client
@@ -47,6 +49,19 @@ def latencies(client: Client, tasks: int) -> list[float]:
     return found
 
 
+def cpu_seconds(cluster: Cluster) -> dict[str, float]:
+    """User and system seconds of each process so far, children (executors) included, the workers' added up."""
+    found: dict[str, float] = {}
+    for name, pid in cluster.pids.items():
+        root = psutil.Process(pid)
+        role = name.split("-")[0]
+        for process in (root, *root.children(recursive=True)):
+            times = process.cpu_times()
+            part = role if process is root else f"{role} executor"
+            found[part] = found.get(part, 0.0) + times.user + times.system
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=50_000, help="jobs of each throughput round")
@@ -58,21 +73,27 @@ def main() -> int:
         throughput(client, 2_000)  # connections, caches and credits are warm after this
         latencies(client, 5)
         rates, ceilings = [], []
+        before = cpu_seconds(cluster)
         for number in range(options.rounds):
             rates.append(throughput(client, options.jobs))
             ceilings.append(ceiling(jobs=100_000, job_bytes=JOB_BYTES))
             print(f"round {number + 1}: {rates[-1]:9,.0f} jobs/s   ceiling {ceilings[-1]:9,.0f} jobs/s", flush=True)
+        after = cpu_seconds(cluster)
         waits = sorted(latencies(client, options.tasks))
+    cost = {part: 1e6 * (after[part] - before.get(part, 0.0)) / (options.jobs * options.rounds) for part in after}
     cuts = statistics.quantiles(waits, n=100)
     rate, top = statistics.median(rates), statistics.median(ceilings)
     print(f"throughput  {rate:,.0f} jobs/s (median of {options.rounds}, {min(rates):,.0f}..{max(rates):,.0f})")
     print(f"ceiling     {top:,.0f} jobs/s of bare streams, of which the complete path reaches {rate / top:.1%}")
+    print("CPU         " + ", ".join(f"{part} {us:.1f}" for part, us in sorted(cost.items(), key=lambda i: -i[1]))
+          + f"; together {sum(cost.values()):.1f} us per job")
     print(f"latency     p50 {cuts[49]:.1f} ms, p95 {cuts[94]:.1f} ms, p99 {cuts[98]:.1f} ms, "
           "published to block, one in flight")
     print(json.dumps({
-        "jobs_per_s": round(rate), "p50_ms": round(cuts[49], 2), "p95_ms": round(cuts[94], 2),
-        "p99_ms": round(cuts[98], 2), "transport_jobs_per_s": round(top),
-        "share_of_transport_ceiling": round(rate / top, 4)}))
+        "jobs_per_s": round(rate),
+        "p50_ms": round(cuts[49], 2), "p95_ms": round(cuts[94], 2), "p99_ms": round(cuts[98], 2),
+        "cpu_us_per_job": {part: round(us, 2) for part, us in cost.items()},
+        "transport_jobs_per_s": round(top), "share_of_transport_ceiling": round(rate / top, 4)}))
     return 0
 
 

@@ -149,7 +149,7 @@ def _addresses(data: Path, workers: list[str], port_base: int | None, host: str 
     names = [*SERVICES, *workers]
     stored = {name: _read(_config_path(data, name)).get("control_listen" if name in workers else "listen", "")
               for name in names}
-    public = host or _read(_config_path(data, "orchestrator")).get("advertise", HOST).rpartition(":")[0]
+    public = host or _read(_config_path(data, "orchestrator")).get("advertise", f"{HOST}:0").rpartition(":")[0]
     hosts = {name: HOST if name in workers else public for name in names}
     if port_base == 0:
         return {name: f"{hosts[name]}:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
