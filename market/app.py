@@ -9,6 +9,9 @@ from pathlib import Path
 import grpc
 import structlog
 
+from computemesh.service import artifacts as artifact_service
+from computemesh.service.artifacts import Artifacts
+from computemesh.service.blobs import Owner
 from computemesh.service.server import build_server, dial, serve
 from computemesh.service.store import GroupCommit, open_sqlite
 from computemesh.trust.errors import InvalidArgument, Unavailable
@@ -40,12 +43,15 @@ class Market:
     creation: Creation
     ledger: LedgerClient
     channel: grpc.aio.Channel
+    artifacts: Artifacts | None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Reloads, serves until `stop`, drains."""
         await self.engine.restore()
         await self.creation.recover()
         background = [asyncio.create_task(self.ledger.run()), asyncio.create_task(self.engine.tick())]
+        if self.artifacts is not None:
+            background.append(asyncio.create_task(self.artifacts.run()))
         for task in background:
             task.add_done_callback(lambda _: stop.set())  # they end only with an error, and then so does the market
         log.info("market serves", port=self.port, ledger=self.ledger.address)
@@ -94,8 +100,16 @@ def build(config: Config) -> Market:
     ledger = LedgerClient(channel, config.ledger, config.chain_id, key)
     engine = Engine(Core(config.lease_ms), group, ledger)
     service = MarketService(config, key, callers, engine)
-    server, port = build_server(
-        config.listen,
-        lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(service, s),  # type: ignore[no-untyped-call]
-        [NAME])
-    return Market(server, port, engine, service.creation, ledger, channel)
+    artifacts = None
+    if config.artifacts:
+        artifacts = Artifacts(config.artifacts, config.artifact_max_bytes, config.artifact_ttl_ms)
+
+    def register(server: grpc.aio.Server) -> None:
+        market_pb2_grpc.add_MarketServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+        if artifacts is not None:
+            artifact_service.mount(
+                server, artifacts, lambda context: Owner("account", callers.identify(context, now_ms()).address))
+
+    names = [NAME, *([artifact_service.SERVICE] if artifacts is not None else [])]
+    server, port = build_server(config.listen, register, names)
+    return Market(server, port, engine, service.creation, ledger, channel, artifacts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from computemesh.service.artifacts import MAX_BYTES, TTL_MS
+
 
 @dataclass(frozen=True)
 class Config:
@@ -20,5 +22,11 @@ class Config:
     listen: str = "127.0.0.1:7102"
     api_keys: tuple[str, ...] = ()
     orchestrator_keys: tuple[str, ...] = ()
+    # URL of the artifact store: file:///folder, s3://bucket/prefix, gs://, az://; empty: this market serves none.
+    artifacts: str = ""
+    # Largest artifact taken, bytes.
+    artifact_max_bytes: int = MAX_BYTES
+    # How long a put keeps an artifact for who put it.
+    artifact_ttl_ms: int = TTL_MS
     lease_ms: int = 15_000
     heartbeat_interval_ms: int = 3_000

@@ -6,9 +6,12 @@ import asyncio
 import sqlite3
 from pathlib import Path
 
+import grpc
 import structlog
 
+from computemesh.service import artifacts as artifact_service
 from computemesh.service import server as servers
+from computemesh.service.artifacts import Artifacts
 from computemesh.service.store import GroupCommit, open_sqlite
 from computemesh.trust.errors import InvalidArgument, MeshError
 from computemesh.trust.identity import PrivateKey
@@ -70,6 +73,16 @@ def restore(core: Core, connection: sqlite3.Connection) -> tuple[list[tuple[byte
     return pending, outcomes
 
 
+def register(runtime: Runtime, server: grpc.aio.Server) -> None:
+    """Everything this orchestrator serves."""
+    service.register(runtime, server)
+    if runtime.artifacts is not None:
+        admitted = artifact_service.signed_by(
+            runtime.config.chain_id, lambda key: key in runtime.core.state.records or key == runtime.key.public
+        )
+        artifact_service.mount(server, runtime.artifacts, admitted)
+
+
 async def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises MeshError where the configuration cannot work."""
     key = read_key(config.key_file)
@@ -81,8 +94,11 @@ async def run(config: Config) -> None:
     group = GroupCommit(connection)
     channel = servers.dial(config.ledger)
     runtime = Runtime(config, key, core, group, ledger_pb2_grpc.LedgerServiceStub(channel))  # type: ignore[no-untyped-call]
+    if config.artifacts:
+        runtime.artifacts = Artifacts(config.artifacts, config.artifact_max_bytes, config.artifact_ttl_ms)
+    names = [service.SERVICE, *([artifact_service.SERVICE] if runtime.artifacts is not None else [])]
     server, port = servers.build_server(
-        config.listen, lambda it: service.register(runtime, it), [service.SERVICE],
+        config.listen, lambda it: register(runtime, it), names,
         max_concurrent_streams=STREAMS_PER_CONNECTION,
     )  # fmt: skip
     runtime.submitter = Submitter(runtime)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from computemesh.service.artifacts import MAX_BYTES, TTL_MS
+
 
 @dataclass(frozen=True)
 class Config:
@@ -16,6 +18,12 @@ class Config:
     chain_id: str = "computemesh-local"
     market: str = "127.0.0.1:7102"
     ledger: str = "127.0.0.1:7101"
+    # URL of the artifact store, the market's own: file:///folder, s3://bucket/prefix, gs://, az://; empty: none.
+    artifacts: str = ""
+    # Largest artifact taken from a worker, bytes.
+    artifact_max_bytes: int = MAX_BYTES
+    # How long a worker's put keeps an artifact that no task holds.
+    artifact_ttl_ms: int = TTL_MS
     # Silence of a worker for this long ends its leases.
     worker_lease_ms: int = 15_000
     heartbeat_interval_ms: int = 3_000

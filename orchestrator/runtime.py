@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
+from computemesh.service.artifacts import Artifacts
 from computemesh.service.store import GroupCommit
 from computemesh.trust import merkle
 from computemesh.trust.identity import PrivateKey
@@ -60,6 +61,7 @@ class Runtime:
         self.config, self.key, self.core, self.group, self.ledger = config, key, core, group, ledger
         self.sessions: dict[int, Session] = {}
         self.stopping = False
+        self.artifacts: Artifacts | None = None
         self._pool = ThreadPoolExecutor(config.audit_threads, thread_name_prefix="audit")
         self._numbers = 0
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -225,6 +225,7 @@ def _configs(
 ) -> dict[str, dict[str, Any]]:
     digest = hashlib.sha256(api_key.encode()).hexdigest()
     shared = {"chain_id": CHAIN_ID}
+    artifacts = (data / "artifacts").as_uri()
     configs: dict[str, dict[str, Any]] = {
         "ledger": {
             "listen": _listen(address["ledger"]), "data_dir": str(data / "ledger"), **shared,
@@ -235,12 +236,13 @@ def _configs(
             "listen": _listen(address["market"]), "data_dir": str(data / "market"), **shared,
             "key_file": str(data / "keys" / "market.key"), "ledger": address["ledger"],
             "api_keys": [f"{API_KEY_NAME}:{digest}"], "orchestrator_keys": [keys["orchestrator"].public.hex()],
+            "artifacts": artifacts,
         },
         "orchestrator": {
             "listen": _listen(address["orchestrator"]), "advertise": address["orchestrator"],
             "data_dir": str(data / "orchestrator"), **shared,
             "key_file": str(data / "keys" / "orchestrator.key"),
-            "market": address["market"], "ledger": address["ledger"],
+            "market": address["market"], "ledger": address["ledger"], "artifacts": artifacts,
         },
     }  # fmt: skip
     for name in workers:

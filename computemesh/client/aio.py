@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 
 from computemesh.client import receipts
+from computemesh.client.artifacts import ArtifactInfo, AsyncArtifacts
 from computemesh.client.model import Account, Block, Page, Quote, Task, TaskEvent, status_number, struct_of
 from computemesh.client.orders import Deadline, Wish
 from computemesh.client.profile import Profile
@@ -205,6 +206,23 @@ class AsyncClient:
             self._clock_offset_ms = known.now_ms - time.time_ns() // 1_000_000
             self._known = known
         return self._known
+
+    # --- artifacts -------------------------------------------------------------------------------------------------
+
+    @property
+    def artifacts(self) -> AsyncArtifacts:
+        """The artifacts of this account: put, get, read, stat, list, delete."""
+        return AsyncArtifacts(
+            lambda: self._transport.stub(lambda channel: channel, self._market_address, "market"),
+            self._credentials, f"market at {self._market_address}", self._transport.retry_for)
+
+    async def put_artifact(self, source: Path | str | bytes, **options: Any) -> ArtifactInfo:
+        """Store a file, a folder or bytes for tasks to read; see `AsyncArtifacts.put` for the options."""
+        return await self.artifacts.put(source, **options)
+
+    async def get_artifact(self, digest: str, to: Path | str, **options: Any) -> Path:
+        """Write an artifact to a file, or a folder; see `AsyncArtifacts.get` for the options."""
+        return await self.artifacts.get(digest, to, **options)
 
     # --- ledger ----------------------------------------------------------------------------------------------------
 

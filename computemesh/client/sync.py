@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from computemesh.client.aio import AsyncClient, AsyncTaskHandle
+from computemesh.client.artifacts import ArtifactInfo
 from computemesh.client.model import Account, Block, Page, Quote, Task, TaskEvent
 from computemesh.client.orders import Deadline
 from computemesh.client.profile import Profile
@@ -165,6 +166,30 @@ class Client:
     def market_info(self) -> market_pb2.GetMarketResponse:
         """Chain id, keys and task types of the market."""
         return self._loop.run(self._async.market_info())
+
+    def put_artifact(self, source: Path | str | bytes, **options: Any) -> ArtifactInfo:
+        """Store a file, a folder or bytes for tasks to read; see `AsyncArtifacts.put` for the options."""
+        return self._loop.run(self._async.put_artifact(source, **options))
+
+    def get_artifact(self, digest: str, to: Path | str, **options: Any) -> Path:
+        """Write an artifact to a file, or a folder; see `AsyncArtifacts.get` for the options."""
+        return self._loop.run(self._async.get_artifact(digest, to, **options))
+
+    def read_artifact(self, digest: str, max_bytes: int = 64 << 20) -> bytes:
+        """An artifact's bytes. Raises NotFound, InvalidArgument where there are more than `max_bytes`."""
+        return self._loop.run(self._async.artifacts.read(digest, max_bytes))
+
+    def stat_artifact(self, digest: str) -> ArtifactInfo:
+        """What the store knows of an artifact. Raises NotFound."""
+        return self._loop.run(self._async.artifacts.stat(digest))
+
+    def list_artifacts(self, page_size: int = 0) -> Iterator[ArtifactInfo]:
+        """Your artifacts, the last put first, page by page as you iterate."""
+        return self._loop.iterate(self._async.artifacts.list(page_size))
+
+    def delete_artifact(self, digest: str) -> None:
+        """End your reference to an artifact. Raises NotFound."""
+        self._loop.run(self._async.artifacts.delete(digest))
 
     def account(self, address: str | None = None) -> Account:
         """An account of the ledger; without an address your own. Raises InvalidArgument."""
