@@ -92,6 +92,22 @@ global___TaskEventKind = TaskEventKind
 class Task(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class ReferencesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     TASK_ID_FIELD_NUMBER: builtins.int
     CHALLENGE_TYPE_FIELD_NUMBER: builtins.int
     PAYLOAD_FIELD_NUMBER: builtins.int
@@ -114,6 +130,9 @@ class Task(google.protobuf.message.Message):
     ORCHESTRATOR_KEY_FIELD_NUMBER: builtins.int
     ORCHESTRATOR_ADDRESS_FIELD_NUMBER: builtins.int
     REFUNDED_FIELD_NUMBER: builtins.int
+    ARTIFACTS_FIELD_NUMBER: builtins.int
+    PREVIEW_FIELD_NUMBER: builtins.int
+    REFERENCES_FIELD_NUMBER: builtins.int
     task_id: builtins.str
     """Digest of the order, 64 hexadecimal characters."""
     challenge_type: builtins.str
@@ -151,6 +170,18 @@ class Task(google.protobuf.message.Message):
     """Decimal CPC given back so far."""
     @property
     def payload(self) -> google.protobuf.struct_pb2.Struct: ...
+    @property
+    def artifacts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TaskArtifact]:
+        """The task's files, readable in this server's ArtifactService; empty until COMPLETED, and for types without files."""
+
+    @property
+    def preview(self) -> global___TaskArtifact:
+        """A file to look at while the task runs, replaced now and then; absent until there is one."""
+
+    @property
+    def references(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Digest (64 hexadecimal characters) of each registered name the payload uses, as it was when the task was created."""
+
     def __init__(
         self,
         *,
@@ -176,11 +207,177 @@ class Task(google.protobuf.message.Message):
         orchestrator_key: builtins.str = ...,
         orchestrator_address: builtins.str = ...,
         refunded: builtins.str = ...,
+        artifacts: collections.abc.Iterable[global___TaskArtifact] | None = ...,
+        preview: global___TaskArtifact | None = ...,
+        references: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline", b"deadline", "ended_ms", b"ended_ms", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "jobs_total", b"jobs_total", "orchestrator_address", b"orchestrator_address", "orchestrator_key", b"orchestrator_key", "order", b"order", "order_signature", b"order_signature", "payload", b"payload", "priority", b"priority", "refunded", b"refunded", "result_hash", b"result_hash", "reward", b"reward", "status", b"status", "status_detail", b"status_detail", "task_id", b"task_id", "updated_ms", b"updated_ms"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["payload", b"payload", "preview", b"preview"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["artifacts", b"artifacts", "block_height", b"block_height", "challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline", b"deadline", "ended_ms", b"ended_ms", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "jobs_total", b"jobs_total", "orchestrator_address", b"orchestrator_address", "orchestrator_key", b"orchestrator_key", "order", b"order", "order_signature", b"order_signature", "payload", b"payload", "preview", b"preview", "priority", b"priority", "references", b"references", "refunded", b"refunded", "result_hash", b"result_hash", "reward", b"reward", "status", b"status", "status_detail", b"status_detail", "task_id", b"task_id", "updated_ms", b"updated_ms"]) -> None: ...
 
 global___Task = Task
+
+@typing.final
+class TaskArtifact(google.protobuf.message.Message):
+    """One file of a task's answer."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: builtins.int
+    DIGEST_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """A file name, without folders."""
+    media_type: builtins.str
+    digest: builtins.str
+    """SHA-256 of the bytes, 64 hexadecimal characters."""
+    size: builtins.int
+    """Bytes."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        media_type: builtins.str = ...,
+        digest: builtins.str = ...,
+        size: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "media_type", b"media_type", "name", b"name", "size", b"size"]) -> None: ...
+
+global___TaskArtifact = TaskArtifact
+
+@typing.final
+class Model(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    ARTIFACT_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
+    REGISTERED_MS_FIELD_NUMBER: builtins.int
+    model_id: builtins.str
+    artifact: builtins.str
+    """SHA-256 of the artifact, 64 hexadecimal characters."""
+    owner: builtins.str
+    """Account that registered it."""
+    registered_ms: builtins.int
+    """When the name got this artifact; Unix ms."""
+    def __init__(
+        self,
+        *,
+        model_id: builtins.str = ...,
+        artifact: builtins.str = ...,
+        owner: builtins.str = ...,
+        registered_ms: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact", b"artifact", "model_id", b"model_id", "owner", b"owner", "registered_ms", b"registered_ms"]) -> None: ...
+
+global___Model = Model
+
+@typing.final
+class RegisterModelRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    ARTIFACT_FIELD_NUMBER: builtins.int
+    model_id: builtins.str
+    artifact: builtins.str
+    def __init__(
+        self,
+        *,
+        model_id: builtins.str = ...,
+        artifact: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact", b"artifact", "model_id", b"model_id"]) -> None: ...
+
+global___RegisterModelRequest = RegisterModelRequest
+
+@typing.final
+class RegisterModelResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    @property
+    def model(self) -> global___Model: ...
+    def __init__(
+        self,
+        *,
+        model: global___Model | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model"]) -> None: ...
+
+global___RegisterModelResponse = RegisterModelResponse
+
+@typing.final
+class GetModelRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    model_id: builtins.str
+    def __init__(
+        self,
+        *,
+        model_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model_id", b"model_id"]) -> None: ...
+
+global___GetModelRequest = GetModelRequest
+
+@typing.final
+class GetModelResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    @property
+    def model(self) -> global___Model: ...
+    def __init__(
+        self,
+        *,
+        model: global___Model | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["model", b"model"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model"]) -> None: ...
+
+global___GetModelResponse = GetModelResponse
+
+@typing.final
+class ListModelsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    """Names per page, 1..1000; absent (0) is 50."""
+    page_token: builtins.str
+    """next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+global___ListModelsRequest = ListModelsRequest
+
+@typing.final
+class ListModelsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty on the last page."""
+    @property
+    def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Model]: ...
+    def __init__(
+        self,
+        *,
+        models: collections.abc.Iterable[global___Model] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["models", b"models", "next_page_token", b"next_page_token"]) -> None: ...
+
+global___ListModelsResponse = ListModelsResponse
 
 @typing.final
 class GetMarketRequest(google.protobuf.message.Message):
@@ -685,6 +882,22 @@ global___DispatchHeartbeat = DispatchHeartbeat
 class TaskLease(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class ReferencesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
     TASK_ID_FIELD_NUMBER: builtins.int
     EPOCH_FIELD_NUMBER: builtins.int
     CHALLENGE_TYPE_FIELD_NUMBER: builtins.int
@@ -695,6 +908,7 @@ class TaskLease(google.protobuf.message.Message):
     CUSTOMER_FIELD_NUMBER: builtins.int
     JOBS_FIELD_NUMBER: builtins.int
     CREATED_MS_FIELD_NUMBER: builtins.int
+    REFERENCES_FIELD_NUMBER: builtins.int
     task_id: builtins.bytes
     epoch: builtins.int
     """Grows with every lease of the task; results under an older one are refused."""
@@ -708,6 +922,10 @@ class TaskLease(google.protobuf.message.Message):
     created_ms: builtins.int
     @property
     def payload(self) -> google.protobuf.struct_pb2.Struct: ...
+    @property
+    def references(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """Digest (64 hexadecimal characters) of each registered name in `payload`; the payload itself is what was signed."""
+
     def __init__(
         self,
         *,
@@ -721,9 +939,10 @@ class TaskLease(google.protobuf.message.Message):
         customer: builtins.str = ...,
         jobs: builtins.int = ...,
         created_ms: builtins.int = ...,
+        references: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "jobs", b"jobs", "payload", b"payload", "priority", b"priority", "reward_units", b"reward_units", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "jobs", b"jobs", "payload", b"payload", "priority", b"priority", "references", b"references", "reward_units", b"reward_units", "task_id", b"task_id"]) -> None: ...
 
 global___TaskLease = TaskLease
 
@@ -752,11 +971,16 @@ class TaskProgress(google.protobuf.message.Message):
     JOBS_SETTLED_FIELD_NUMBER: builtins.int
     JOBS_RUNNING_FIELD_NUMBER: builtins.int
     BLOCK_HEIGHT_FIELD_NUMBER: builtins.int
+    PREVIEW_FIELD_NUMBER: builtins.int
     task_id: builtins.bytes
     epoch: builtins.int
     jobs_settled: builtins.int
     jobs_running: builtins.int
     block_height: builtins.int
+    @property
+    def preview(self) -> global___TaskArtifact:
+        """Absent: as it was."""
+
     def __init__(
         self,
         *,
@@ -765,8 +989,10 @@ class TaskProgress(google.protobuf.message.Message):
         jobs_settled: builtins.int = ...,
         jobs_running: builtins.int = ...,
         block_height: builtins.int = ...,
+        preview: global___TaskArtifact | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "epoch", b"epoch", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "task_id", b"task_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["preview", b"preview"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "epoch", b"epoch", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "preview", b"preview", "task_id", b"task_id"]) -> None: ...
 
 global___TaskProgress = TaskProgress
 
@@ -797,6 +1023,7 @@ class TaskOutcome(google.protobuf.message.Message):
     RESULT_HASH_FIELD_NUMBER: builtins.int
     BLOCK_HEIGHT_FIELD_NUMBER: builtins.int
     JOBS_SETTLED_FIELD_NUMBER: builtins.int
+    ARTIFACTS_FIELD_NUMBER: builtins.int
     task_id: builtins.bytes
     epoch: builtins.int
     status: global___TaskStatus.ValueType
@@ -806,6 +1033,10 @@ class TaskOutcome(google.protobuf.message.Message):
     """Root over the jobs' result hashes; empty unless COMPLETED."""
     block_height: builtins.int
     jobs_settled: builtins.int
+    @property
+    def artifacts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TaskArtifact]:
+        """The task's files, in the artifact store that market and orchestrator share."""
+
     def __init__(
         self,
         *,
@@ -816,8 +1047,9 @@ class TaskOutcome(google.protobuf.message.Message):
         result_hash: builtins.bytes = ...,
         block_height: builtins.int = ...,
         jobs_settled: builtins.int = ...,
+        artifacts: collections.abc.Iterable[global___TaskArtifact] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "detail", b"detail", "epoch", b"epoch", "jobs_settled", b"jobs_settled", "result_hash", b"result_hash", "status", b"status", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifacts", b"artifacts", "block_height", b"block_height", "detail", b"detail", "epoch", b"epoch", "jobs_settled", b"jobs_settled", "result_hash", b"result_hash", "status", b"status", "task_id", b"task_id"]) -> None: ...
 
 global___TaskOutcome = TaskOutcome
 

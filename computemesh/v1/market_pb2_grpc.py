@@ -71,6 +71,21 @@ class MarketServiceStub(object):
                 request_serializer=computemesh_dot_v1_dot_market__pb2.CancelTaskRequest.SerializeToString,
                 response_deserializer=computemesh_dot_v1_dot_market__pb2.CancelTaskResponse.FromString,
                 _registered_method=True)
+        self.RegisterModel = channel.unary_unary(
+                '/computemesh.v1.MarketService/RegisterModel',
+                request_serializer=computemesh_dot_v1_dot_market__pb2.RegisterModelRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_market__pb2.RegisterModelResponse.FromString,
+                _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/computemesh.v1.MarketService/GetModel',
+                request_serializer=computemesh_dot_v1_dot_market__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_market__pb2.GetModelResponse.FromString,
+                _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/computemesh.v1.MarketService/ListModels',
+                request_serializer=computemesh_dot_v1_dot_market__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_market__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
         self.Dispatch = channel.stream_stream(
                 '/computemesh.v1.MarketService/Dispatch',
                 request_serializer=computemesh_dot_v1_dot_market__pb2.DispatchRequest.SerializeToString,
@@ -138,6 +153,29 @@ class MarketServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RegisterModel(self, request, context):
+        """Gives an artifact a name that payloads may use instead of its digest, e.g. a model's folder. The artifact is kept as
+        long as the name. The caller's own name moves to another artifact; tasks published before keep what they named.
+        NOT_FOUND / ARTIFACT_NOT_FOUND; PERMISSION_DENIED / UNAUTHORIZED: the name is another account's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
+        """NOT_FOUND / MODEL_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """Every registered name, in order. INVALID_ARGUMENT: unknown page token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Dispatch(self, request_iterator, context):
         """Held by orchestrators: credits, progress and outcomes go up, leased tasks and acknowledgements come down. The
         first message down is the greeting, the first up the hello.
@@ -184,6 +222,21 @@ def add_MarketServiceServicer_to_server(servicer, server):
                     servicer.CancelTask,
                     request_deserializer=computemesh_dot_v1_dot_market__pb2.CancelTaskRequest.FromString,
                     response_serializer=computemesh_dot_v1_dot_market__pb2.CancelTaskResponse.SerializeToString,
+            ),
+            'RegisterModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterModel,
+                    request_deserializer=computemesh_dot_v1_dot_market__pb2.RegisterModelRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_market__pb2.RegisterModelResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=computemesh_dot_v1_dot_market__pb2.GetModelRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_market__pb2.GetModelResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=computemesh_dot_v1_dot_market__pb2.ListModelsRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_market__pb2.ListModelsResponse.SerializeToString,
             ),
             'Dispatch': grpc.stream_stream_rpc_method_handler(
                     servicer.Dispatch,
@@ -382,6 +435,87 @@ class MarketService(object):
             '/computemesh.v1.MarketService/CancelTask',
             computemesh_dot_v1_dot_market__pb2.CancelTaskRequest.SerializeToString,
             computemesh_dot_v1_dot_market__pb2.CancelTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.MarketService/RegisterModel',
+            computemesh_dot_v1_dot_market__pb2.RegisterModelRequest.SerializeToString,
+            computemesh_dot_v1_dot_market__pb2.RegisterModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.MarketService/GetModel',
+            computemesh_dot_v1_dot_market__pb2.GetModelRequest.SerializeToString,
+            computemesh_dot_v1_dot_market__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.MarketService/ListModels',
+            computemesh_dot_v1_dot_market__pb2.ListModelsRequest.SerializeToString,
+            computemesh_dot_v1_dot_market__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

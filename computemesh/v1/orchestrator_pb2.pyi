@@ -268,6 +268,8 @@ class Job(google.protobuf.message.Message):
     PARAMS_FIELD_NUMBER: builtins.int
     BINDING_FIELD_NUMBER: builtins.int
     LEASE_MS_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
+    NEEDS_FIELD_NUMBER: builtins.int
     lease_id: builtins.int
     """Names the attempt on this stream; every later message refers to it."""
     task_id: builtins.bytes
@@ -281,6 +283,14 @@ class Job(google.protobuf.message.Message):
     """Seed bound to this worker (docs/PROTOCOL.md section 4); empty where the task type or customer gives the seed."""
     lease_ms: builtins.int
     """The lease ends so long after the batch was received unless heartbeats name it."""
+    @property
+    def inputs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """What the job reads: SHA-256 (32 bytes) of artifacts that this server's ArtifactService has."""
+
+    @property
+    def needs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NeededResult]:
+        """Outputs of the jobs this one needs, of the same task."""
+
     def __init__(
         self,
         *,
@@ -293,10 +303,31 @@ class Job(google.protobuf.message.Message):
         params: builtins.bytes = ...,
         binding: builtins.bytes = ...,
         lease_ms: builtins.int = ...,
+        inputs: collections.abc.Iterable[builtins.bytes] | None = ...,
+        needs: collections.abc.Iterable[global___NeededResult] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "binding", b"binding", "challenge_type", b"challenge_type", "index", b"index", "lease_id", b"lease_id", "lease_ms", b"lease_ms", "params", b"params", "task_epoch", b"task_epoch", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "binding", b"binding", "challenge_type", b"challenge_type", "index", b"index", "inputs", b"inputs", "lease_id", b"lease_id", "lease_ms", b"lease_ms", "needs", b"needs", "params", b"params", "task_epoch", b"task_epoch", "task_id", b"task_id"]) -> None: ...
 
 global___Job = Job
+
+@typing.final
+class NeededResult(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    OUTPUT_FIELD_NUMBER: builtins.int
+    job: builtins.int
+    output: builtins.bytes
+    """SHA-256 (32 bytes) of that job's output, an artifact."""
+    def __init__(
+        self,
+        *,
+        job: builtins.int = ...,
+        output: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["job", b"job", "output", b"output"]) -> None: ...
+
+global___NeededResult = NeededResult
 
 @typing.final
 class JobBatch(google.protobuf.message.Message):
@@ -322,10 +353,15 @@ class CommitmentBatch(google.protobuf.message.Message):
     COMMITMENTS_FIELD_NUMBER: builtins.int
     SIGNATURE_FIELD_NUMBER: builtins.int
     COMPUTE_US_FIELD_NUMBER: builtins.int
+    OUTPUTS_FIELD_NUMBER: builtins.int
+    UNIT_DIGESTS_FIELD_NUMBER: builtins.int
+    ENV_CLASS_FIELD_NUMBER: builtins.int
     commitments: builtins.bytes
     """The commitments (118 bytes each), in the same order."""
     signature: builtins.bytes
     """Domain `commitment` over count and root: one signature for the batch."""
+    env_class: builtins.str
+    """Device kind, jaxlib and flags the jobs ran with: within one class float results are compared byte for byte."""
     @property
     def lease_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Lease of each commitment, in order."""
@@ -334,6 +370,18 @@ class CommitmentBatch(google.protobuf.message.Message):
     def compute_us(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Device time of each job in microseconds, for estimates; empty or one per job."""
 
+    @property
+    def outputs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """SHA-256 (32 bytes) of each job's output, uploaded to this server's ArtifactService before; an item is empty where
+        the job leaves none. Absent: no job of the batch leaves any.
+        """
+
+    @property
+    def unit_digests(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """As `outputs`: the artifact with the job's unit digests, 32 bytes each in unit order, which ties an output that shows
+        only some units to the committed root. Empty items where a job has one unit.
+        """
+
     def __init__(
         self,
         *,
@@ -341,8 +389,11 @@ class CommitmentBatch(google.protobuf.message.Message):
         commitments: builtins.bytes = ...,
         signature: builtins.bytes = ...,
         compute_us: collections.abc.Iterable[builtins.int] | None = ...,
+        outputs: collections.abc.Iterable[builtins.bytes] | None = ...,
+        unit_digests: collections.abc.Iterable[builtins.bytes] | None = ...,
+        env_class: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["commitments", b"commitments", "compute_us", b"compute_us", "lease_ids", b"lease_ids", "signature", b"signature"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["commitments", b"commitments", "compute_us", b"compute_us", "env_class", b"env_class", "lease_ids", b"lease_ids", "outputs", b"outputs", "signature", b"signature", "unit_digests", b"unit_digests"]) -> None: ...
 
 global___CommitmentBatch = CommitmentBatch
 
@@ -744,6 +795,7 @@ class JobState(google.protobuf.message.Message):
     WORKER_FIELD_NUMBER: builtins.int
     RESULT_HASH_FIELD_NUMBER: builtins.int
     DETAIL_FIELD_NUMBER: builtins.int
+    OUTPUT_FIELD_NUMBER: builtins.int
     task_id: builtins.str
     index: builtins.int
     status: global___JobStatus.ValueType
@@ -753,6 +805,8 @@ class JobState(google.protobuf.message.Message):
     result_hash: builtins.str
     detail: builtins.str
     """Why the last attempt failed; empty otherwise."""
+    output: builtins.str
+    """SHA-256 of the job's output, hexadecimal; empty where there is none."""
     def __init__(
         self,
         *,
@@ -763,8 +817,9 @@ class JobState(google.protobuf.message.Message):
         worker: builtins.str = ...,
         result_hash: builtins.str = ...,
         detail: builtins.str = ...,
+        output: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "detail", b"detail", "index", b"index", "result_hash", b"result_hash", "status", b"status", "task_id", b"task_id", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempts", b"attempts", "detail", b"detail", "index", b"index", "output", b"output", "result_hash", b"result_hash", "status", b"status", "task_id", b"task_id", "worker", b"worker"]) -> None: ...
 
 global___JobState = JobState
 
@@ -899,6 +954,11 @@ class AuditTranscript(google.protobuf.message.Message):
     OPENINGS_FIELD_NUMBER: builtins.int
     VERDICT_FIELD_NUMBER: builtins.int
     DIGEST_FIELD_NUMBER: builtins.int
+    OUTPUT_FIELD_NUMBER: builtins.int
+    UNIT_DIGESTS_FIELD_NUMBER: builtins.int
+    ENV_CLASS_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
+    NEEDS_FIELD_NUMBER: builtins.int
     commitment: builtins.bytes
     """The worker's commitment (118 bytes) and what proves it was signed."""
     position: builtins.int
@@ -916,8 +976,18 @@ class AuditTranscript(google.protobuf.message.Message):
     verdict: global___VerdictKind.ValueType
     digest: builtins.bytes
     """Transcript digest: the result's proof_hash."""
+    output: builtins.bytes
+    """As in the CommitmentBatch; both artifacts are readable by whoever knows their digests."""
+    unit_digests: builtins.bytes
+    env_class: builtins.str
     @property
     def commitment_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    @property
+    def inputs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """What the job read, as in `Job`."""
+
+    @property
+    def needs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___NeededResult]: ...
     def __init__(
         self,
         *,
@@ -935,7 +1005,12 @@ class AuditTranscript(google.protobuf.message.Message):
         openings: builtins.bytes = ...,
         verdict: global___VerdictKind.ValueType = ...,
         digest: builtins.bytes = ...,
+        output: builtins.bytes = ...,
+        unit_digests: builtins.bytes = ...,
+        env_class: builtins.str = ...,
+        inputs: collections.abc.Iterable[builtins.bytes] | None = ...,
+        needs: collections.abc.Iterable[global___NeededResult] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["binding", b"binding", "challenge_type", b"challenge_type", "commitment", b"commitment", "commitment_path", b"commitment_path", "count", b"count", "digest", b"digest", "k", b"k", "openings", b"openings", "params", b"params", "position", b"position", "seed", b"seed", "units", b"units", "verdict", b"verdict", "worker_signature", b"worker_signature"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["binding", b"binding", "challenge_type", b"challenge_type", "commitment", b"commitment", "commitment_path", b"commitment_path", "count", b"count", "digest", b"digest", "env_class", b"env_class", "inputs", b"inputs", "k", b"k", "needs", b"needs", "openings", b"openings", "output", b"output", "params", b"params", "position", b"position", "seed", b"seed", "unit_digests", b"unit_digests", "units", b"units", "verdict", b"verdict", "worker_signature", b"worker_signature"]) -> None: ...
 
 global___AuditTranscript = AuditTranscript
