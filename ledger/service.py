@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -22,6 +23,8 @@ from ledger.writer import Verdict, Writer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _WATCH_PAGE = 100
+# Last job of a page, and the size of the log that all pages' proofs lead to (0: the listing has no proofs).
+_RESULTS_KEY = struct.Struct(">IQ")
 
 
 class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
@@ -55,10 +58,11 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     def _height_of(self, number: int) -> int | None:
         return store.height_of(self._reader, number) if 0 < number <= self._writer.sealed_tx else None
 
-    def _checkpoint(self) -> pb.Checkpoint:
-        newest = store.newest_block(self._reader)
-        assert newest is not None  # block 0 is made before anything is served
-        return views.checkpoint(newest[3])
+    def _checkpoint(self, size: int = 0) -> pb.Checkpoint:
+        """The signed checkpoint of the log's first `size` blocks; 0: the newest."""
+        note = store.note(self._reader, size - 1 if size else self._newest_height())
+        assert note is not None  # block 0 is made before anything is served
+        return views.checkpoint(note)
 
     async def GetLedger(self, request: pb.GetLedgerRequest, context: Context) -> pb.GetLedgerResponse:
         """Which ledger this is."""
@@ -179,16 +183,17 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         """A task's settled results in job order; with proofs it waits for their blocks."""
         escrow = self._escrow(request.task_id)
         size, kind = request.page_size or views.DEFAULT_PAGE, f"results/{request.task_id}"
-        key = views.read_token(request.page_token, kind, 4)
-        after = -1 if key is None else int.from_bytes(key, "big")
+        key = views.read_token(request.page_token, kind, _RESULTS_KEY.size)
+        after, log_size = (-1, 0) if key is None else _RESULTS_KEY.unpack(key)
         rows = store.places_after(self._reader, escrow[0], after, size + 1)
         response = pb.ListResultsResponse(total=escrow[9])
-        if len(rows) > size:
-            response.next_page_token = views.page_token(kind, rows[size - 1][0].to_bytes(4, "big"))
         places = [place for _, place in rows[:size]]
         if request.with_proofs:
             await self._until_sealed(max(places, default=0) // store.PLACES)
-            response.checkpoint.CopyFrom(self._checkpoint())
+            response.checkpoint.CopyFrom(self._checkpoint(log_size))
+        if len(rows) > size:
+            next_key = _RESULTS_KEY.pack(rows[size - 1][0], response.checkpoint.size)
+            response.next_page_token = views.page_token(kind, next_key)
         for at, place in enumerate(places):
             response.results.append(self._library.result(place, escrow))
             if request.with_proofs:

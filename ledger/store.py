@@ -154,6 +154,12 @@ def block(connection: sqlite3.Connection, height: int) -> Row | None:
     return _one(connection, "SELECT height, last_tx, header, burned, minted FROM blocks WHERE height = ?", height)
 
 
+def note(connection: sqlite3.Connection, height: int) -> str | None:
+    """The signed checkpoint of the log that ends with this block."""
+    row = _one(connection, "SELECT note FROM blocks WHERE height = ?", height)
+    return None if row is None else row[0]
+
+
 def block_rows(connection: sqlite3.Connection) -> Iterator[Row]:
     """(height, last_tx, header, leaves, note, burned, minted) in order."""
     return connection.execute("SELECT * FROM blocks ORDER BY height")

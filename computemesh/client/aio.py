@@ -35,7 +35,6 @@ from computemesh.v1 import (
 STREAM_S = 60.0
 """One watch stream lives at most this long and is then resumed, so that no wedged server holds a caller."""
 SEAL_S = 30.0
-RECEIPT_TRIES = 8
 
 
 class AsyncClient:
@@ -253,11 +252,8 @@ class AsyncClient:
         if task.status != "completed":
             raise InvalidState(f"task {task_id[:12]}.. is {task.status}; a receipt needs a completed task")
         info = await self.ledger_info()
-        for _ in range(RECEIPT_TRIES):
-            proven, checkpoints = await self._proven(task_id)
-            if len(checkpoints) == 1:
-                return receipts.assemble(info.chain_id, info.vkey, task, proven, checkpoints.pop())
-        raise Unavailable("the ledger grew while the receipt's pages were read, each time; try again")
+        proven, checkpoint = await self._proven(task_id)
+        return receipts.assemble(info.chain_id, info.vkey, task, proven, checkpoint)
 
     async def verify(self, receipt: Receipt) -> builtins.list[Check]:
         """Each step of a receipt's verification, against the log key the profile pins; see `trust.receipt`."""
@@ -320,19 +316,17 @@ class AsyncClient:
         """The market's clock: deadlines are judged by it."""
         return time.time_ns() // 1_000_000 + self._clock_offset_ms
 
-    async def _proven(self, task_id: str) -> tuple[builtins.list[ledger_pb2.ProvenResult], set[str]]:
-        """All results of a task with their proofs, and the checkpoints these lead to: pages may differ in it."""
+    async def _proven(self, task_id: str) -> tuple[builtins.list[ledger_pb2.ProvenResult], str]:
+        """All results of a task with their proofs, and the checkpoint these lead to."""
         proven: builtins.list[ledger_pb2.ProvenResult] = []
-        checkpoints: set[str] = set()
         token = ""
         while True:
             request = ledger_pb2.ListResultsRequest(task_id=task_id, page_size=1000, page_token=token, with_proofs=True)
             reply = await self.ledger("ListResults", request, SEAL_S)
             proven += reply.proven
-            checkpoints.add(reply.checkpoint.note)
             token = reply.next_page_token
             if not token:
-                return proven, checkpoints
+                return proven, reply.checkpoint.note
 
     async def _credentials(self) -> tuple[tuple[str, str], ...]:
         return self._transport.credentials(await self._chain() if self.key else "")

@@ -238,6 +238,8 @@ async def test_results_are_paged_in_job_order_with_proofs_across_orchestrators(l
         token = page.next_page_token
         if not token:
             break
+        # A block sealed between two pages: all pages still lead to the first one's checkpoint.
+        await submit(parties.deposit(parties.CUSTOMER, 1), wait=pb.WAIT_SEALED)
     assert [statement.Result.unpack(one.result).job for one in proven] == list(range(6))
     escrow = (await ledger.GetEscrow(pb.GetEscrowRequest(task_id=task.hex()))).escrow
     checks = await receipt_checks(ledger, escrow, proven, page.checkpoint.note)
