@@ -207,7 +207,8 @@ class LedgerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListResults(self, request, context):
-        """Settled results of a task in job order, with their evidence and proofs if asked: what a receipt is made of.
+        """Settled results of a task in job order, with their evidence and proofs if asked: what a receipt is made of. All
+        pages of one listing lead to the checkpoint of its first page.
         NOT_FOUND / ESCROW_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
