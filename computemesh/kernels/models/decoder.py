@@ -4,7 +4,8 @@ Written once over an arithmetic `ops` (`floating` or `integer`). Weight names an
 checkpoints: Llama (Touvron et al. 2023; `modeling_llama.py` of transformers), GPT-2 (Radford et al. 2019).
 
 A model has `shapes()`, `prepare(ops, read)` and `hidden(...)`, which runs on whole sequences and on one new position
-of a cache alike: it asks `attend(layer, q, k, v, scale)` for the attention, and the caller knows where keys are kept.
+of a cache alike: it asks `attend(q, k, v, scale, bias, kept)` for a layer's attention, and the caller decides where
+keys and values are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from computemesh.kernels.models.integer_tables import _pi
 
 MAX_CONTEXT = 4096
 MAX_LAYERS = 256
-Attend = Callable[[int, Array, Any, Any, Any], Array]
+Attend = Callable[[Array, Any, Any, Any, Any, Any], tuple[Array, Any]]
+Kept = Any  # keys and values by layer, as `ops.over_layers` gives them
 Read = Callable[[str], np.ndarray]
 Weights = Any
 
@@ -127,26 +129,32 @@ class Llama:
             "table": head.weight if self.tied and not ops.EXACT else ops.vector(table),
             "head": head,
             "norm": ops.vector(read("model.norm.weight")),
-            "layers": [layer(i) for i in range(self.layers)],
+            "layers": ops.stacked([layer(i) for i in range(self.layers)]),
             "rotation": ops.rotation(self.frequencies, self.context),
         }
 
-    def hidden(self, ops: ModuleType, w: Weights, tokens: Array, positions: Array, attend: Attend) -> Array:
-        """tokens, positions (b, t) int32 -> the last norm's output (b, t, width)."""
+    def hidden(
+        self, ops: ModuleType, w: Weights, tokens: Array, positions: Array, attend: Attend, kept: Kept, memory: Any
+    ) -> tuple[Array, Kept]:
+        """tokens, positions (b, t) int32 -> the last norm's output (b, t, width), and keys and values."""
         b, t = tokens.shape
         x = w["table"][tokens]
         cos, sin = (table[positions] for table in w["rotation"])
         split = [self.heads * self.head, (self.heads + self.groups) * self.head]
         scale = ops.constant(self.head**-0.5)
-        for i, layer in enumerate(w["layers"]):
+
+        def block(x: Array, layer: Weights, kept: Any) -> tuple[Array, Any]:
             q, k, v = jnp.split(ops.linear(ops.rms_norm(x, layer["before"], self.epsilon), layer["qkv"]), split, -1)
             q = ops.rotate(q.reshape(b, t, self.heads, self.head), cos, sin)
             k = ops.rotate(k.reshape(b, t, self.groups, self.head), cos, sin)
-            mixed = attend(i, q, ops.pack(k), ops.pack(v.reshape(b, t, self.groups, self.head)), scale)
+            v = v.reshape(b, t, self.groups, self.head)
+            mixed, kept = attend(q, ops.pack(k), ops.pack(v), scale, None, kept)
             x = ops.add(x, ops.linear(mixed, layer["out"]))
             gate, up = jnp.split(ops.linear(ops.rms_norm(x, layer["between"], self.epsilon), layer["gates"]), 2, -1)
-            x = ops.add(x, ops.linear(ops.multiply(ops.silu(gate), up), layer["down"]))
-        return ops.rms_norm(x, w["norm"], self.epsilon)
+            return ops.add(x, ops.linear(ops.multiply(ops.silu(gate), up), layer["down"])), kept
+
+        x, kept = ops.over_layers(block, x, w["layers"], kept)
+        return ops.rms_norm(x, w["norm"], self.epsilon), kept
 
     def logits(self, ops: ModuleType, w: Weights, hidden: Array) -> Array:
         return ops.linear(hidden, w["head"])
@@ -216,20 +224,26 @@ class GPT2:
             "head": head,
             "positions": ops.vector(read(f"{at}wpe.weight")),
             "norm": norm(f"{at}ln_f"),
-            "layers": [layer(i) for i in range(self.layers)],
+            "layers": ops.stacked([layer(i) for i in range(self.layers)]),
         }
 
-    def hidden(self, ops: ModuleType, w: Weights, tokens: Array, positions: Array, attend: Attend) -> Array:
+    def hidden(
+        self, ops: ModuleType, w: Weights, tokens: Array, positions: Array, attend: Attend, kept: Kept, memory: Any
+    ) -> tuple[Array, Kept]:
         b, t = tokens.shape
         x = ops.add(w["table"][tokens], w["positions"][positions])
         scale = ops.constant(self.head**-0.5)
-        for i, layer in enumerate(w["layers"]):
+
+        def block(x: Array, layer: Weights, kept: Any) -> tuple[Array, Any]:
             rows = ops.linear(ops.layer_norm(x, *layer["before"], self.epsilon), layer["qkv"])
             q, k, v = (part.reshape(b, t, self.heads, self.head) for part in jnp.split(rows, 3, -1))
-            x = ops.add(x, ops.linear(attend(i, q, ops.pack(k), ops.pack(v), scale), layer["out"]))
+            mixed, kept = attend(q, ops.pack(k), ops.pack(v), scale, None, kept)
+            x = ops.add(x, ops.linear(mixed, layer["out"]))
             inner = ops.gelu_tanh(ops.linear(ops.layer_norm(x, *layer["between"], self.epsilon), layer["up"]))
-            x = ops.add(x, ops.linear(inner, layer["down"]))
-        return ops.layer_norm(x, *w["norm"], self.epsilon)
+            return ops.add(x, ops.linear(inner, layer["down"])), kept
+
+        x, kept = ops.over_layers(block, x, w["layers"], kept)
+        return ops.layer_norm(x, *w["norm"], self.epsilon), kept
 
     def logits(self, ops: ModuleType, w: Weights, hidden: Array) -> Array:
         return ops.linear(hidden, w["head"])

@@ -126,7 +126,7 @@ class Bert(_Encoder):
             "table": ops.vector(read(f"{at}word_embeddings.weight")),
             "positions": ops.vector(places),
             "norm": tuple(ops.vector(read(f"{at}LayerNorm.{part}")) for part in ("weight", "bias")),
-            "layers": [self.prepare_layer(ops, read, i, self.NORMS, "attention.self") for i in range(self.layers)],
+            "layers": ops.stacked([self.prepare_layer(ops, read, i, self.NORMS, "attention.self") for i in range(self.layers)]),
         }
 
     def embed(self, ops: ModuleType, w: Weights, tokens: Array, lengths: Array) -> Array:
@@ -134,10 +134,13 @@ class Bert(_Encoder):
         mask = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
         x = ops.add(w["table"][tokens], w["positions"][: tokens.shape[1]])
         x = ops.layer_norm(x, *w["norm"], self.epsilon)
-        for layer in w["layers"]:
+
+        def block(x: Array, layer: Weights, kept: None) -> tuple[Array, None]:
             first, second = layer["norms"]
             x = ops.layer_norm(ops.add(x, self.attention(ops, layer, x, mask)), *first, self.epsilon)
-            x = ops.layer_norm(ops.add(x, self.forward(ops, layer, x)), *second, self.epsilon)
+            return ops.layer_norm(ops.add(x, self.forward(ops, layer, x)), *second, self.epsilon), kept
+
+        x, _ = ops.over_layers(block, x, w["layers"], None)
         return ops.outputs(ops.unit_length(x[:, 0] if self.first_token else ops.mean_rows(x, mask)))
 
 
@@ -191,7 +194,7 @@ class ViT(_Encoder):
             "positions": ops.vector(read(f"{at}position_embeddings")[0]),
             "norm": tuple(ops.vector(read(f"{self.prefix}layernorm.{part}")) for part in ("weight", "bias")),
             "head": ops.matrix(read("classifier.weight"), read("classifier.bias")),
-            "layers": [self.prepare_layer(ops, read, i, self.NORMS, "attention.attention") for i in range(self.layers)],
+            "layers": ops.stacked([self.prepare_layer(ops, read, i, self.NORMS, "attention.attention") for i in range(self.layers)]),
         }
 
     def patches_of(self, pixels: np.ndarray) -> np.ndarray:
@@ -207,8 +210,11 @@ class ViT(_Encoder):
         first = jnp.broadcast_to(w["first"], (b, 1, self.width))
         x = ops.add(jnp.concatenate([first, ops.linear(patches, w["project"])], 1), w["positions"])
         mask = jnp.ones(x.shape[:2], bool)
-        for layer in w["layers"]:
+
+        def block(x: Array, layer: Weights, kept: None) -> tuple[Array, None]:
             before, after = layer["norms"]
             x = ops.add(x, self.attention(ops, layer, ops.layer_norm(x, *before, self.epsilon), mask))
-            x = ops.add(x, self.forward(ops, layer, ops.layer_norm(x, *after, self.epsilon)))
+            return ops.add(x, self.forward(ops, layer, ops.layer_norm(x, *after, self.epsilon))), kept
+
+        x, _ = ops.over_layers(block, x, w["layers"], None)
         return ops.probabilities(ops.linear(ops.layer_norm(x[:, 0], *w["norm"], self.epsilon), w["head"]))

@@ -5,7 +5,8 @@ All products in full float32 (`precision="highest"`): a GPU's TF32 would spend m
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,23 @@ def rotation(inverse_frequencies: list[str], positions: int, scale: float = 1.0)
     """cos and sin of position * frequency, (positions, frequencies); frequencies as decimal texts."""
     angles = np.arange(positions)[:, None] * np.array([float(f) for f in inverse_frequencies])
     return jnp.asarray(np.cos(angles) * scale, jnp.float32), jnp.asarray(np.sin(angles) * scale, jnp.float32)
+
+
+def stacked(layers: list[Any]) -> list[Any]:
+    """The layers' weights as `over_layers` takes them."""
+    return layers
+
+
+def over_layers(block: Callable[..., Any], x: Array, layers: list[Any], kept: list[Any] | None) -> tuple[Array, Any]:
+    """x, _ = block(x, layer, kept[layer]) layer after layer -> x and what each block kept.
+
+    Unrolled: a loop over stacked weights would copy every float32 matrix once per token.
+    """
+    new = []
+    for i, layer in enumerate(layers):
+        x, one = block(x, layer, None if kept is None else kept[i])
+        new.append(one)
+    return x, new
 
 
 def linear(x: Array, m: Matrix) -> Array:

@@ -75,46 +75,36 @@ class Generator:
         """64-bit types where the arithmetic needs them."""
         return jax.enable_x64(True) if self.ops.EXACT else nullcontext()
 
-    def _hidden(self, w: Any, memory: Any, tokens: Array, positions: Array, attend: Any) -> Array:
-        if memory is None:
-            return self.model.hidden(self.ops, w, tokens, positions, attend)
-        return self.model.hidden(self.ops, w, tokens, positions, attend, memory)
-
-    def _whole(self, w: Any, memory: Any, tokens: Array) -> tuple[Array, list[Any]]:
-        """All positions of tokens (b, t) at once -> hidden (b, t, width), packed keys and values by layer."""
+    def _whole(self, w: Any, memory: Any, tokens: Array, room: int = 0) -> tuple[Array, Any]:
+        """All positions of tokens (b, t) at once -> hidden (b, t, width), packed keys and values with room for more."""
         t = tokens.shape[1]
         causal = jnp.tril(jnp.ones((t, t), bool))[None]
-        kept: list[Any] = []
 
-        def attend(layer: int, q: Array, k: Any, v: Any, scale: Any, bias: Any = None) -> Array:
-            kept.append((k, v))
-            return self.ops.attend(q, k, v, causal, scale, bias)
+        def attend(q: Array, k: Any, v: Any, scale: Any, bias: Any, kept: None) -> tuple[Array, Any]:
+            padded = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, room)] + [(0, 0)] * (x.ndim - 2)), (k, v))
+            return self.ops.attend(q, k, v, causal, scale, bias), padded
 
         positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), tokens.shape)
-        return self._hidden(w, memory, tokens, positions, attend), kept
+        return self.model.hidden(self.ops, w, tokens, positions, attend, None, memory)
 
     def _prefill_traced(self, w: Any, memory: Any, tokens: Array, lengths: Array, *, size: int) -> tuple[Array, Any]:
         self.traces["prefill"] += 1
-        hidden, kept = self._whole(w, memory, tokens)
+        hidden, cache = self._whole(w, memory, tokens, size - tokens.shape[1])
         last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], 1)
-        room = size - tokens.shape[1]
-        cache = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, room)] + [(0, 0)] * (x.ndim - 2)), kept)
         return self.model.logits(self.ops, w, last)[:, 0], cache
 
     def _step(self, w: Any, memory: Any, tokens: Array, positions: Array, cache: Any) -> tuple[Array, Any]:
         """One new token per row, tokens and positions (b,) -> logits (b, vocabulary) and the cache with it."""
         rows = jnp.arange(tokens.shape[0])
-        kept: list[Any] = []
 
-        def attend(layer: int, q: Array, k: Any, v: Any, scale: Any, bias: Any = None) -> Array:
-            new = jax.tree.map(lambda old, x: old.at[rows, positions].set(x[:, 0]), cache[layer], (k, v))
-            kept.append(new)
+        def attend(q: Array, k: Any, v: Any, scale: Any, bias: Any, kept: Any) -> tuple[Array, Any]:
+            new = jax.tree.map(lambda old, x: old.at[rows, positions].set(x[:, 0]), kept, (k, v))
             size = jax.tree.leaves(new)[0].shape[1]
             seen = jnp.arange(size)[None, None] <= positions[:, None, None]
-            return self.ops.attend(q, *new, seen, scale, bias)
+            return self.ops.attend(q, *new, seen, scale, bias), new
 
-        hidden = self._hidden(w, memory, tokens[:, None], positions[:, None], attend)
-        return self.model.logits(self.ops, w, hidden)[:, 0], kept
+        hidden, cache = self.model.hidden(self.ops, w, tokens[:, None], positions[:, None], attend, cache, memory)
+        return self.model.logits(self.ops, w, hidden)[:, 0], cache
 
     def _scores(self, logits: Array, noise: Array | None, temperature: Array) -> Array:
         return logits if noise is None else self.ops.perturbed(logits, noise, temperature)

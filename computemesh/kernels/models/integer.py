@@ -10,8 +10,10 @@ Bounds, in bits: int8 sums over at most 2^14 terms have 28, weight multipliers 1
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -84,6 +86,19 @@ def rotation(inverse_frequencies: list[str], positions: int, scale: float = 1.0)
         raise bad("scaled rotary embeddings are not known to precision 'exact'")
     cos, sin = rotation_table(inverse_frequencies, positions)
     return jnp.asarray(cos), jnp.asarray(sin)
+
+
+def stacked(layers: list[Any]) -> Any:
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+
+
+def over_layers(block: Callable[..., Any], x: Array, layers: Any, kept: Any) -> tuple[Array, Any]:
+    """As `floating.over_layers`, as one loop: these operations compile slowly, and int8 weights are quickly copied."""
+
+    def body(x: Array, of_layer: Any) -> tuple[Array, Any]:
+        return block(x, *of_layer)
+
+    return lax.scan(body, x, (layers, kept))
 
 
 def _wide(x: Array) -> Array:
