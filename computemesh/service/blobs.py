@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from computemesh.service.objects import Object, Objects
 from computemesh.trust import folder
-from computemesh.trust.errors import InvalidArgument, InvalidProof, InvalidState, NotFound, ResourceExhausted
+from computemesh.trust.errors import DigestMismatch, InvalidArgument, InvalidState, NotFound, ResourceExhausted
 
 CHUNK_BYTES = 1 << 20
 PART_BYTES = 8 << 20
@@ -292,10 +292,10 @@ class Upload:
         try:
             if self._hash.hexdigest() != declared.digest:
                 text = f"the {declared.size:,} bytes have SHA-256 {self._hash.hexdigest()}, not {declared.digest}"
-                raise InvalidProof(f"digest: {text}", violations=[("digest", text)], reason="DIGEST_MISMATCH")
+                raise DigestMismatch(f"digest: {text}", violations=[("digest", text)])
             if self.version.endswith(FOLDER):
                 await self._check_manifest()
-        except (InvalidProof, InvalidArgument):
+        except InvalidArgument:
             await self._discard()
             raise
         body = {

@@ -22,7 +22,7 @@ import grpc
 
 from computemesh.service.blobs import CHUNK_BYTES, WINDOW_BYTES
 from computemesh.service.errors import from_rpc_error
-from computemesh.trust.errors import InvalidArgument, InvalidProof, MeshError, ResourceExhausted, Unavailable
+from computemesh.trust.errors import DigestMismatch, InvalidArgument, InvalidProof, MeshError, ResourceExhausted, Unavailable
 from computemesh.v1 import artifact_pb2 as pb
 from computemesh.v1 import artifact_pb2_grpc
 
@@ -145,8 +145,8 @@ class Transfer:
     ) -> Path:
         """Writes an artifact to the file `to`, which appears only when it is whole and has its digest.
 
-        What an interrupted call left in `.NAME.DIGEST.part` beside it is continued. Raises NotFound, InvalidProof
-        (DIGEST_MISMATCH: the store sent other bytes), InvalidArgument (more than `max_bytes`, or `to` cannot be
+        What an interrupted call left in `.NAME.DIGEST.part` beside it is continued. Raises NotFound, DigestMismatch (the
+        store sent other bytes), InvalidArgument (more than `max_bytes`, or `to` cannot be
         written), Unavailable.
         """
         part = to.with_name(f".{to.name[:100]}.{digest[:16]}.part")
@@ -184,7 +184,7 @@ class Transfer:
                 if found == digest:
                     return
                 text = f"artifact {digest}: the bytes received have SHA-256 {found}"
-                failure = InvalidProof(text, violations=[("digest", text)], reason="DIGEST_MISMATCH")
+                failure = DigestMismatch(text, violations=[("digest", text)])
                 sink.restart()
             except grpc.RpcError as error:
                 failure = self._meaning(error)

@@ -55,6 +55,13 @@ class InvalidProof(InvalidArgument):
     reason = "INVALID_PROOF"
 
 
+class DigestMismatch(InvalidProof):
+    """Bytes are not those their digest promised."""
+
+    status = "INVALID_ARGUMENT"
+    reason = "DIGEST_MISMATCH"
+
+
 class NotFound(MeshError):
     """The named thing does not exist."""
 
