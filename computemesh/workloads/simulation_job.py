@@ -154,7 +154,12 @@ def plan(params: Params) -> Plan:
     per_job = -(-per_job // lanes) * lanes
     seed = tagged("computemesh.v1/simulation/seed", params.seed.encode())
     job = Job(model, shape, tuple(axes), seed, params.steps, frames, 1, lanes, params.ensemble, 0, members)
-    return Plan(job._replace(repeat=_repeat(job, min(per_job, members))), members, per_job)
+    job = job._replace(repeat=_repeat(job, min(per_job, members)))
+    spread = [axis for parameter, axis in zip(model.parameters, axes, strict=True) if parameter.name == "spread"]
+    if params.ensemble > 1 and any(min(axis.ends) == 0 for axis in spread):
+        text = f"ensemble {params.ensemble:,} needs parameters.spread above 0: without it all members would be the same"
+        raise refuse(("ensemble", text))
+    return Plan(job, members, per_job)
 
 
 def _frames(params: Params, model: Model, members: int) -> int:

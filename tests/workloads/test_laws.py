@@ -14,6 +14,7 @@ from computemesh.workloads.contract import MAX_PARAMS_BYTES, JobResult, segment_
 
 SMALL = {
     "noop": {"jobs": 5, "bytes": 20},
+    "simulation": {"system": "ode", "steps": 40, "frames": 4, "ensemble": 6, "jobs": 2, "parameters": {"spread": 0.1}},
     "synthetic": {"matrix_size": 64, "iterations": 3, "jobs": 2, "seed": "law"},
 }
 TASK_ID = bytes(range(32))
@@ -55,7 +56,24 @@ def test_recomputing_all_units_gives_what_the_worker_committed(name):
     specs = [bind(spec, BINDING) for spec in task.split(params, TASK_ID)]
     executed = task.execute_all(specs, Context())
     assert [outcome.digests for outcome in executed] == [task.execute(spec, Context()).digests for spec in specs]
-    assert task.recompute(specs) == [outcome.digests for outcome in executed]
+    if task.exact:
+        assert task.recompute(specs) == [outcome.digests for outcome in executed]
+    else:
+        with pytest.raises(TypeError, match="not exact"):
+            task.recompute(specs)
+
+
+@every_type
+def test_an_output_shows_what_was_committed(name):
+    task, _, spec = small_job(name)
+    outcome = task.execute(spec, Context())
+    if task.output_digests is None:
+        assert outcome.output == b""
+        return
+    assert len(outcome.output) <= task.output_bytes(spec)
+    shown = task.output_digests(spec, outcome.output)
+    assert shown
+    assert all(outcome.digests[32 * i : 32 * i + 32] == digest for i, digest in shown.items())
 
 
 @every_type
@@ -75,8 +93,8 @@ def test_splitting_is_lazy_repeatable_and_numbered(name):
 @every_type
 def test_jobs_of_one_task_have_different_results(name):
     task, params, _ = small_job(name)
-    results = task.recompute([bind(spec, BINDING) for spec in task.split(params, TASK_ID)])
-    assert len(set(results)) == len(results)
+    outcomes = task.execute_all([bind(spec, BINDING) for spec in task.split(params, TASK_ID)], Context())
+    assert len({outcome.digests for outcome in outcomes}) == len(outcomes)
 
 
 @every_type
@@ -112,13 +130,15 @@ def test_the_price_is_a_bound_in_whole_base_units(name):
 @every_type
 def test_results_assemble_to_artifacts_with_names_of_their_own(name):
     task, params, _ = small_job(name)
-    artifacts = task.assemble(params, [JobResult(bytes([i]) * 32) for i in range(task.jobs(params))])
+    outcomes = task.execute_all([bind(spec, BINDING) for spec in task.split(params, TASK_ID)], Context())
+    artifacts = task.assemble(params, [JobResult(bytes([i]) * 32, o.output) for i, o in enumerate(outcomes)])
     assert len({artifact.name for artifact in artifacts}) == len(artifacts) > 0
     assert all("/" in artifact.media_type and artifact.data for artifact in artifacts)
 
 
 def test_an_unknown_type_is_refused_with_the_known_names():
-    with pytest.raises(InvalidArgument, match="'raytrace' is not a task type; known are: noop, synthetic") as refused:
+    known = ", ".join(workloads.names())
+    with pytest.raises(InvalidArgument, match=f"'raytrace' is not a task type; known are: {known}") as refused:
         workloads.get("raytrace")
     assert refused.value.violations[0][0] == "challenge_type"
 

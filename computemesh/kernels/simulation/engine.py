@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -57,7 +58,8 @@ def _member(model: Model, shape: Shape) -> Step:
         return integrate(model.variant, state, p[0], p[1:], first, steps)
 
     def option_pricing(state: Array, p: Array, first: Array, key: Array, steps: Array) -> Array:
-        return state + montecarlo.option_sums(model.variant, p, key, steps, shape["paths"])
+        precision = jnp.float32 if state.dtype == jnp.float64 else state.dtype
+        return state + montecarlo.option_sums(model.variant, p, key, steps, shape["paths"], precision)
 
     return {
         "nbody": nbody, "lennard_jones": lennard_jones, "reaction_diffusion": reaction_diffusion,
