@@ -18,7 +18,10 @@ SHELL = {"computemesh.service", "computemesh.trust", "computemesh.v1"}
 MAY = {
     "computemesh.trust": {"computemesh.trust"},
     "computemesh.kernels": {"computemesh.kernels", "computemesh.trust"},
-    "computemesh.workloads": {"computemesh.workloads", "computemesh.kernels", "computemesh.trust"},
+    "computemesh.sandbox": {"computemesh.sandbox", "computemesh.trust"},
+    "computemesh.workloads": {
+        "computemesh.workloads", "computemesh.kernels", "computemesh.sandbox", "computemesh.trust",
+    },
     "computemesh.service": SHELL,
     "computemesh.client": {"computemesh.client", "computemesh.workloads", *SHELL},
     "market": {"market", "computemesh.workloads", *SHELL},

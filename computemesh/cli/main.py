@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from computemesh.cli import artifact, ledger, output, task, up, verify, worker
+from computemesh.cli import artifact, ledger, output, program, task, up, verify, worker
 from computemesh.cli.options import Root
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.add_typer(task.app, name="task")
+app.add_typer(program.app, name="program")
 app.add_typer(artifact.app, name="artifact")
 app.add_typer(worker.app, name="worker")
 app.add_typer(ledger.app, name="ledger")
