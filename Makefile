@@ -13,7 +13,7 @@ PROTOS := $(wildcard proto/computemesh/v1/*.proto) proto/buf/validate/validate.p
 PROTO_VENV := build/proto-venv
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(PROTO_VENV)/bin/protoc-gen-mypy
 
-.PHONY: help setup run-cluster demo test test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger clean
+.PHONY: help setup run-cluster demo test test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,7 +66,7 @@ proto: $(PROTO_VENV)  ## generate computemesh/v1 from the contracts
 baseline: build/node_modules  ## accept the present contracts as the ones that must not break
 	build/node_modules/.bin/buf build -o deploy/buf/baseline.binpb
 
-bench: bench-verify bench-ledger bench-dispatch  ## all benchmarks
+bench: bench-verify bench-ledger bench-dispatch bench-artifacts  ## all benchmarks
 
 bench-dispatch: $(STAMP)  ## no-op jobs through the complete path, next to the transport's ceiling
 	@$(BIN)/python -m bench.dispatch
@@ -76,6 +76,9 @@ bench-verify: $(STAMP)  ## cost of checking over cost of computing; detection; f
 
 bench-ledger: $(STAMP)  ## batch-signed durable results through the ledger
 	@$(BIN)/python -m bench.ledger
+
+bench-artifacts: $(STAMP)  ## upload and download of one artifact, next to hash, disk and transport
+	@$(BIN)/python -m bench.artifacts
 
 clean:  ## remove what was built (not the data)
 	rm -rf $(VENV) build *.egg-info

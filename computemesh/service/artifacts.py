@@ -59,7 +59,7 @@ class Artifacts:
         """Stores bytes that are in memory; the digest. An account's put expires, a task's is kept until `release`."""
         digest = (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
         declared = Declaration(digest, len(data), media_type, name)
-        if await self.keep(declared, owner) is None:
+        if not await self.keep(declared, owner):
             upload = await self.store.upload(declared, owner, now_ms())
             try:
                 for at in range(upload.stored, len(data), CHUNK_BYTES):
@@ -67,7 +67,7 @@ class Artifacts:
                 await upload.finish()
             finally:
                 await upload.give_up()
-            await self._hold(declared, owner)
+            await self.hold(declared, owner)
         return declared.digest
 
     async def read(self, digest: str, max_bytes: int) -> bytes:
@@ -82,13 +82,13 @@ class Artifacts:
             raise missing(digest)
         return data
 
-    async def keep(self, declared: Declaration, owner: Owner) -> Blob | None:
+    async def keep(self, declared: Declaration, owner: Owner) -> pb.Artifact | None:
         """Holds bytes that are here already; None where they have to be sent."""
-        blob = await self._sound(declared)
-        if blob is None:
+        if await self._sound(declared) is None:
             return None
-        await self._hold(declared, owner)
-        return await self._sound(declared)
+        expires_ms, label = await self.hold(declared, owner)
+        blob = await self._sound(declared)
+        return _message(declared.digest, blob.size, described(blob, label), expires_ms) if blob is not None else None
 
     async def _sound(self, declared: Declaration) -> Blob | None:
         blob = await self.store.find(declared.digest, to_keep=True, as_folder=declared.media_type == MEDIA_TYPE)
@@ -97,10 +97,11 @@ class Artifacts:
             raise InvalidArgument(f"size: {problem}", violations=[("size", problem)], reason="WRONG_LENGTH")
         return blob
 
-    async def _hold(self, declared: Declaration, owner: Owner) -> None:
+    async def hold(self, declared: Declaration, owner: Owner) -> tuple[int, Label]:
+        """Makes or renews the reference of a put: (Unix ms of its end, 0 for a task's; what it is called)."""
         expires_ms = 0 if owner.kind == "task" else now_ms() + self.ttl_ms
         label = Label(declared.name, declared.media_type, now_ms())
-        await self.retention.hold(declared.digest, declared.size, owner, expires_ms, label)
+        return await self.retention.hold(declared.digest, declared.size, owner, expires_ms, label)
 
     async def hold_for_task(self, task_id: str, digests: Sequence[str]) -> None:
         """Keeps what a task reads or leaves until `release_task`. Raises NotFound for what is not here."""
@@ -167,28 +168,28 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
                                     retry_after_ms=1000, reason="TOO_MANY_UPLOADS")  # fmt: skip
         self._uploads += 1
         try:
-            blob = await self._artifacts.keep(declared, owner)
-            if blob is None:
-                await self._receive(declared, owner, requests, context)
-            last = await self._own(declared.digest, owner)
+            last = await self._artifacts.keep(declared, owner)
+            if last is None:
+                last = await self._receive(declared, owner, requests, context)
             await context.write(pb.UploadArtifactResponse(offset=declared.size, artifact=last))
         finally:
             self._uploads -= 1
 
     async def _receive(
         self, declared: Declaration, owner: Owner, requests: AsyncIterator[pb.UploadArtifactRequest], context: Context
-    ) -> None:
+    ) -> pb.Artifact:
         upload = await self._artifacts.store.upload(declared, owner, now_ms())
         try:
             await context.write(pb.UploadArtifactResponse(offset=upload.stored))
             async for chunk in _chunks(requests):
                 if await upload.write(chunk):
                     await context.write(pb.UploadArtifactResponse(offset=upload.stored))
-            await upload.finish()
+            blob = await upload.finish()
         finally:
             # Also when the call was cancelled: what came is kept, to be continued.
             await asyncio.shield(asyncio.ensure_future(upload.give_up()))
-        await self._artifacts._hold(declared, owner)
+        expires_ms, label = await self._artifacts.hold(declared, owner)
+        return _message(declared.digest, blob.size, described(blob, label), expires_ms)
 
     async def DownloadArtifact(self, request: pb.DownloadArtifactRequest, context: Context) -> None:
         self._identify(context)

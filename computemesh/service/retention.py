@@ -75,8 +75,11 @@ class Retention:
         self._store = store
         self._objects = store.objects
 
-    async def hold(self, digest: str, size: int, owner: Owner, expires_ms: int, label: Label | None = None) -> None:
-        """Keeps a digest for `owner` until `expires_ms` (0: until released). A longer hold there was is not shortened.
+    async def hold(
+        self, digest: str, size: int, owner: Owner, expires_ms: int, label: Label | None = None
+    ) -> tuple[int, Label]:
+        """Keeps a digest for `owner` until `expires_ms` (0: until released). A longer hold there was is not shortened,
+        and a name there was is not emptied. Returns until when and under what it is held.
 
         Make the reference first and then look whether the bytes are here (`BlobStore.find(to_keep=True)`): the other
         way round they may go in between.
@@ -94,6 +97,7 @@ class Retention:
         path = f"{place}/{expires_ms:x}-{size:x}"
         await self._objects.put(path, json.dumps(body).encode())
         await self._objects.delete([one.path for one in before if one.path != path])
+        return expires_ms, told
 
     async def hold_for_task(self, task_id: str, digests: Iterable[str]) -> None:
         """A task holds what it reads and leaves, until `release`. Raises NotFound for what is not here."""

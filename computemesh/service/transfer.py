@@ -22,7 +22,14 @@ import grpc
 
 from computemesh.service.blobs import CHUNK_BYTES, WINDOW_BYTES
 from computemesh.service.errors import from_rpc_error
-from computemesh.trust.errors import DigestMismatch, InvalidArgument, InvalidProof, MeshError, ResourceExhausted, Unavailable
+from computemesh.trust.errors import (
+    DigestMismatch,
+    InvalidArgument,
+    InvalidProof,
+    MeshError,
+    ResourceExhausted,
+    Unavailable,
+)
 from computemesh.v1 import artifact_pb2 as pb
 from computemesh.v1 import artifact_pb2_grpc
 
@@ -71,7 +78,7 @@ class Transfer:
 
     `retry_for` is how many seconds without any progress a transfer is repeated while the service cannot be reached,
     `meaning` words the transport's errors.
-    Give it a channel of its own (`dial_bulk`) where others share the connection: bytes crowd out heartbeats.
+    Give it a connection of its own (`dial(..., own_connection=True)`) where heartbeats share the process.
     """
 
     def __init__(
@@ -145,9 +152,8 @@ class Transfer:
     ) -> Path:
         """Writes an artifact to the file `to`, which appears only when it is whole and has its digest.
 
-        What an interrupted call left in `.NAME.DIGEST.part` beside it is continued. Raises NotFound, DigestMismatch (the
-        store sent other bytes), InvalidArgument (more than `max_bytes`, or `to` cannot be
-        written), Unavailable.
+        What an interrupted call left in `.NAME.DIGEST.part` beside it is continued. Raises NotFound, DigestMismatch
+        (the store sent other bytes), InvalidArgument (more than `max_bytes`, or `to` cannot be written), Unavailable.
         """
         part = to.with_name(f".{to.name[:100]}.{digest[:16]}.part")
         try:

@@ -50,7 +50,7 @@ async def caller(address: str) -> AsyncIterator[As]:
     channels: list[grpc.aio.Channel] = []
 
     def as_name(name: str = "alice", retry_for: float = 5.0) -> Transfer:
-        channels.append(dial(address))
+        channels.append(dial(address, own_connection=True))
 
         async def metadata() -> tuple[tuple[str, str], ...]:
             return (("authorization", f"Bearer {name}"),)
