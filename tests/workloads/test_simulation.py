@@ -284,7 +284,8 @@ def test_a_repeated_shape_never_compiles_again():
     payload = {"parameters": {"equation": "brusselator", "spread": 0.1}, "frames": 10, "ensemble": 16}
     TASK.execute(job("ode", {**payload, "steps": 100}), Context())
     before = len(engine.traces)
-    spec = job("ode", {**payload, "steps": 730, "parameters": {"equation": "brusselator", "spread": 0.1, "b": 2.5}}, seed=4)
+    other = {"equation": "brusselator", "spread": 0.1, "b": 2.5}
+    spec = job("ode", {**payload, "steps": 730, "parameters": other}, seed=4)
     assert accepted(spec, TASK.execute(spec, Context()), bytes(32))
     assert len(engine.traces) == before
 
