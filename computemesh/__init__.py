@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from computemesh.client import AsyncClient, Client
+    from computemesh.sandbox.exposed import expose
     from computemesh.trust.errors import (
         AlreadyExists,
         Conflict,
@@ -43,13 +44,14 @@ __all__ = [
     "AlreadyExists", "AsyncClient", "Client", "Conflict", "DeadlineExceeded", "InsufficientFunds", "Internal",
     "InvalidArgument", "InvalidProof", "InvalidState", "MeshError", "NotFound", "Receipt", "ResourceExhausted",
     "TaskAlreadyClaimed", "TaskExpired", "TaskNotClaimed", "TaskNotFound", "Unauthenticated", "Unauthorized",
-    "Unavailable",
+    "Unavailable", "expose",
 ]  # fmt: skip
 
 _HOMES = {
     "Client": "computemesh.client",
     "AsyncClient": "computemesh.client",
     "Receipt": "computemesh.trust.receipt",
+    "expose": "computemesh.sandbox.exposed",
 }
 
 

@@ -11,7 +11,7 @@ import socket
 import threading
 from typing import Any
 
-from computemesh.sandbox.frames import HEAD, MAX_DOCUMENT_BYTES, Kind, document, send
+from computemesh.sandbox.frames import HEAD, Kind, document, send
 
 IDLE_LIMIT_S = 60.0  # longer than the parent keeps it in use, so that a request never meets a child that leaves
 MAX_FILE_BYTES = 256 * 2**20  # compilers write temporary files
@@ -30,7 +30,8 @@ class Link:
     """The socket to the parent. A thread reads it, so that the child ends in the middle of anything when the parent
     is gone."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, idle_s: float | None = IDLE_LIMIT_S) -> None:
+        self._idle_s = idle_s
         self._socket = socket.socket(fileno=fd)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -52,9 +53,9 @@ class Link:
         self.send(Kind.FAILED, document({"reason": error.reason, "text": text, "again": error.again}))
 
     def request(self) -> dict[str, Any]:
-        """The next request; ends the process where none comes for a minute."""
+        """The next request; ends the process where none comes in `idle_s`."""
         try:
-            return dict(self._inbox.get(timeout=IDLE_LIMIT_S))
+            return dict(self._inbox.get(timeout=self._idle_s))
         except queue.Empty:
             os._exit(0)
 
@@ -63,8 +64,6 @@ class Link:
         with contextlib.suppress(Exception):
             while len(head := stream.read(HEAD.size)) == HEAD.size:
                 _, length = HEAD.unpack(head)
-                if length > MAX_DOCUMENT_BYTES:
-                    break
                 self._inbox.put(json.loads(stream.read(length)))
         os._exit(0)
 

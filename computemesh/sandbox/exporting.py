@@ -59,7 +59,7 @@ def export_program(
     specs = [jax.ShapeDtypeStruct(kind.shape, kind.dtype) for kind in inputs]  # type: ignore[no-untyped-call]
     wide = any(kind.dtype in ("int64", "uint64", "float64") for kind in inputs)
     try:
-        with jax.enable_x64(wide or jax.numpy.int64(0).dtype.itemsize == 8), jax.default_matmul_precision(precision):
+        with jax.enable_x64(wide or bool(jax.config.values["jax_enable_x64"])), jax.default_matmul_precision(precision):
             exported = export.export(
                 jax.jit(flat), platforms=("cpu",) if exact else PLATFORMS,
                 disabled_checks=[export.DisabledSafetyCheck.platform()] if exact else [],

@@ -1,8 +1,11 @@
 """The parent's side: starts a child, gives it one request at a time, and kills it at the first limit it crosses.
 
 A child has an environment without secrets, an empty working directory, its own session and no descriptor but its
-socket. What it sends is bounded before it is read. `ask` returns only after END or raises `JobFailed`, whose reason
-starts with the child's `label`, and then the child is dead.
+socket. What it sends is bounded before it is read. `ask` ends with DONE or raises `JobFailed`, whose reason starts with
+the child's `label`, and then the child is dead. A child with `own` code, the operator's, has the same limits, but
+keeps environment, folder and log, and lives on after a failure that it reported itself.
+
+`computemesh.service.child` is for children that run this project's code: it unpickles what they say.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from computemesh.sandbox.frames import HEAD, MAX_DOCUMENT_BYTES, Kind, document,
 from computemesh.trust.errors import MeshError
 
 START_LIMIT_S = 120.0
+OWN_START_LIMIT_S = 900.0  # an operator's init() may load a model
 WATCH_S = 0.05
 KEEP_IDLE_S = 30.0
 MAX_TEXT = 900
@@ -69,19 +73,24 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 class Child:
-    """One process running `python -m module FD`. `label` begins the reasons of its failures, e.g. PROGRAM."""
+    """One process running `python -m module FD ARGUMENTS`. `label` begins the reasons of its failures, e.g. PROGRAM."""
 
-    def __init__(self, module: str, label: str, extra: Mapping[str, str], arguments: tuple[str, ...] = ()) -> None:
-        self.label = label
+    def __init__(
+        self, module: str, label: str, extra: Mapping[str, str], arguments: tuple[str, ...] = (), *, own: bool = False
+    ) -> None:
+        self.label, self._own = label, own
         self._folder = tempfile.mkdtemp(prefix="computemesh-child-")
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        log = 2 if own else self._errors
+        places = environment({"HOME": self._folder, **extra})
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", module, str(theirs.fileno()), *arguments],
-                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors,
-                    cwd=self._folder, env=environment({"HOME": self._folder, **extra}), start_new_session=True,
+                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    cwd=None if own else self._folder, start_new_session=True,
+                    env={**os.environ, "PYTHONPATH": places["PYTHONPATH"], **extra} if own else places,
                 )  # fmt: skip
         except BaseException:
             ours.close()
@@ -89,6 +98,7 @@ class Child:
         self._socket = ours
         self._socket.settimeout(10.0)  # a child that does not take a small request hangs
         self.phase = "starting"
+        self._busy = False
         self._resident = 0
         self.idle_since = time.monotonic()
 
@@ -99,15 +109,18 @@ class Child:
     @property
     def usable(self) -> bool:
         """Whether the next request may go here."""
-        return self._process.poll() is None and time.monotonic() - self.idle_since < KEEP_IDLE_S
+        fresh = self._own or time.monotonic() - self.idle_since < KEEP_IDLE_S
+        return fresh and not self._busy and self._process.poll() is None
 
     def start(self) -> None:
         """Wait until the child is ready. Raises JobFailed."""
-        limits = Limits(START_LIMIT_S, 0, 0)
+        limits = Limits(OWN_START_LIMIT_S if self._own else START_LIMIT_S, 0, 0)
         kind, data = self._receive(time.monotonic() + limits.seconds, limits, 0, _nothing)
         if kind is Kind.FAILED:
+            self.close()
             raise self._told(data)
         self._resident = self._measure()
+        self.phase = "ready"
 
     def ask(
         self, request: Mapping[str, Any], limits: Limits, progress: Callable[[], None] = _nothing
@@ -119,7 +132,8 @@ class Child:
         """
         until = time.monotonic() + limits.seconds
         left = limits.output_bytes
-        self.phase = "starting"
+        self.phase, self._busy = "ready", True
+        told: JobFailed | None = None
         try:
             send(self._socket, Kind.REQUEST, document(request))
             while True:
@@ -127,7 +141,8 @@ class Child:
                 if kind is Kind.DONE:
                     break
                 if kind is Kind.FAILED:
-                    raise self._told(data)
+                    told = self._told(data)
+                    break
                 if kind is Kind.PHASE:
                     self.phase = data[:40].decode("ascii", "replace")
                 else:
@@ -138,7 +153,11 @@ class Child:
         except BaseException:  # also a consumer that stops in the middle: the child still works for it
             self.close()
             raise
-        self.idle_since = time.monotonic()
+        self.idle_since, self._busy = time.monotonic(), False
+        if told is not None:
+            if not self._own:
+                self.close()
+            raise told
 
     def _receive(
         self, until: float, limits: Limits, output_left: int, progress: Callable[[], None]
@@ -189,7 +208,6 @@ class Child:
 
     def _told(self, data: bytes) -> JobFailed:
         """The child's own refusal, believed only as a bounded text."""
-        self.close()
         try:
             told = json.loads(data)
             reason, text, again = str(told["reason"]), str(told["text"]), bool(told.get("again"))
@@ -242,7 +260,7 @@ class Keeper:
 
     @contextlib.contextmanager
     def child(self, key: object, start: Callable[[], Child]) -> Iterator[Child]:
-        """A child of `key` for this block, ready; ended where the block raises."""
+        """A child of `key` for this block, ready. After a block that raises it is kept only if `ask` let it live."""
         with self._lock:
             kept, self._kept = self._kept, None
         child = kept[1] if kept is not None and kept[0] == key and kept[1].usable else None
@@ -254,9 +272,18 @@ class Keeper:
             if child.phase == "starting":
                 child.start()
             yield child
+        except JobFailed:
+            if not child.usable:
+                child.close()
+                raise
+            self._keep(key, child)
+            raise
         except BaseException:
             child.close()
             raise
+        self._keep(key, child)
+
+    def _keep(self, key: object, child: Child) -> None:
         with self._lock:
             other, self._kept = self._kept, (key, child)
         if other is not None:

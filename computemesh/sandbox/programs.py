@@ -29,18 +29,22 @@ class Program:
         if (size := path.stat().st_size) > MAX_PROGRAM_BYTES:
             raise Refused("TOO_LARGE", f"the program has {size:,} bytes; at most {MAX_PROGRAM_BYTES:,} are taken")
         try:
-            self.exported = _deserialize(unpack_program(path.read_bytes()))
-            module = _module(self.exported)
+            body = unpack_program(path.read_bytes())
         except ValueError as error:
             raise Refused("UNREADABLE", str(error)) from None
-        except Exception as error:
+        try:
+            self.exported = _deserialize(body)
+            module = _module(self.exported)
+            link.phase("examining")
+            _check_frame(self.exported)
+            self.inputs = _signature("argument", self.exported.in_avals)
+            self.outputs = _signature("output", self.exported.out_avals)
+            self.contents = examine(module)
+            _check_platform(self, platform, exact)
+        except (Refused, MemoryError):
+            raise
+        except Exception as error:  # damaged bytes make every kind of error in JAX's reader
             raise Refused("UNREADABLE", f"the program cannot be parsed: {type(error).__name__}: {error}") from None
-        link.phase("examining")
-        _check_frame(self.exported)
-        self.inputs = _signature("argument", self.exported.in_avals)
-        self.outputs = _signature("output", self.exported.out_avals)
-        self.contents = examine(module)
-        _check_platform(self, platform, exact)
         self.compiled: Any = None
         self.memory_bytes = 0
 
