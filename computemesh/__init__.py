@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         AlreadyExists,
         Conflict,
         DeadlineExceeded,
+        DigestMismatch,
         InsufficientFunds,
         Internal,
         InvalidArgument,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from computemesh.trust.receipt import Receipt
 
 __all__ = [
-    "AlreadyExists", "AsyncClient", "Client", "Conflict", "DeadlineExceeded", "InsufficientFunds", "Internal",
+    "AlreadyExists", "AsyncClient", "Client", "Conflict", "DeadlineExceeded", "DigestMismatch", "InsufficientFunds", "Internal",
     "InvalidArgument", "InvalidProof", "InvalidState", "MeshError", "NotFound", "Receipt", "ResourceExhausted",
     "TaskAlreadyClaimed", "TaskExpired", "TaskNotClaimed", "TaskNotFound", "Unauthenticated", "Unauthorized",
     "Unavailable", "expose",
