@@ -60,6 +60,7 @@ class Capabilities(google.protobuf.message.Message):
     DISPLAY_NAME_FIELD_NUMBER: builtins.int
     PRICE_UNITS_PER_TERAOP_FIELD_NUMBER: builtins.int
     SOFTWARE_VERSION_FIELD_NUMBER: builtins.int
+    FUNCTIONS_FIELD_NUMBER: builtins.int
     jaxlib_version: builtins.str
     """Version of jaxlib; with the device kind it is the class in which float results are compared byte for byte."""
     display_name: builtins.str
@@ -74,6 +75,10 @@ class Capabilities(google.protobuf.message.Message):
     def challenge_types(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Task types it runs, e.g. "synthetic"."""
 
+    @property
+    def functions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FunctionSpec]:
+        """Functions its operator exposes to tasks of type `function`. All of a Hello's capabilities fit into 64 KiB."""
+
     def __init__(
         self,
         *,
@@ -83,10 +88,41 @@ class Capabilities(google.protobuf.message.Message):
         display_name: builtins.str = ...,
         price_units_per_teraop: builtins.int = ...,
         software_version: builtins.str = ...,
+        functions: collections.abc.Iterable[global___FunctionSpec] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["challenge_types", b"challenge_types", "devices", b"devices", "display_name", b"display_name", "jaxlib_version", b"jaxlib_version", "price_units_per_teraop", b"price_units_per_teraop", "software_version", b"software_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_types", b"challenge_types", "devices", b"devices", "display_name", b"display_name", "functions", b"functions", "jaxlib_version", b"jaxlib_version", "price_units_per_teraop", b"price_units_per_teraop", "software_version", b"software_version"]) -> None: ...
 
 global___Capabilities = Capabilities
+
+@typing.final
+class FunctionSpec(google.protobuf.message.Message):
+    """One function of a worker's operator. Workers that offer the same name need not offer the same function."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    INPUT_SCHEMA_FIELD_NUMBER: builtins.int
+    OUTPUT_SCHEMA_FIELD_NUMBER: builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """What tasks call it by; unique within a worker."""
+    input_schema: builtins.str
+    """JSON Schema of what it takes."""
+    output_schema: builtins.str
+    """JSON Schema of what it gives."""
+    timeout_ms: builtins.int
+    """The longest one call may take, ms."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        input_schema: builtins.str = ...,
+        output_schema: builtins.str = ...,
+        timeout_ms: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["input_schema", b"input_schema", "name", b"name", "output_schema", b"output_schema", "timeout_ms", b"timeout_ms"]) -> None: ...
+
+global___FunctionSpec = FunctionSpec
 
 @typing.final
 class Greeting(google.protobuf.message.Message):
