@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from computemesh.trust.receipt import Receipt
 
 __all__ = [
-    "AlreadyExists", "AsyncClient", "Client", "Conflict", "DeadlineExceeded", "DigestMismatch", "InsufficientFunds", "Internal",
-    "InvalidArgument", "InvalidProof", "InvalidState", "MeshError", "NotFound", "Receipt", "ResourceExhausted",
-    "TaskAlreadyClaimed", "TaskExpired", "TaskNotClaimed", "TaskNotFound", "Unauthenticated", "Unauthorized",
-    "Unavailable", "expose",
+    "AlreadyExists", "AsyncClient", "Client", "Conflict", "DeadlineExceeded", "DigestMismatch", "InsufficientFunds",
+    "Internal", "InvalidArgument", "InvalidProof", "InvalidState", "MeshError", "NotFound", "Receipt",
+    "ResourceExhausted", "TaskAlreadyClaimed", "TaskExpired", "TaskNotClaimed", "TaskNotFound", "Unauthenticated",
+    "Unauthorized", "Unavailable", "expose",
 ]  # fmt: skip
 
 _HOMES = {
