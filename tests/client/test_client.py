@@ -43,7 +43,7 @@ def test_the_public_face_is_the_clients_the_receipt_and_the_error_tree() -> None
 
     found = {name: value for name, value in vars(errors).items() if name[0] != "_" and isinstance(value, type)}
     tree = {name for name, value in found.items() if issubclass(value, Exception)}
-    assert set(computemesh.__all__) == tree | {"Client", "AsyncClient", "Receipt"}
+    assert set(computemesh.__all__) == tree | {"Client", "AsyncClient", "Receipt", "expose"}
     assert all(getattr(computemesh, name) for name in computemesh.__all__)
     with pytest.raises(AttributeError):
         computemesh.nothing  # noqa: B018
