@@ -102,7 +102,7 @@ def _paths(run: Run) -> tuple[np.ndarray, tuple[np.ndarray, float]]:
         reach = float(np.nanpercentile(np.abs(paths[..., :2]), share)) * 1.3 or 1.0
         return paths, (np.full(2, -reach), 2 * reach)
     across = (0, 2) if run.model.variant == "lorenz" else (0, 1)
-    histories = np.stack([run.history(member) for member in run.spread(200)], 1)[..., list(across)]
+    histories = np.stack([run.history(member) for member in run.spread(60)], 1)[..., list(across)]
     finite = histories[np.isfinite(histories).all((1, 2))]
     lowest, highest = finite.min((0, 1)), finite.max((0, 1))
     flat = (histories - lowest) / (highest - lowest).clip(1e-12)
