@@ -9,12 +9,13 @@ from pathlib import Path
 import grpc
 import structlog
 
+from computemesh import workloads
 from computemesh.service import artifacts as artifact_service
 from computemesh.service.artifacts import Artifacts
 from computemesh.service.blobs import Owner
 from computemesh.service.server import build_server, dial, serve
 from computemesh.service.store import GroupCommit, open_sqlite
-from computemesh.trust.errors import InvalidArgument, Unavailable
+from computemesh.trust.errors import InvalidArgument, MeshError, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import common_pb2, market_pb2, market_pb2_grpc
 from market import store
@@ -26,7 +27,7 @@ from market.dispatch import DispatchStream
 from market.engine import Engine, now_ms
 from market.ledger_client import LedgerClient
 from market.service import MarketService
-from market.states import Drain
+from market.states import Drain, Release
 
 NAME = "computemesh.v1.MarketService"
 DRAIN_S = 0.5
@@ -82,6 +83,29 @@ class Market:
             stream.end(Unavailable("the market is stopping; dial again", retry_after_ms=1000))
 
 
+class Releases:
+    """Lets go of what ended tasks read and left; their files stay as long as a customer's own put would."""
+
+    def __init__(self, artifacts: Artifacts) -> None:
+        self._artifacts = artifacts
+        self._running: set[asyncio.Task[None]] = set()
+
+    def __call__(self, item: Release) -> None:
+        task_type = workloads.get(item.challenge_type)
+        if task_type.inputs is None and task_type.output_bytes is None:
+            return
+        task = asyncio.create_task(self._release(item))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _release(self, item: Release) -> None:
+        files = [row.digest for row in market_pb2.Task.FromString(item.files).artifacts]
+        try:
+            await self._artifacts.release_task(item.task_id.hex(), self._artifacts.ttl_ms, files)
+        except MeshError as error:  # the references stay, and with them some bytes
+            log.error("a task's artifacts were not released", task=item.task_id.hex(), error=error.message)
+
+
 def read_key(path: str) -> PrivateKey:
     """The key in a file of 64 hexadecimal characters. Raises InvalidArgument."""
     try:
@@ -95,14 +119,17 @@ def build(config: Config) -> Market:
     """Every part of the market, in the running event loop. Raises InvalidArgument for what is wrong with `config`."""
     key = read_key(config.key_file)
     callers = Callers(config.chain_id, key.secret, config.api_keys)
-    group = GroupCommit(open_sqlite(Path(config.data_dir) / "market.sqlite", store.SCHEMA))
+    connection = open_sqlite(Path(config.data_dir) / "market.sqlite", store.SCHEMA)
+    store.upgrade(connection)
+    group = GroupCommit(connection)
     channel = dial(config.ledger)
     ledger = LedgerClient(channel, config.ledger, config.chain_id, key)
     engine = Engine(Core(config.lease_ms), group, ledger)
-    service = MarketService(config, key, callers, engine)
     artifacts = None
     if config.artifacts:
         artifacts = Artifacts(config.artifacts, config.artifact_max_bytes, config.artifact_ttl_ms)
+        engine.released = Releases(artifacts)
+    service = MarketService(config, key, callers, engine, artifacts)
 
     def register(server: grpc.aio.Server) -> None:
         market_pb2_grpc.add_MarketServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]

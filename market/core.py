@@ -40,6 +40,7 @@ from market.states import (
     Phase,
     Progress,
     Ready,
+    Release,
     Restore,
     SendAck,
     SendClose,
@@ -106,10 +107,12 @@ class Core:
         holder = self.book.holder(task)
         self._unrecorded.pop(task.spec.task_id, None)
         claimed = task.claim is not None
+        files = task.claim.files if task.claim is not None and move is Move.COMPLETE else b""
+        self._effects.release.append(Release(task.spec.task_id, task.spec.challenge_type, files))
         self.book.change(
             task, EventKind.ENDED, status=status, phase=Phase.ENDED, ended_ms=self._now, jobs_running=0,
             jobs_settled=max(task.state.jobs_settled, escrow.jobs_settled), refunded_units=escrow.refunded_units,
-            intent=None, **values)
+            intent=None, files=files, **values)
         if holder is not None and holder.connection is not None and claimed:
             self._effects.send.append(SendAck(holder.connection, task.spec.task_id))
 
@@ -226,10 +229,11 @@ class Core:
         if row is None or state.phase is not Phase.LEASED:
             return
         settled = max(state.jobs_settled, row.jobs_settled)
-        if (settled, row.jobs_running) != (state.jobs_settled, state.jobs_running):
+        files = row.files or state.files
+        if (settled, row.jobs_running, files) != (state.jobs_settled, state.jobs_running, state.files):
             task.progress_ms = self._now
             self.book.change(task, EventKind.PROGRESS, jobs_settled=settled, jobs_running=row.jobs_running,
-                         block_height=max(state.block_height, row.block_height))
+                         block_height=max(state.block_height, row.block_height), files=files)
 
     def _outcomes(self, event: Outcomes) -> None:
         orchestrator = self._heard(event.connection)
@@ -343,7 +347,8 @@ class Core:
         if task.state.phase in (Phase.QUEUED, Phase.ASSIGNING):
             self.book.change(task, None, phase=Phase.CLOSING, intent=None)
         height = max(task.state.block_height, escrow.block_height, claim.block_height if claim else 0)
-        self._end(task, Move.COMPLETE, escrow, detail="", result_hash=result_hash, block_height=height)
+        detail = claim.detail if claim is not None else ""
+        self._end(task, Move.COMPLETE, escrow, detail=detail, result_hash=result_hash, block_height=height)
 
     def _still_open(self, task: Task, escrow: EscrowRead) -> None:
         state = task.state

@@ -10,14 +10,25 @@ from dataclasses import replace
 
 import structlog
 
+from computemesh.service.artifacts import Artifacts
 from computemesh.trust import envelope, statement
 from computemesh.trust.amount import format_cpc
-from computemesh.trust.errors import InsufficientFunds, InvalidState, MeshError, TaskExpired, Unauthorized, Unavailable
+from computemesh.trust.errors import (
+    InsufficientFunds,
+    InvalidArgument,
+    InvalidState,
+    MeshError,
+    NotFound,
+    TaskExpired,
+    Unauthorized,
+    Unavailable,
+)
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import ledger_pb2, market_pb2
 from market import orders, store
 from market.callers import Caller
 from market.engine import Engine
+from market.models import Models
 from market.states import Cancel, Create, Spec, State
 
 DOUBT_S = 2.0
@@ -27,8 +38,11 @@ log = structlog.get_logger("market.creation")
 class Creation:
     """Makes tasks of requests, each at most once."""
 
-    def __init__(self, engine: Engine, chain: str, key: PrivateKey) -> None:
+    def __init__(
+        self, engine: Engine, chain: str, key: PrivateKey, models: Models, artifacts: Artifacts | None
+    ) -> None:
         self._engine = engine
+        self._models, self._artifacts = models, artifacts
         self._chain = chain
         self._key = key
         # Two calls with one request id go one after the other, so that the second finds the first's task.
@@ -37,7 +51,8 @@ class Creation:
 
     async def create(self, request: market_pb2.CreateTaskRequest, caller: Caller) -> tuple[Spec, State]:
         """The task of this request, new or not. Raises what the contract lists."""
-        draft = orders.read(request)
+        names = orders.names_in(request.challenge_type, request.payload)
+        draft = orders.read(request, await self._models.digests(names))
         orders.check_signer(request, caller)
         request_id = draft.request_id or uuid.uuid4().bytes
         async with self._alone(caller.public_key, request_id):
@@ -86,6 +101,8 @@ class Creation:
                 written = await self._engine.group.read(lambda c: store.task(c, spec.task_id))
                 if not held or written is not None:
                     await self._engine.group.commit(lambda c: store.drop_draft(c, spec.task_id))
+                    if written is None:
+                        await self._let_go(spec.task_id)
                     return
                 await self._engine.do(Create(spec))
                 if not keep:
@@ -110,7 +127,8 @@ class Creation:
             task_id=order.task_id(self._chain), request_id=request_id, customer_key=caller.public_key,
             customer=caller.address, challenge_type=draft.challenge_type, payload=draft.payload,
             reward_units=draft.reward_units, deadline_ms=order.deadline_ms, priority=draft.priority, jobs=draft.jobs,
-            created_ms=now_ms, order=order.pack(), order_signature=signature)
+            created_ms=now_ms, order=order.pack(), order_signature=signature, references=draft.references)
+        await self._hold(draft, spec.task_id)
         # Noted first: a crash while the ledger takes the money must leave a trace of what it is for.
         keep = bool(draft.request_id)
         await engine.group.commit(lambda c: store.put_draft(c, spec, keep))
@@ -118,7 +136,12 @@ class Creation:
             outcome = await engine.ledger.open(spec.order, signature)
             if outcome.kind != ledger_pb2.OUTCOME_KIND_APPLIED:
                 engine.group.submit(lambda c: store.drop_draft(c, spec.task_id))
-                spec = await self._opened_before(draft, caller, order, outcome, spec)
+                try:
+                    spec = await self._opened_before(draft, caller, order, outcome, spec)
+                except MeshError:
+                    await self._let_go(spec.task_id)
+                    raise
+                await self._hold(draft, spec.task_id)
         except Unavailable:
             self._settle_later(spec, keep, DOUBT_S)
             raise
@@ -126,6 +149,24 @@ class Creation:
         found = await engine.group.read(lambda c: store.task(c, spec.task_id))
         assert found is not None
         return found
+
+    async def _hold(self, draft: orders.Draft, task_id: bytes) -> None:
+        """Keep what the task reads until it ends; before its money is held. Raises InvalidArgument, Unavailable."""
+        if not draft.inputs and not draft.leaves:
+            return
+        if self._artifacts is None:
+            raise Unavailable(f"this market has no artifact store, which {draft.challenge_type} tasks need",
+                              reason="NO_ARTIFACT_STORE")  # fmt: skip
+        try:
+            await self._artifacts.hold_for_task(task_id.hex(), list(draft.inputs))
+        except NotFound as error:
+            await self._let_go(task_id)
+            raise InvalidArgument(f"payload: {error.message}; store it with `mesh artifact put`",
+                                  violations=[("payload", error.message)], reason=error.reason) from None  # fmt: skip
+
+    async def _let_go(self, task_id: bytes) -> None:
+        if self._artifacts is not None:
+            await self._artifacts.release_task(task_id.hex())
 
     def _signed(self, draft: orders.Draft, caller: Caller, order: statement.Order) -> bytes:
         if not draft.order_signature:

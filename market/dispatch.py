@@ -155,7 +155,8 @@ class DispatchStream:
             self._engine.do(Heartbeat(self._number))
         elif kind == "progress":
             self._engine.do(Progress(self._number, tuple(
-                ProgressRow(bytes(row.task_id), row.epoch, row.jobs_settled, row.jobs_running, row.block_height)
+                ProgressRow(bytes(row.task_id), row.epoch, row.jobs_settled, row.jobs_running, row.block_height,
+                            views.files(preview=row.preview) if row.HasField("preview") else b"")
                 for row in request.progress.progress)))
         elif kind == "outcomes":
             self._engine.do(Outcomes(self._number, tuple(map(_outcome, request.outcomes.outcomes))))
@@ -173,7 +174,8 @@ def _outcome(row: market_pb2.TaskOutcome) -> OutcomeRow:
             violations=[("outcomes.status", "must be COMPLETED or FAILED")])
     return OutcomeRow(
         bytes(row.task_id), row.epoch, row.status == market_pb2.TASK_STATUS_COMPLETED, row.detail,
-        bytes(row.result_hash), row.block_height, row.jobs_settled)
+        bytes(row.result_hash), row.block_height, row.jobs_settled,
+        views.files(row.artifacts) if row.artifacts else b"")
 
 
 def _assemble(items: Sequence[Item]) -> Iterable[Response]:

@@ -21,6 +21,7 @@ from market.states import (
     Event,
     EventKind,
     Inspect,
+    Release,
     Restore,
     Send,
     Spec,
@@ -87,6 +88,8 @@ class Engine:
         self.connections: dict[int, Connection] = {}
         self.watchers: dict[bytes, set[Watcher]] = {}
         self.stopping = False
+        # Told of tasks that ended, once that is durable.
+        self.released: Callable[[Release], None] = lambda item: None
         self._in_flight = 0
         ledger.on_event = self.do
 
@@ -154,6 +157,8 @@ class Engine:
             connection = self.connections.get(item.connection)
             if connection is not None:
                 connection.send(item)
+        for ended in effects.release:
+            self.released(ended)
         for call in effects.ledger:
             if isinstance(call, Inspect):
                 self.ledger.inspect(call)

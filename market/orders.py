@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from computemesh.trust.digest import payload_digest
 from computemesh.trust.errors import Conflict, InvalidArgument, Unauthorized
 from computemesh.trust.identity import valid_public_key
 from computemesh.v1 import market_pb2
+from computemesh.workloads import references
 from market.callers import Caller
 from market.states import Spec
 
@@ -26,7 +29,8 @@ DEFAULT_DEADLINE_S = 3600
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A checked request. `deadline_s` is 0 where the customer left it open, `request_id` empty likewise."""
+    """A checked request. `deadline_s` is 0 where the customer left it open, `request_id` empty likewise. `references`
+    is JSON, names to digests; `inputs` are the artifacts its jobs read; `leaves` says whether they leave any."""
 
     challenge_type: str
     payload: bytes
@@ -37,6 +41,9 @@ class Draft:
     jobs: int
     request_id: bytes
     order_signature: bytes
+    references: str = "{}"
+    inputs: tuple[str, ...] = ()
+    leaves: bool = False
 
 
 def refuse(field: str, problem: str) -> InvalidArgument:
@@ -55,13 +62,40 @@ def payload_of(message: struct_pb2.Struct) -> tuple[bytes, dict[str, Any]]:
         raise refuse("payload", f"cannot be read: {str(error)[:200]}") from None
 
 
-def read(request: market_pb2.CreateTaskRequest) -> Draft:
-    """Everything that can be judged without knowing the caller, the time or the ledger. Raises InvalidArgument."""
+def names_in(challenge_type: str, payload: struct_pb2.Struct) -> list[str]:
+    """Texts in a payload that may be registered names. Raises InvalidArgument."""
+    task_type = workloads.get(challenge_type)
+    if not task_type.references:
+        return []
+    return sorted({text for _, text in references.names(task_type, payload_of(payload)[1])})
+
+
+def parse(task_type: workloads.Workload[Any], values: dict[str, Any], digests: Mapping[str, str]) -> Any:
+    """Params of a payload whose registered names are `digests`. Raises InvalidArgument, naming unregistered names where
+    they may be the fault."""
+    try:
+        return task_type.parse(references.resolve(task_type, values, digests))
+    except InvalidArgument as error:
+        unknown = [(field, text) for field, text in references.names(task_type, values) if text not in digests]
+        blamed = {field for field, _ in error.violations}
+        found = [(field, text) for field, text in unknown if any(path.split(".")[0] == field for path in blamed)]
+        if not found:
+            raise
+        violations = [(field, f"{text[:128]!r} is neither a digest nor a registered name") for field, text in found]
+        raise InvalidArgument(f"{error.message}; {violations[0][0]}: {violations[0][1]}",
+                              violations=[*error.violations, *violations], reason="UNKNOWN_NAME") from None  # fmt: skip
+
+
+def read(request: market_pb2.CreateTaskRequest, digests: Mapping[str, str]) -> Draft:
+    """Everything that can be judged without knowing the caller, the time or the ledger; `digests` are those of the
+    registered names in it. Raises InvalidArgument."""
     task_type = workloads.get(request.challenge_type)
     reward_units = parse_cpc(request.reward, "reward")
     encoded, values = payload_of(request.payload)
     digest = payload_digest(values)
-    jobs = task_type.jobs(task_type.parse(values))
+    params = parse(task_type, values, digests)
+    jobs = task_type.jobs(params)
+    inputs = task_type.inputs(params) if task_type.inputs is not None else ()
     if jobs > MAX_JOBS:
         raise refuse("payload", f"makes {jobs} jobs, at most {MAX_JOBS} are allowed in one task")
     if reward_units < jobs:
@@ -69,7 +103,8 @@ def read(request: market_pb2.CreateTaskRequest) -> Draft:
                                "0.000001 for each")
     return Draft(
         request.challenge_type, encoded, digest, reward_units, request.deadline, request.priority, jobs,
-        _request_id(request.request_id), _signature(request))
+        _request_id(request.request_id), _signature(request), json.dumps(digests, sort_keys=True),
+        tuple(sorted({digest.hex() for digest in inputs})), task_type.output_bytes is not None)
 
 
 def _request_id(text: str) -> bytes:

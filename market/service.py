@@ -15,6 +15,7 @@ import grpc
 from google.protobuf import json_format, struct_pb2
 
 from computemesh import workloads
+from computemesh.service.artifacts import Artifacts
 from computemesh.trust.amount import format_cpc
 from computemesh.trust.errors import InvalidArgument, InvalidState, TaskNotFound, Unauthorized, Unavailable
 from computemesh.trust.identity import PrivateKey
@@ -25,6 +26,7 @@ from market.config import Config
 from market.creation import Creation
 from market.dispatch import DispatchStream
 from market.engine import Engine
+from market.models import Models
 from market.states import TERMINAL, Cancel, Spec, State, Status
 
 DEFAULT_PAGE = 50
@@ -39,12 +41,15 @@ if TYPE_CHECKING:
 class MarketService(market_pb2_grpc.MarketServiceServicer):
     """Every RPC of the contract; what each may answer stands there."""
 
-    def __init__(self, config: Config, key: PrivateKey, callers: Callers, engine: Engine) -> None:
+    def __init__(
+        self, config: Config, key: PrivateKey, callers: Callers, engine: Engine, artifacts: Artifacts | None = None
+    ) -> None:
         self._config = config
         self._key = key
         self._callers = callers
         self._engine = engine
-        self.creation = Creation(engine, config.chain_id, key)
+        self._models = Models(engine, artifacts)
+        self.creation = Creation(engine, config.chain_id, key, self._models, artifacts)
 
     async def GetMarket(self, request: market_pb2.GetMarketRequest, context: Context) -> market_pb2.GetMarketResponse:
         return market_pb2.GetMarketResponse(
@@ -63,7 +68,8 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         self._callers.identify(context, self._engine.clock())
         task_type = workloads.get(request.challenge_type)
         _, values = orders.payload_of(request.payload)
-        params = task_type.parse(values)
+        names = orders.names_in(request.challenge_type, request.payload)
+        params = orders.parse(task_type, values, await self._models.digests(names))
         estimate = task_type.price(params)
         layout = task_type.layout(task_type.split(params, bytes(32))[0])
         units = layout.segments * layout.units
@@ -160,6 +166,21 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
                 reason="LEDGER_UNAVAILABLE") from None
         finally:
             self._engine.unwatch(spec.task_id, watcher)
+
+    async def RegisterModel(
+        self, request: market_pb2.RegisterModelRequest, context: Context
+    ) -> market_pb2.RegisterModelResponse:
+        return await self._models.register(request, self._callers.identify(context, self._engine.clock()))
+
+    async def GetModel(self, request: market_pb2.GetModelRequest, context: Context) -> market_pb2.GetModelResponse:
+        self._callers.identify(context, self._engine.clock())
+        return await self._models.get(request)
+
+    async def ListModels(
+        self, request: market_pb2.ListModelsRequest, context: Context
+    ) -> market_pb2.ListModelsResponse:
+        self._callers.identify(context, self._engine.clock())
+        return await self._models.list(request)
 
     async def Dispatch(
         self, requests: AsyncIterator[market_pb2.DispatchRequest], context: Context

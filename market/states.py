@@ -104,7 +104,8 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What was ordered; never changes. `payload` is the deterministic encoding of the Struct."""
+    """What was ordered; never changes. `payload` is the deterministic encoding of the Struct; `references` a JSON
+    object with the digest of each registered name in it."""
 
     task_id: bytes
     request_id: bytes
@@ -119,11 +120,13 @@ class Spec:
     created_ms: int
     order: bytes
     order_signature: bytes
+    references: str = "{}"
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What changes. `cursor` is that of the last event; `epoch` that of the last lease, 0 before the first."""
+    """What changes. `cursor` is that of the last event; `epoch` that of the last lease, 0 before the first. `files` is
+    a serialised Task with nothing but `artifacts` and `preview`."""
 
     status: Status = Status.PENDING
     phase: Phase = Phase.QUEUED
@@ -139,6 +142,7 @@ class State:
     epoch: int = 0
     orchestrator_key: bytes = b""
     orchestrator_address: str = ""
+    files: bytes = b""
     intent: Intent | None = None
 
 
@@ -231,6 +235,7 @@ class ProgressRow:
     jobs_settled: int
     jobs_running: int
     block_height: int
+    files: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +257,7 @@ class OutcomeRow:
     result_hash: bytes
     block_height: int
     jobs_settled: int
+    files: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,10 +389,20 @@ class Inspect:
 LedgerCall = Submit | Inspect
 
 
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The task ended: only its `files` are kept on, for a while."""
+
+    task_id: bytes
+    challenge_type: str
+    files: bytes
+
+
 @dataclass(slots=True)
 class Effects:
-    """Make `persist` durable, then do `send` and `ledger`."""
+    """Make `persist` durable, then do `send`, `ledger` and `release`."""
 
     persist: list[Record] = field(default_factory=list)
     send: list[Send] = field(default_factory=list)
     ledger: list[LedgerCall] = field(default_factory=list)
+    release: list[Release] = field(default_factory=list)

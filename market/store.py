@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from market.states import (
     TERMINAL,
@@ -23,11 +23,11 @@ from market.states import (
 
 _SPEC = (
     "task_id", "request_id", "customer_key", "customer", "challenge_type", "payload", "reward_units", "deadline_ms",
-    "priority", "jobs", "created_ms", "order_bytes", "order_signature",
+    "priority", "jobs", "created_ms", "order_bytes", "order_signature", "names",
 )  # fmt: skip
 _STATE = (
     "status", "phase", "cursor", "updated_ms", "ended_ms", "jobs_settled", "jobs_running", "detail", "result_hash",
-    "block_height", "refunded_units", "epoch", "orchestrator_key", "orchestrator_address",
+    "block_height", "refunded_units", "epoch", "orchestrator_key", "orchestrator_address", "files",
 )  # fmt: skip
 _INTENT = ("intent_kind", "intent_tx_id", "intent_cause")
 
@@ -35,7 +35,7 @@ _STATE_COLUMNS = """
     status INTEGER NOT NULL, phase INTEGER NOT NULL, cursor INTEGER NOT NULL, updated_ms INTEGER NOT NULL,
     ended_ms INTEGER NOT NULL, jobs_settled INTEGER NOT NULL, jobs_running INTEGER NOT NULL, detail TEXT NOT NULL,
     result_hash BLOB NOT NULL, block_height INTEGER NOT NULL, refunded_units INTEGER NOT NULL, epoch INTEGER NOT NULL,
-    orchestrator_key BLOB NOT NULL, orchestrator_address TEXT NOT NULL"""
+    orchestrator_key BLOB NOT NULL, orchestrator_address TEXT NOT NULL, files BLOB NOT NULL DEFAULT x''"""
 
 SCHEMA: Sequence[str] = (
     f"""CREATE TABLE IF NOT EXISTS tasks (
@@ -43,7 +43,7 @@ SCHEMA: Sequence[str] = (
     task_id BLOB NOT NULL UNIQUE, request_id BLOB NOT NULL, customer_key BLOB NOT NULL, customer TEXT NOT NULL,
     challenge_type TEXT NOT NULL, payload BLOB NOT NULL, reward_units INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
     priority INTEGER NOT NULL, jobs INTEGER NOT NULL, created_ms INTEGER NOT NULL, order_bytes BLOB NOT NULL,
-    order_signature BLOB NOT NULL, {_STATE_COLUMNS}) STRICT""",
+    order_signature BLOB NOT NULL, names TEXT NOT NULL DEFAULT '{{}}', {_STATE_COLUMNS}) STRICT""",
     "CREATE UNIQUE INDEX IF NOT EXISTS tasks_request ON tasks (customer_key, request_id)",
     "CREATE INDEX IF NOT EXISTS tasks_customer ON tasks (customer, number)",
     f"CREATE INDEX IF NOT EXISTS tasks_live ON tasks (number) WHERE phase < {int(Phase.ENDED)}",
@@ -56,12 +56,38 @@ SCHEMA: Sequence[str] = (
     task_id BLOB PRIMARY KEY, request_id BLOB NOT NULL, customer_key BLOB NOT NULL, customer TEXT NOT NULL,
     challenge_type TEXT NOT NULL, payload BLOB NOT NULL, reward_units INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
     priority INTEGER NOT NULL, jobs INTEGER NOT NULL, created_ms INTEGER NOT NULL, order_bytes BLOB NOT NULL,
-    order_signature BLOB NOT NULL, keep INTEGER NOT NULL) STRICT""",
+    order_signature BLOB NOT NULL, keep INTEGER NOT NULL, names TEXT NOT NULL DEFAULT '{}') STRICT""",
+    """CREATE TABLE IF NOT EXISTS models (
+    model_id TEXT PRIMARY KEY, artifact TEXT NOT NULL, owner TEXT NOT NULL, registered_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
     # Transactions owed to the ledger: written with the change that needs them, removed once the ledger answered.
     """CREATE TABLE IF NOT EXISTS intents (
     task_id BLOB PRIMARY KEY, intent_kind INTEGER NOT NULL, intent_tx_id BLOB NOT NULL,
     intent_cause INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
 )
+
+
+LATER = (
+    ("tasks", "names", "TEXT NOT NULL DEFAULT '{}'"), ("drafts", "names", "TEXT NOT NULL DEFAULT '{}'"),
+    ("tasks", "files", "BLOB NOT NULL DEFAULT x''"), ("task_events", "files", "BLOB NOT NULL DEFAULT x''"),
+)  # fmt: skip
+"""Columns that came after the first release."""
+
+
+class ModelRow(NamedTuple):
+    """A registered name; `artifact` as 64 hexadecimal characters."""
+
+    model_id: str
+    artifact: str
+    owner: str
+    registered_ms: int
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Adds what an older database lacks."""
+    for table, name, kind in LATER:
+        if name not in {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}:
+            connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
 
 
 def _marks(names: Sequence[str]) -> str:
@@ -88,23 +114,24 @@ Stored = tuple[Spec, State]
 def _spec_row(spec: Spec) -> tuple[Any, ...]:
     return (spec.task_id, spec.request_id, spec.customer_key, spec.customer, spec.challenge_type, spec.payload,
             spec.reward_units, spec.deadline_ms, spec.priority, spec.jobs, spec.created_ms, spec.order,
-            spec.order_signature)  # fmt: skip
+            spec.order_signature, spec.references)  # fmt: skip
 
 
 def _state_row(state: State) -> tuple[Any, ...]:
     return (int(state.status), int(state.phase), state.cursor, state.updated_ms, state.ended_ms, state.jobs_settled,
             state.jobs_running, state.detail, state.result_hash, state.block_height, state.refunded_units, state.epoch,
-            state.orchestrator_key, state.orchestrator_address)  # fmt: skip
+            state.orchestrator_key, state.orchestrator_address, state.files)  # fmt: skip
 
 
 def _state(row: Sequence[Any], intent: Intent | None = None) -> State:
-    return State(Status(row[0]), Phase(row[1]), *row[2:14], intent)  # type: ignore[call-arg]
+    return State(Status(row[0]), Phase(row[1]), *row[2 : len(_STATE)], intent)  # type: ignore[call-arg]
 
 
 def _stored(row: Sequence[Any]) -> Stored:
-    kind, tx_id, cause = row[27:30]
+    first, last = len(_SPEC), len(_SPEC) + len(_STATE)
+    kind, tx_id, cause = row[last : last + 3]
     intent = None if kind is None else Intent(IntentKind(kind), tx_id, Cause(cause))
-    return Spec(*row[:13]), _state(row[13:27], intent)
+    return Spec(*row[:first]), _state(row[first:last], intent)
 
 
 def record(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
@@ -143,7 +170,7 @@ def drop_draft(connection: sqlite3.Connection, task_id: bytes) -> None:
 def drafts(connection: sqlite3.Connection) -> list[tuple[Spec, bool]]:
     """Orders in doubt, with whether they become tasks."""
     rows = connection.execute(f"SELECT {', '.join(_SPEC)}, keep FROM drafts").fetchall()
-    return [(Spec(*row[:13]), bool(row[13])) for row in rows]
+    return [(Spec(*row[:-1]), bool(row[-1])) for row in rows]
 
 
 def live_tasks(connection: sqlite3.Connection) -> list[Stored]:
@@ -180,7 +207,7 @@ def list_tasks(
     rows = connection.execute(
         f"{_SELECT_TASK} WHERE {where} AND (? = 0 OR tasks.number < ?) ORDER BY tasks.number DESC LIMIT ? OFFSET ?",
         (*values, before, before, limit + 1, offset)).fetchall()
-    more = rows[limit - 1][30] if len(rows) > limit else 0
+    more = rows[limit - 1][-1] if len(rows) > limit else 0
     return [_stored(row) for row in rows[:limit]], total, more
 
 
@@ -200,3 +227,26 @@ def ended_among(connection: sqlite3.Connection, task_ids: Iterable[bytes]) -> li
         if row is not None and row[0] in TERMINAL:
             found.append((task_id, Status(row[0])))
     return found
+
+
+def put_model(connection: sqlite3.Connection, row: ModelRow) -> None:
+    """Gives a name an artifact."""
+    connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?)", row)
+
+
+def model(connection: sqlite3.Connection, name: str) -> ModelRow | None:
+    """One registered name."""
+    row = connection.execute("SELECT * FROM models WHERE model_id = ?", (name,)).fetchone()
+    return None if row is None else ModelRow(*row)
+
+
+def models_after(connection: sqlite3.Connection, name: str, limit: int) -> list[ModelRow]:
+    """Registered names after one, in order."""
+    rows = connection.execute("SELECT * FROM models WHERE model_id > ? ORDER BY model_id LIMIT ?", (name, limit))
+    return [ModelRow(*row) for row in rows]
+
+
+def artifacts_of_models(connection: sqlite3.Connection, names: Sequence[str]) -> dict[str, str]:
+    """Artifact of each of these names that is registered."""
+    found = ((name, model(connection, name)) for name in names)
+    return {name: row.artifact for name, row in found if row is not None}

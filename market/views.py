@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+
 from google.protobuf import struct_pb2
 
 from computemesh.trust.amount import format_cpc
@@ -13,7 +16,7 @@ def task(spec: Spec, state: State) -> market_pb2.Task:
     """The task as its customer sees it."""
     held = state.phase in (Phase.LEASED, Phase.CLOSING, Phase.ENDED)
     ended = state.status in TERMINAL
-    return market_pb2.Task(
+    shown = market_pb2.Task(
         task_id=spec.task_id.hex(),
         challenge_type=spec.challenge_type,
         payload=struct_pb2.Struct.FromString(spec.payload),
@@ -36,7 +39,24 @@ def task(spec: Spec, state: State) -> market_pb2.Task:
         orchestrator_key=state.orchestrator_key.hex() if held else "",
         orchestrator_address=state.orchestrator_address if held else "",
         refunded=format_cpc(state.refunded_units),
+        references=references(spec),
     )
+    if state.files:
+        shown.MergeFromString(state.files)
+    return shown
+
+
+def references(spec: Spec) -> dict[str, str]:
+    """Digest of each registered name the payload uses."""
+    found: dict[str, str] = json.loads(spec.references)
+    return found
+
+
+def files(
+    artifacts: Iterable[market_pb2.TaskArtifact] = (), preview: market_pb2.TaskArtifact | None = None
+) -> bytes:
+    """What of a task its files are, for `State.files`."""
+    return market_pb2.Task(artifacts=artifacts, preview=preview).SerializeToString()
 
 
 def event(spec: Spec, change: Changed) -> market_pb2.WatchTaskResponse:
@@ -54,4 +74,4 @@ def lease(item: Lease) -> market_pb2.TaskLease:
         task_id=spec.task_id, epoch=item.epoch, challenge_type=spec.challenge_type,
         payload=struct_pb2.Struct.FromString(spec.payload), reward_units=spec.reward_units,
         deadline_ms=spec.deadline_ms, priority=spec.priority, customer=spec.customer, jobs=spec.jobs,
-        created_ms=spec.created_ms)
+        created_ms=spec.created_ms, references=references(spec))

@@ -18,10 +18,13 @@ from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import ledger_pb2, ledger_pb2_grpc, market_pb2
 from orchestrator import events as e
 from orchestrator import service, settlement, store
+from orchestrator.audits import Audits
 from orchestrator.config import Config
 from orchestrator.core import Core
 from orchestrator.dispatch import Dispatch, read_lease
+from orchestrator.files import TaskFiles
 from orchestrator.model import Task
+from orchestrator.outputs import Outputs
 from orchestrator.runtime import Runtime, limits, now_ms
 from orchestrator.submitter import Submitter
 
@@ -47,7 +50,7 @@ def restore(core: Core, connection: sqlite3.Connection) -> tuple[list[tuple[byte
     """
     now = now_ms()
     outcomes: list[e.SaveOutcome] = []
-    for task_id, epoch, raw, status, completed, detail, root, height in store.open_tasks(connection):
+    for task_id, epoch, raw, status, completed, detail, root, height, artifacts in store.open_tasks(connection):
         try:
             task = read_lease(market_pb2.TaskLease.FromString(raw))
         except MeshError as error:
@@ -55,9 +58,10 @@ def restore(core: Core, connection: sqlite3.Connection) -> tuple[list[tuple[byte
             detail = detail or str(error)
         if status == store.DECIDED:
             task.outcome, task.ended = ("COMPLETED" if completed else "FAILED"), True
-            task.detail, task.root, task.height = detail, root, height
+            task.detail, task.root, task.height, task.artifacts = detail, root, height, artifacts
         task.epoch = epoch
-        core.step(e.TaskLeased(task, raw, store.results_of(connection, task_id)), now)
+        outputs = store.outputs_of(connection, task_id) if task.leaves else ()
+        core.step(e.TaskLeased(task, raw, store.results_of(connection, task_id), outputs), now)
     pending = []
     for tx_id, body, answered, refused, height in store.open_settles(connection):
         parts = settlement.read_parts(ledger_pb2.Transaction.FromString(body), core.state.tasks)
@@ -69,7 +73,7 @@ def restore(core: Core, connection: sqlite3.Connection) -> tuple[list[tuple[byte
     for task in core.state.tasks.values():
         if task.outcome in ("COMPLETED", "FAILED"):
             outcomes.append(e.SaveOutcome(task.id, task.epoch, task.outcome == "COMPLETED", task.detail, task.root,
-                                          task.height, task.settled, b""))
+                                          task.height, task.settled, b"", task.artifacts))
     return pending, outcomes
 
 
@@ -86,7 +90,9 @@ def register(runtime: Runtime, server: grpc.aio.Server) -> None:
 async def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises MeshError where the configuration cannot work."""
     key = read_key(config.key_file)
-    connection = open_sqlite(Path(config.data_dir) / "orchestrator.db", store.SCHEMA)
+    data_dir = Path(config.data_dir)
+    connection = open_sqlite(data_dir / "orchestrator.db", store.SCHEMA)
+    store.upgrade(connection)
     boot, next_batch = store.start(connection)
     core = Core(boot, limits(config), next_batch)
     pending, outcomes = restore(core, connection)
@@ -96,6 +102,8 @@ async def run(config: Config) -> None:
     runtime = Runtime(config, key, core, group, ledger_pb2_grpc.LedgerServiceStub(channel))  # type: ignore[no-untyped-call]
     if config.artifacts:
         runtime.artifacts = Artifacts(config.artifacts, config.artifact_max_bytes, config.artifact_ttl_ms)
+    files = None if runtime.artifacts is None else TaskFiles(runtime.artifacts, data_dir / "cache", config.cache_bytes)
+    runtime.outputs = Outputs(runtime, Audits(config.audit_processes, data_dir / "compile-cache"), files)
     names = [service.SERVICE, *([artifact_service.SERVICE] if runtime.artifacts is not None else [])]
     server, port = servers.build_server(
         config.listen, lambda it: register(runtime, it), names,
@@ -110,7 +118,8 @@ async def run(config: Config) -> None:
         runtime.do(work)
     for tx_id, body in pending:
         runtime.spawn(runtime.submitter.send(tx_id, body, sealed=True))
-    for part in (runtime.submitter.run(), runtime.submitter.follow_blocks(), runtime.dispatch.run(), runtime.ticks()):
+    for part in (runtime.submitter.run(), runtime.submitter.follow_blocks(), runtime.dispatch.run(), runtime.ticks(),
+                 runtime.outputs.run()):
         runtime.spawn(part)
     stop = asyncio.Event()
     servers.stop_on_signals(stop)

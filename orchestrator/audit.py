@@ -6,12 +6,13 @@ Pure functions over bytes. `judge_opening` runs in a pool of threads: numpy and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
 from computemesh import workloads
 from computemesh.trust import audit, merkle, statement
 from computemesh.trust.digest import tagged
-from computemesh.trust.errors import InvalidArgument, MeshError, Unauthorized
+from computemesh.trust.errors import InvalidArgument, InvalidProof, MeshError, Unauthorized
 from computemesh.workloads.contract import Claim, JobSpec, Workload
 
 MAX_BATCH = 4096
@@ -98,6 +99,72 @@ def judge_opening(
     return accepted, audit.transcript_digest(result_hash, seed, k, layout.count, data, accepted), problem
 
 
+Found = tuple[bool, bytes, str, bytes]
+"""(accepted, transcript digest, why not, openings)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a worker uploaded for a job: its output, and the digests of all its units (32 bytes each) where it has
+    several."""
+
+    output: bytes
+    unit_digests: bytes
+
+
+def judge_output(
+    challenge_type: str, spec: JobSpec, leaf: bytes, seed: bytes, k: int, result_hash: bytes, data: bytes | None,
+    shown: Shown | None,
+) -> Found:
+    """As `judge_opening`, and the output must lead to `result_hash`. `data` None: the units are taken from the output,
+    and the openings are made here as the worker would have made them.
+    """
+    workload = workloads.get(challenge_type)
+    layout = workload.layout(spec)
+    asked = audit.sample(seed, leaf, layout.count, k)
+    openings = data or b""
+    try:
+        tree = _bound(workload, layout, spec, result_hash, shown) if shown is not None else None
+        if data is None:
+            assert workload.output_units is not None
+            assert shown is not None
+            assert tree is not None
+            units = workload.output_units(spec, shown.output, asked)
+            pairs = zip(asked, units, strict=True)
+            openings = audit.openings_bytes([tree.open(unit, shown_bytes) for unit, shown_bytes in pairs])
+        _prove(workload, layout, spec, asked, result_hash, openings)
+        problem = ""
+    except (MeshError, ValueError, IndexError) as error:
+        problem = str(error)[:200] or type(error).__name__
+    accepted = not problem
+    proof = audit.transcript_digest(result_hash, seed, k, layout.count, openings, accepted)
+    return accepted, proof, problem, openings
+
+
+def _bound(
+    workload: Workload[object], layout: audit.Layout, spec: JobSpec, result_hash: bytes, shown: Shown
+) -> audit.JobTree:
+    """The job's tree, after every unit the output shows was found in it. Raises InvalidProof."""
+    assert workload.output_bytes is not None
+    assert workload.output_digests is not None
+    limit = workload.output_bytes(spec)
+    if len(shown.output) > limit:
+        raise InvalidProof(f"the output has {len(shown.output):,} bytes, at most {limit:,} are taken")
+    digests = workload.output_digests(spec, shown.output)
+    listed = shown.unit_digests
+    if len(digests) == layout.count:
+        listed = b"".join(digests[unit] for unit in range(layout.count))
+    elif len(listed) != audit.DIGEST_BYTES * layout.count:
+        raise InvalidProof(f"{len(listed):,} bytes are not the digests of {layout.count:,} units")
+    tree = audit.JobTree(layout, listed)
+    if tree.result_hash != result_hash:
+        raise InvalidProof("the output's units do not lead to the committed result hash")
+    for unit, digest in digests.items():
+        if listed[audit.DIGEST_BYTES * unit : audit.DIGEST_BYTES * (unit + 1)] != digest:
+            raise InvalidProof(f"unit {unit} of the output is not what was committed")
+    return tree
+
+
 def _prove(
     workload: Workload[object], layout: audit.Layout, spec: JobSpec, asked: list[int], result_hash: bytes, data: bytes
 ) -> None:
@@ -119,10 +186,13 @@ def needs(challenge_type: str, first: JobSpec) -> tuple[bool, bool, int]:
     """(binds, recomputed whole, k) of a task from its first job.
 
     A job that can only be checked once it is bound needs a binding (asked by checking no unit of it); one that is
-    exact and has no more units than the sample is recomputed whole. Raises InvalidArgument where the job cannot be
-    read either way.
+    exact and has no more units than the sample is recomputed whole. Neither is for types that are judged in an audit
+    process, because asking could load JAX here. Raises InvalidArgument where the job cannot be read either way.
     """
     workload = workloads.get(challenge_type)
+    if apart(workload):
+        workload.layout(first)
+        return False, False, workload.sample_size
     binds = False
     try:
         workload.expected_digests(first, [])
@@ -131,3 +201,8 @@ def needs(challenge_type: str, first: JobSpec) -> tuple[bool, bool, int]:
         binds = True
     k = workload.sample_size
     return binds, workload.exact and workload.layout(first).count <= k, k
+
+
+def apart(workload: Workload[object]) -> bool:
+    """Whether a type's results are judged in an audit process: its check may need JAX, or reads what workers upload."""
+    return not workload.exact or workload.output_bytes is not None

@@ -32,6 +32,14 @@ class Config:
     # Time a challenge may stay unanswered.
     opening_timeout_ms: int = 10_000
     audit_threads: int = 2
+    # Processes that judge what may need JAX and put task files together; time for one audit, and for one assembly.
+    audit_processes: int = 1
+    audit_timeout_ms: int = 120_000
+    assembly_timeout_ms: int = 600_000
+    # A running task's preview is made at most this often.
+    preview_interval_ms: int = 3_000
+    # Most disk for artifacts that audits read.
+    cache_bytes: int = 16 << 30
     # Tasks held at once.
     task_credits: int = 64
     # A lower priority that was not served for this long counts as one priority higher, and so on.

@@ -69,11 +69,14 @@ def _task_leased(state: State, event: e.TaskLeased, now_ms: int, out: e.Effects)
             _renew(state, held, task.epoch, now_ms, out)
             out.persist.append(e.SaveTask(held.id, held.epoch, event.raw, ()))
             judging.repeat_outcome(held, out)
-        _settled_before(state, held, event.settled, out)
+        _settled_before(state, held, event.settled, now_ms, out)
         return
     state.tasks[task.id] = task
+    task.offered.update(((job, result_hash), output) for job, result_hash, output in event.outputs)
     out.persist.append(e.SaveTask(task.id, task.epoch, event.raw, event.settled))
-    _settled_before(state, task, event.settled, out)
+    if task.leaves:
+        task.wait_for_needs()
+    _settled_before(state, task, event.settled, now_ms, out)
     state.queue.add(task, now_ms)
     state.place_needed = True
 
@@ -90,10 +93,12 @@ def _renew(state: State, task: Task, epoch: int, now_ms: int, out: e.Effects) ->
     state.queue.add(task, now_ms)
 
 
-def _settled_before(state: State, task: Task, settled: Sequence[tuple[int, bytes]], out: e.Effects) -> None:
+def _settled_before(
+    state: State, task: Task, settled: Sequence[tuple[int, bytes]], now_ms: int, out: e.Effects
+) -> None:
     for index, result_hash in settled:
         if index < len(task.states) and task.states[index] == Job.QUEUED:
-            judging.settle_job(state, task, index, result_hash, 0, b"", out)
+            judging.settle_job(state, task, index, result_hash, now_ms, out)
 
 
 def _task_revoked(state: State, event: e.TaskRevoked, now_ms: int, out: e.Effects) -> None:

@@ -18,6 +18,7 @@ from computemesh.service.server import dial
 from computemesh.trust import envelope, statement
 from computemesh.trust.errors import InvalidArgument, MeshError
 from computemesh.v1 import common_pb2, market_pb2, market_pb2_grpc
+from computemesh.workloads import references
 from orchestrator import audit
 from orchestrator import events as e
 from orchestrator.model import Task
@@ -33,19 +34,22 @@ def read_lease(lease: market_pb2.TaskLease) -> Task:
     """A leased task, ready for the core. Raises InvalidArgument where it cannot be split into the jobs it is said to
     have."""
     workload = workloads.get(lease.challenge_type)
-    params = workload.parse(MessageToDict(lease.payload))
+    payload = references.resolve(workload, MessageToDict(lease.payload), lease.references)
+    params = workload.parse(payload)
     jobs = workload.split(params, lease.task_id)
     if len(jobs) != lease.jobs:
         raise InvalidArgument(f"jobs: the lease says {lease.jobs}, the payload makes {len(jobs)}")
     first = jobs[0]
-    if first.needs:
-        raise InvalidArgument(f"challenge_type: {lease.challenge_type} jobs read other jobs' results")
+    if (workload.output_bytes is None) != (workload.output_digests is None):
+        raise InvalidArgument(f"challenge_type: {workload.name} leaves outputs that nobody can hold against anything")
     binds, whole, k = audit.needs(lease.challenge_type, first)
     return Task(
         lease.task_id, lease.epoch, lease.challenge_type, jobs, customer=lease.customer,
         priority=min(lease.priority, 9), deadline_ms=lease.deadline_ms or 2**62, created_ms=lease.created_ms,
         memory=max(first.device_memory_bytes, jobs[len(jobs) - 1].device_memory_bytes),
         cost=1000.0 + workload.price(params).flops / len(jobs), exact_whole=whole, k=k, binds=binds,
+        leaves=workload.output_bytes is not None, opens=workload.output_units is None, inputs=workload.job_inputs,
+        apart=audit.apart(workload), payload=payload,
     )  # fmt: skip
 
 
@@ -151,7 +155,7 @@ class Dispatch:
             rows = [
                 market_pb2.TaskProgress(
                     task_id=task.id, epoch=task.epoch, jobs_settled=task.settled, jobs_running=max(task.running, 0),
-                    block_height=task.height,
+                    block_height=task.height, preview=self._runtime.outputs.preview(task.id),
                 )
                 for task in self._runtime.core.take_progress() if not task.ended
             ]  # fmt: skip
@@ -182,6 +186,7 @@ class Dispatch:
         raw = lease.SerializeToString()
         try:
             task = read_lease(lease)
+            self._runtime.outputs.admit(task)
         except MeshError as error:
             log.error("a leased task cannot be split", task=lease.task_id.hex(), error=str(error))
             self._runtime.apply(e.TaskUnusable(lease.task_id, lease.epoch, str(error)[:1000], raw))
@@ -226,6 +231,7 @@ def _outcomes(rows: list[e.SaveOutcome]) -> market_pb2.DispatchRequest:
             task_id=row.task_id, epoch=row.epoch,
             status=market_pb2.TASK_STATUS_COMPLETED if row.completed else market_pb2.TASK_STATUS_FAILED,
             detail=row.detail[:1024], result_hash=row.root, block_height=row.height, jobs_settled=row.settled,
+            artifacts=market_pb2.TaskOutcome.FromString(row.artifacts).artifacts if row.artifacts else (),
         )
         for row in rows
     ]))  # fmt: skip

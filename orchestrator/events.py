@@ -20,11 +20,13 @@ RETRYABLE, POISON = 1, 2
 @dataclass(frozen=True, slots=True)
 class TaskLeased:
     """The market leased a task; `task` is fresh, `raw` the lease as received. `settled` are jobs that the ledger has
-    already, as (job, result hash), where another orchestrator had the task before."""
+    already, as (job, result hash), where another orchestrator had the task before. `outputs` are those that passed an
+    audit before a restart, as (job, result hash, SHA-256)."""
 
     task: Task
     raw: bytes = b""
     settled: Sequence[tuple[int, bytes]] = ()
+    outputs: Sequence[tuple[int, bytes, bytes]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +52,14 @@ class OutcomeAcked:
 
 @dataclass(frozen=True, slots=True)
 class Rooted:
-    """The root over the task's result hashes is computed, and the block of its last settlement known."""
+    """The root over the task's result hashes is computed, the block of its last settlement known, and its files are
+    stored. `detail` says what is wrong with them, for people."""
 
     task_id: bytes
     root: bytes
     height: int
+    artifacts: bytes = b""
+    detail: str = ""
 
 
 # ---- events: workers -----------------------------------------------------------------------------------------------
@@ -102,6 +107,9 @@ class Committed:
     commitments: bytes
     signature: bytes
     leaves: list[bytes]
+    outputs: Sequence[bytes] = ()
+    unit_digests: Sequence[bytes] = ()
+    env_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +251,7 @@ class SaveOutcome:
     height: int
     settled: int
     states: bytes
+    artifacts: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,10 +320,12 @@ class Recompute:
 
 @dataclass(frozen=True, slots=True)
 class CheckOpening:
+    """Judge an answer, and the output if there is one; `openings` None: the units are to be taken from the output."""
+
     batch: Batch
     position: int
     lease: Lease
-    openings: bytes
+    openings: bytes | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,8 @@ def _match(worker: Worker, leases: Sequence[Lease | None], event: e.Committed) -
             raise _broken(f"commitments[{position}].worker_key", "is not the key of this stream")
         if lease is None:
             continue
+        if lease.task.leaves and not (event.outputs and len(event.outputs[position]) == 32):
+            raise _broken(f"commitments.outputs[{position}]", "is missing: the job leaves an output")
         if row[1] != lease.task.id or row[2] != lease.index:
             raise _broken(f"commitments[{position}]", f"is not for the job of lease {lease.id}")
         if row[3] != lease.epoch or row[4] != lease.attempt:
@@ -99,6 +101,8 @@ def seed_drawn(state: State, event: e.SeedDrawn, now_ms: int, out: e.Effects) ->
             continue
         if lease.task.ended or lease.epoch != lease.task.epoch:
             _stale(state, batch, lease, now_ms, out)
+        elif not lease.task.opens:
+            out.work.append(e.CheckOpening(batch, position, lease, None))
         elif worker is None:
             lost(state, lease, now_ms, "the worker's stream ended", out)
         else:
@@ -136,6 +140,8 @@ def judged(state: State, event: e.Judged, now_ms: int, out: e.Effects) -> None:
         elif accepted:
             task.states[lease.index] = Job.SETTLING  # (AUDITING, ACCEPT): only judged jobs are auditing
             task.settling += 1
+            if task.leaves:
+                task.offered[lease.index, lease.result_hash] = batch.outputs[position]
             part.positions.append(position)
             part.proofs.append(proof)
         else:
@@ -240,7 +246,7 @@ def settle_answered(state: State, event: e.SettleAnswered, now_ms: int, out: e.E
         settled = leases
         if event.refused:
             settled = [lease for position, lease in zip(here, leases, strict=True) if position not in event.refused]
-        done = _settled(state, settled, event, out)
+        done = _settled(state, settled, event, now_ms, out)
         for position, lease in zip(here, leases, strict=True) if event.refused else ():
             if position in event.refused:
                 _refused(state, part.batch, lease, event.refused[position], now_ms, out)
@@ -249,7 +255,9 @@ def settle_answered(state: State, event: e.SettleAnswered, now_ms: int, out: e.E
             out.send.append(e.SendVerdicts(part.batch.session, e.SETTLED, done))
 
 
-def _settled(state: State, leases: Sequence[Lease], event: e.SettleAnswered, out: e.Effects) -> list[int]:
+def _settled(
+    state: State, leases: Sequence[Lease], event: e.SettleAnswered, now_ms: int, out: e.Effects
+) -> list[int]:
     """Mark these jobs settled, task by task; their lease ids."""
     at = 0
     while at < len(leases):
@@ -262,6 +270,8 @@ def _settled(state: State, leases: Sequence[Lease], event: e.SettleAnswered, out
             if states[index] == Job.SETTLING:
                 states[index] = Job.SETTLED  # (SETTLING, SETTLE)
                 results[32 * index : 32 * index + 32] = lease.result_hash
+                if task.feeds:
+                    _feed(state, task, index, now_ms)
             else:
                 start += 1  # of a task that ended, or settled before: the ledger's answer is for nobody
         task.settling -= at - start
@@ -270,12 +280,20 @@ def _settled(state: State, leases: Sequence[Lease], event: e.SettleAnswered, out
 
 
 def settle_job(
-    state: State, task: Task, index: int, result_hash: bytes, height: int, tx_id: bytes, out: e.Effects
+    state: State, task: Task, index: int, result_hash: bytes, now_ms: int, out: e.Effects, height: int = 0
 ) -> None:
     """One job is settled in the ledger by an earlier transaction than those here."""
     task.states[index] = Job.SETTLED  # (SETTLING | QUEUED, SETTLE): callers checked
     task.results[32 * index : 32 * index + 32] = result_hash
-    _count_settled(state, task, 1, height, tx_id, out)
+    _feed(state, task, index, now_ms)
+    _count_settled(state, task, 1, height, b"", out)
+
+
+def _feed(state: State, task: Task, index: int, now_ms: int) -> None:
+    """Jobs that needed this one may be ready."""
+    if task.freed_by(index):
+        state.queue.add(task, now_ms)
+        state.place_needed = True
 
 
 def _count_settled(state: State, task: Task, jobs: int, height: int, tx_id: bytes, out: e.Effects) -> None:
@@ -322,7 +340,7 @@ def result_known(state: State, event: e.ResultKnown, now_ms: int, out: e.Effects
     if task is not None and task.states[event.job] == Job.SETTLING:
         task.settling -= 1
         out.persist.append(e.SaveResult(task.id, event.job, event.result_hash))
-        settle_job(state, task, event.job, event.result_hash, event.height, b"", out)
+        settle_job(state, task, event.job, event.result_hash, now_ms, out, event.height)
 
 
 # ---- end of a task -------------------------------------------------------------------------------------------------
@@ -333,6 +351,7 @@ def rooted(state: State, event: e.Rooted, now_ms: int, out: e.Effects) -> None:
         return
     task.outcome, task.root, task.ended = "COMPLETED", event.root, True
     task.height = max(task.height, event.height)
+    task.artifacts, task.detail = event.artifacts, event.detail
     repeat_outcome(task, out)
 
 
@@ -342,7 +361,8 @@ def repeat_outcome(task: Task, out: e.Effects) -> None:
     if not completed and task.outcome != "FAILED":
         return
     row = e.SaveOutcome(
-        task.id, task.epoch, completed, task.detail, task.root, task.height, task.settled, bytes(task.states)
+        task.id, task.epoch, completed, task.detail, task.root, task.height, task.settled, bytes(task.states),
+        task.artifacts,
     )
     out.persist.append(row)
     out.send.append(row)

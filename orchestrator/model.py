@@ -7,7 +7,7 @@ settled job. Only jobs that a worker holds now have an object of their own, the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -88,7 +88,10 @@ class Task:
     """A leased task. `jobs` makes the specs when asked; `memory` and `cost` are per job."""
 
     __slots__ = (
+        "apart",
+        "artifacts",
         "binds",
+        "blocked",
         "challenge_type",
         "cost",
         "created_ms",
@@ -100,12 +103,18 @@ class Task:
         "ended",
         "epoch",
         "exact_whole",
+        "feeds",
         "height",
         "id",
+        "inputs",
         "jobs",
         "k",
+        "leaves",
         "memory",
+        "offered",
+        "opens",
         "outcome",
+        "payload",
         "priority",
         "queued",
         "results",
@@ -121,7 +130,9 @@ class Task:
     def __init__(
         self, id: bytes, epoch: int, challenge_type: str, jobs: Sequence[JobSpec], *, customer: str = "",
         priority: int = 0, deadline_ms: int = 2**62, created_ms: int = 0, memory: int = 0, cost: float = 1.0,
-        exact_whole: bool = True, k: int = 32, binds: bool = False,
+        exact_whole: bool = True, k: int = 32, binds: bool = False, leaves: bool = False, opens: bool = True,
+        inputs: Callable[[JobSpec], Sequence[bytes]] | None = None, apart: bool = False,
+        payload: Mapping[str, object] | None = None,
     ) -> None:  # fmt: skip
         count = len(jobs)
         self.id, self.epoch, self.challenge_type, self.jobs = id, epoch, challenge_type, jobs
@@ -135,6 +146,16 @@ class Task:
         self.trouble: dict[int, Trouble] = {}
         self.running = self.settled = self.settling = self.height = 0
         self.queued = self.ended = False
+        # Whether jobs leave outputs, whether their units are opened by the worker (else taken from the output), what
+        # each reads, and whether they are judged in a process apart. `payload` is as the task type parses it.
+        self.leaves, self.opens, self.inputs, self.apart = leaves, opens, inputs, apart
+        self.payload = payload or {}
+        # (job, result hash) -> SHA-256 of an output that was held against that hash and found good.
+        self.offered: dict[tuple[int, bytes], bytes] = {}
+        # Jobs that wait for others: how many results each lacks; and which jobs each result is needed by.
+        self.blocked: dict[int, int] = {}
+        self.feeds: dict[int, list[int]] = {}
+        self.artifacts = b""  # the task's files, as the market is told of them
         self.outcome = ""  # "", "ROOTING", "COMPLETED" or "FAILED"
         self.detail = ""
         self.root = b""
@@ -143,6 +164,36 @@ class Task:
     def waiting(self) -> int:
         """Jobs that could be given out now."""
         return len(self.states) - self.cursor + len(self.returned)
+
+    def wait_for_needs(self) -> None:
+        """Hold back the jobs that need others. Call it once, before any job is given out."""
+        ready = []
+        for index, spec in enumerate(self.jobs[:]):
+            if spec.needs:
+                self.blocked[index] = len(spec.needs)
+                for needed in spec.needs:
+                    self.feeds.setdefault(needed, []).append(index)
+            else:
+                ready.append(index)
+        if self.blocked:
+            self.cursor = len(self.states)  # nothing is given out by counting up
+            self.returned.extend(ready)
+
+    def freed_by(self, index: int) -> bool:
+        """Job `index` is settled: whether a job that waited for it is ready now."""
+        freed = False
+        for waiting in self.feeds.pop(index, ()):
+            self.blocked[waiting] -= 1
+            if not self.blocked[waiting]:
+                del self.blocked[waiting]
+                if self.states[waiting] == Job.QUEUED:
+                    self.returned.append(waiting)
+                    freed = True
+        return freed
+
+    def output(self, index: int) -> bytes:
+        """SHA-256 of a settled job's output; empty where there is none."""
+        return self.offered.get((index, bytes(self.results[32 * index : 32 * index + 32])), b"")
 
     def move(self, index: int, cause: Cause) -> None:
         """Move one job by the table. Raises KeyError on a move the table does not know."""
@@ -164,7 +215,10 @@ class Lease:
 class Batch:
     """Commitments a worker signed together. `leases[i]` is None where commitment i was stale on arrival."""
 
-    __slots__ = ("commitments", "id", "key", "leases", "leaves", "seed", "session", "signature")
+    __slots__ = (
+        "commitments", "env_class", "id", "key", "leases", "leaves", "outputs", "seed", "session", "signature",
+        "unit_digests",
+    )  # fmt: skip
 
     def __init__(
         self, id: int, key: bytes, session: int, commitments: bytes, signature: bytes, leaves: list[bytes],
@@ -173,6 +227,10 @@ class Batch:
         self.id, self.key, self.session, self.commitments = id, key, session, commitments
         self.signature, self.leaves, self.leases = signature, leaves, leases
         self.seed = b""
+        # Artifacts of each commitment (SHA-256, or empty), both lists empty where no job of the batch leaves any.
+        self.outputs: Sequence[bytes] = ()
+        self.unit_digests: Sequence[bytes] = ()
+        self.env_class = ""
 
     @property
     def count(self) -> int:

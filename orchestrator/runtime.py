@@ -28,6 +28,7 @@ from orchestrator.state import Limits
 
 if TYPE_CHECKING:
     from orchestrator.dispatch import Dispatch
+    from orchestrator.outputs import Outputs
     from orchestrator.submitter import Submitter
 
 TICK_S = 0.2
@@ -53,6 +54,7 @@ class Runtime:
     """One core, its database, its threads; sessions, dispatch client and submitter hang on it."""
 
     dispatch: Dispatch
+    outputs: Outputs
     submitter: Submitter
 
     def __init__(
@@ -139,6 +141,7 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._pool.shutdown(wait=False, cancel_futures=True)
+        await self.outputs.close()
         await asyncio.to_thread(self.group.close)
 
     # ---- effects -----------------------------------------------------------------------------------------------------
@@ -172,9 +175,13 @@ class Runtime:
 
     def _check(self, work: e.CheckOpening) -> None:
         lease, batch, position = work.lease, work.batch, work.position
+        if lease.task.apart:
+            self.spawn(self.outputs.judge(work))
+            return
+        openings = work.openings or b""
         judge = partial(
             audit.judge_opening, lease.task.challenge_type, lease.spec, batch.leaves[position], batch.seed,
-            lease.task.k, lease.result_hash, work.openings,
+            lease.task.k, lease.result_hash, openings,
         )  # fmt: skip
 
         def judged(found: tuple[bool, bytes, str]) -> None:
@@ -183,7 +190,7 @@ class Runtime:
                 log.warning(
                     "audit failed", task=lease.task.id.hex(), job=lease.index, worker=batch.key.hex(), why=problem
                 )
-            self.apply(e.Judged(batch, [position], [accepted], [proof], [work.openings], lease.task.k))
+            self.apply(e.Judged(batch, [position], [accepted], [proof], [openings], lease.task.k))
 
         self._in_pool(judge, judged, batch, [position])
 
@@ -206,7 +213,9 @@ class Runtime:
             else:
                 root = await asyncio.to_thread(_task_root, work.results)
             height = work.height or await self.submitter.height(work)
-            self.apply(e.Rooted(work.task_id, root, height))
+            task = self.core.state.tasks.get(work.task_id)
+            artifacts, detail = await self.outputs.assemble(task) if task is not None else (b"", "")
+            self.apply(e.Rooted(work.task_id, root, height, artifacts, detail))
 
         self.spawn(run())
 

@@ -138,6 +138,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 worker=worker if settled else running.get(index, ""),
                 result_hash=result_hash if status in (Job.SETTLED, Job.SETTLING) else "",
                 detail=trouble.detail if trouble and status != Job.SETTLED else "",
+                output=task.output(index).hex() if task is not None and status == Job.SETTLED else "",
             ))  # fmt: skip
         return jobs, len(states)
 
@@ -178,30 +179,37 @@ def _transcript(connection: Any, *, task_id: bytes, job: int) -> pb.AuditTranscr
     lease_row = store.task_row(connection, task_id)
     if lease_row is None:
         return None
-    best = None
+    best: tuple[Any, ...] | None = None
     for batch_id, _, commitments, signature, bindings in reversed(rows):
         for position, row in store.jobs_in(commitments, task_id):
             judgement = store.judgement_of(connection, batch_id, position) if row[2] == job else None
             if judgement is None:
                 continue
             if best is None or judgement[0]:
-                best = (position, commitments, signature, bindings, judgement)
-        if best is not None and best[4][0]:
+                best = (position, commitments, signature, bindings, batch_id, judgement)
+        if best is not None and best[5][0]:
             break
     if best is None:
         return None
-    position, commitments, signature, bindings, (accepted, digest, seed, k, openings) = best
+    position, commitments, signature, bindings, batch_id, (accepted, digest, seed, k, openings) = best
     leaves = statement.leaves(commitments, statement.COMMITMENT_SIZE)
     task = dispatch.read_lease(market_pb2.TaskLease.FromString(lease_row[0]))
     binding = bindings[32 * position : 32 * position + 32] if task.binds else b""
     spec = workloads.bind(task.jobs[job], binding) if binding else task.jobs[job]
     size = statement.COMMITMENT_SIZE
+    output, unit_digests, env_class = store.artifacts_of(connection, batch_id, position)
+    needed = dict[int, bytes]()
+    if spec.needs:
+        needed = {index: found for index, _, found in store.outputs_of(connection, task_id)}
     return pb.AuditTranscript(
         commitment=commitments[position * size : (position + 1) * size], position=position, count=len(leaves),
         commitment_path=merkle.inclusion_path(leaves, position), worker_signature=signature,
         challenge_type=task.challenge_type, params=spec.params, binding=binding, seed=seed, k=k,
         units=workloads.get(task.challenge_type).layout(spec).count, openings=openings,
         verdict=pb.VERDICT_KIND_SETTLED if accepted else pb.VERDICT_KIND_WRONG, digest=digest,
+        output=output, unit_digests=unit_digests, env_class=env_class,
+        inputs=task.inputs(spec) if task.inputs is not None else (),
+        needs=[pb.NeededResult(job=index, output=needed.get(index, b"")) for index in spec.needs],
     )  # fmt: skip
 
 

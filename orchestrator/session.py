@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -173,10 +173,23 @@ def _commitments(session: Session, request: pb.WorkRequest) -> None:
     lease_ids = list(batch.lease_ids)
     if len(batch.compute_us) not in (0, len(lease_ids)):
         raise _rule("commitments.compute_us", f"has {len(batch.compute_us)} items, must be 0 or {len(lease_ids)}")
+    outputs, unit_digests = _artifacts("outputs", batch.outputs, len(lease_ids)), batch.unit_digests
+    if outputs:
+        unit_digests = _artifacts("unit_digests", unit_digests, len(lease_ids))
     leaves = audit.read_batch(
         session.key, session.runtime.config.chain_id, len(lease_ids), batch.commitments, batch.signature
     )
-    session.runtime.apply(e.Committed(session.number, lease_ids, batch.commitments, batch.signature, leaves))
+    session.runtime.apply(e.Committed(
+        session.number, lease_ids, batch.commitments, batch.signature, leaves, outputs, unit_digests if outputs else (),
+        batch.env_class[:256],
+    ))  # fmt: skip
+
+
+def _artifacts(field: str, digests: Sequence[bytes], count: int) -> list[bytes]:
+    found = list(digests)
+    if found and (len(found) != count or any(len(item) not in (0, 32) for item in found)):
+        raise _rule(f"commitments.{field}", f"must be {count} items of 0 or 32 bytes, or none")
+    return found
 
 
 def _openings(session: Session, request: pb.WorkRequest) -> None:

@@ -235,5 +235,6 @@ def batch_of(state: State, worker: Worker, event: e.Committed, leases: list[Leas
     batch = Batch(
         state.next_batch, worker.key, worker.session, event.commitments, event.signature, event.leaves, leases
     )
+    batch.outputs, batch.unit_digests, batch.env_class = event.outputs, event.unit_digests, event.env_class
     state.next_batch += 1
     return batch

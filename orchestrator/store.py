@@ -47,6 +47,25 @@ SCHEMA = (
 )
 
 
+# Columns that came later than the first release.
+LATER = {
+    "tasks": {"artifacts": "BLOB NOT NULL DEFAULT x''"},
+    "batches": {
+        "outputs": "BLOB NOT NULL DEFAULT x''", "unit_digests": "BLOB NOT NULL DEFAULT x''",
+        "env_class": "TEXT NOT NULL DEFAULT ''",
+    },
+}  # fmt: skip
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Add what an older database lacks."""
+    for table, columns in LATER.items():
+        known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+        for name, kind in columns.items():
+            if name not in known:
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+
+
 def start(connection: sqlite3.Connection) -> tuple[int, int]:
     """Count this start: (boot number, first free batch id). The caller's thread owns the connection."""
     connection.execute(
@@ -88,13 +107,22 @@ def _save_batch(connection: sqlite3.Connection, row: e.SaveBatch) -> None:
         bound = bound or bool(binding)
         bindings += binding or bytes(32)
     connection.execute(
-        "INSERT INTO batches VALUES (?, ?, ?, ?, ?)",
-        (batch.id, batch.key, batch.commitments, batch.signature, bytes(bindings) if bound else b""),
-    )
+        """INSERT INTO batches (id, worker_key, commitments, signature, bindings, outputs, unit_digests, env_class)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+        (
+            batch.id, batch.key, batch.commitments, batch.signature, bytes(bindings) if bound else b"",
+            _column(batch.outputs), _column(batch.unit_digests), batch.env_class,
+        ),
+    )  # fmt: skip
     connection.executemany(
         "INSERT INTO batch_tasks VALUES (?, ?, ?, ?)",
         [(task_id, first, last, batch.id) for task_id, (first, last) in spans.items()],
     )
+
+
+def _column(digests: Sequence[bytes]) -> bytes:
+    """32 bytes each, zeros where there is none; empty where there are none at all."""
+    return b"".join(digest or bytes(32) for digest in digests) if any(digests) else b""
 
 
 def _save_judgement(connection: sqlite3.Connection, row: e.SaveJudgement) -> None:
@@ -136,10 +164,10 @@ def _save_result(connection: sqlite3.Connection, row: e.SaveResult) -> None:
 def _save_outcome(connection: sqlite3.Connection, row: e.SaveOutcome) -> None:
     connection.execute(
         """UPDATE tasks SET status = 1, epoch = ?, completed = ?, detail = ?, root = ?, height = ?, settled = ?,
-           states = ? WHERE task_id = ?""",
+           states = ?, artifacts = ? WHERE task_id = ?""",
         (
             row.epoch, row.completed, row.detail, row.root, row.height, row.settled, zlib.compress(row.states, 1),
-            row.task_id,
+            row.artifacts, row.task_id,
         ),
     )  # fmt: skip
 
@@ -162,11 +190,35 @@ _WRITERS: dict[type[Any], Callable[[sqlite3.Connection, Any], None]] = {
 
 
 # ---- reads ---------------------------------------------------------------------------------------------------------
-def open_tasks(connection: sqlite3.Connection) -> list[tuple[bytes, int, bytes, int, int, str, bytes, int]]:
-    """(task_id, epoch, raw, status, completed, detail, root, height) of tasks the market has not closed."""
+def open_tasks(connection: sqlite3.Connection) -> list[tuple[bytes, int, bytes, int, int, str, bytes, int, bytes]]:
+    """(task_id, epoch, raw, status, completed, detail, root, height, artifacts) of tasks the market has not closed."""
     return connection.execute(
-        "SELECT task_id, epoch, raw, status, completed, detail, root, height FROM tasks WHERE status < 2"
+        "SELECT task_id, epoch, raw, status, completed, detail, root, height, artifacts FROM tasks WHERE status < 2"
     ).fetchall()
+
+
+def outputs_of(connection: sqlite3.Connection, task_id: bytes) -> list[tuple[int, bytes, bytes]]:
+    """(job, result hash, SHA-256 of the output) of every commitment of a task that passed its audit, oldest first."""
+    found = []
+    for batch_id, commitments, outputs in connection.execute(
+        """SELECT id, commitments, outputs FROM batch_tasks JOIN batches ON id = batch_id
+           WHERE task_id = ? AND outputs != x'' ORDER BY id""",
+        (task_id,),
+    ).fetchall():
+        for position, row in jobs_in(commitments, task_id):
+            judgement = judgement_of(connection, batch_id, position)
+            if judgement is not None and judgement[0]:
+                found.append((row[2], row[6], outputs[32 * position : 32 * position + 32]))
+    return found
+
+
+def artifacts_of(connection: sqlite3.Connection, batch_id: int, position: int) -> tuple[bytes, bytes, str]:
+    """(output, unit digests, env_class) of one commitment; artifacts as SHA-256, empty where there are none."""
+    row = connection.execute(
+        "SELECT outputs, unit_digests, env_class FROM batches WHERE id = ?", (batch_id,)
+    ).fetchone()
+    output, listed = (column[32 * position : 32 * position + 32] for column in row[:2])
+    return b"" if output == bytes(32) else output, b"" if listed == bytes(32) else listed, row[2]
 
 
 def results_of(connection: sqlite3.Connection, task_id: bytes) -> list[tuple[int, bytes]]:
@@ -214,7 +266,7 @@ def judgement_of(
     wanted = pack(">I", position)
     for at, accepted, proofs, seed, k, openings in connection.execute(
         "SELECT positions, accepted, proofs, seed, k, openings FROM judgements WHERE batch_id = ?", (batch_id,)
-    ):
+    ).fetchall():
         rows = [at[i : i + 4] for i in range(0, len(at), 4)]
         if wanted not in rows:
             continue

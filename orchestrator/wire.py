@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from computemesh.v1 import orchestrator_pb2 as pb
+from computemesh.workloads.contract import JobSpec
 from orchestrator import events as e
-from orchestrator.model import Lease
+from orchestrator.model import Lease, Task
 
 MAX_BATCH_JOBS = 128
 MAX_BATCH_BYTES = 64 * 1024
@@ -67,7 +68,16 @@ def job(lease: Lease, tail: bytes) -> bytes:
         b"\x08", _lease_id(lease.id), head, _varint(lease.index), epoch, _varint(lease.attempt), name,
         _varint(len(params)), params, b"\x42\x20" + spec.binding if spec.binding else b"", tail,
     ))  # fmt: skip
+    if task.inputs is not None or spec.needs:
+        body += _files(task, spec)
     return b"\x0a" + _varint(len(body)) + body
+
+
+def _files(task: Task, spec: JobSpec) -> bytes:
+    """Fields 10 and 11 of a `Job`: what it reads."""
+    needs = [pb.NeededResult(job=needed, output=task.output(needed)) for needed in spec.needs]
+    inputs = task.inputs(spec) if task.inputs is not None else ()
+    return pb.Job(inputs=inputs, needs=needs).SerializeToString()
 
 
 def job_batches(leases: Iterable[Lease], lease_ms: int) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from worker.events import (
     StreamEnded,
     Tick,
 )
+from worker.files import Files
+from worker.functions import offer
 from worker.nonce import NonceFile
 from worker.process import DeviceUnavailable, ExecutorProcess
 from worker.service import ControlServer
@@ -79,6 +81,12 @@ def one_is_enough(description: Mapping[str, Any]) -> bool:
     return bool(description["platform"] == "cpu")
 
 
+def env_class(description: Mapping[str, Any]) -> str:
+    """Where float results are byte-equal: device kind, jaxlib and what changes the code XLA makes."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return f"{description['kind']}/{description['jaxlib_version']}/{flags}"[:256]
+
+
 class Agent:
     """One worker: its core, its executors, its stream. `start` first, then `run`."""
 
@@ -89,10 +97,13 @@ class Agent:
         self._types = list(config.challenge_types or workloads.names())
         for name in self._types:
             workloads.get(name)
+        if not config.functions and "function" in self._types:
+            self._types.remove("function")
         self._inbox: asyncio.Queue[tuple[Session | None, Event]] = asyncio.Queue()
         self._session: Session | None = None
         self._turn = asyncio.Lock()
-        self._opening: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()
+        self._files: Files | None = None
         self.executors: list[ExecutorProcess] = []
         self._nonces: NonceFile | None = None
         self.capabilities = Capabilities()
@@ -103,7 +114,8 @@ class Agent:
         """Open the devices. Raises DeviceUnavailable, and InvalidState where another agent has the folder."""
         self._nonces = NonceFile(self._folder)
         cache = str((self._folder / "compile-cache").absolute())
-        places = environments(self.config.platform)
+        extra, functions = await asyncio.to_thread(offer, self.config.functions)
+        places = [{**place, **extra} for place in environments(self.config.platform)]
         self.executors = [
             ExecutorProcess(lane, place, cache, lambda event: self._inbox.put_nowait((None, event)))
             for lane, place in enumerate(places)
@@ -120,12 +132,14 @@ class Agent:
             display_name=self.config.display_name[:64],
             price_units_per_teraop=self.config.price_units_per_teraop,
             software_version=SOFTWARE_VERSION,
+            functions=functions,
         )
         batchable = [name for name in self._types if workloads.get(name).execute_batch is not None]
-        self.core = Core(
+        self.core = core = Core(
             self.key, self.capabilities.SerializeToString(), self._types, batchable, len(self.executors),
-            self._nonces.next, self.config.credits,
+            self._nonces.next, self.config.credits, [env_class(d) for d in described],
         )  # fmt: skip
+        self._files = Files(self._folder / "artifacts", self.config.orchestrator, self.key, lambda: core.chain)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then drain and return; at the latest `drain_timeout_ms` after it."""
@@ -142,6 +156,11 @@ class Agent:
     async def close(self) -> None:
         """End what still runs and release the data folder."""
         await asyncio.gather(*(executor.close() for executor in self.executors))
+        for task in self._beside:
+            task.cancel()
+        await asyncio.gather(*self._beside, return_exceptions=True)
+        if self._files is not None:
+            await self._files.close()
         if self._nonces is not None:
             self._nonces.close()
 
@@ -189,10 +208,13 @@ class Agent:
             self.executors[run.lane].run(run)
         for lane, group_id in effects.cancel:
             self.executors[lane].cancel(group_id)
+        assert self._files is not None
+        for job in effects.fetch:
+            self._do_beside(self._files.fetch(job))
+        for storing in effects.store:
+            self._do_beside(self._files.store(storing))
         for challenged in effects.open:
-            task = asyncio.create_task(self._open(challenged))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            self._do_beside(self._open(challenged))
         for level, event, fields in effects.notes:
             if event == "joined":
                 fields = {**fields, **self._introduction()}
@@ -200,10 +222,20 @@ class Agent:
         if effects.close is not None and self._session is not None:
             self._session.close(effects.close)
 
-    async def _open(self, challenged: Challenged) -> None:
+    def _do_beside(self, work: Awaitable[Event]) -> None:
+        """Do something that takes a while; the core hears of its end."""
+
+        async def run() -> None:
+            self._inbox.put_nowait((None, await work))
+
+        task = asyncio.create_task(run())
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    async def _open(self, challenged: Challenged) -> Event:
         answer = challenged.answer
         openings = await asyncio.to_thread(answer.open, challenged.seed, challenged.k)
-        self._inbox.put_nowait((None, Opened(challenged.lease_id, answer, openings)))
+        return Opened(challenged.lease_id, answer, openings)
 
     def _introduction(self) -> dict[str, object]:
         devices = [f"{device.kind} ({device.platform})" for device in self.capabilities.devices]
@@ -216,6 +248,8 @@ class Agent:
         while True:
             await asyncio.sleep(TICK_S)
             self._inbox.put_nowait((None, Tick()))
+            if self._files is not None and self.core is not None:
+                await self._files.let_go(self.core.lanes.held)
 
     async def _stop_after(self, stop: asyncio.Event) -> None:
         await stop.wait()

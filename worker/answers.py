@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from computemesh.trust.audit import DIGEST_BYTES, JobTree, Layout, openings_bytes, sample
 from computemesh.trust.errors import InvalidArgument
@@ -22,8 +22,8 @@ class GroupDone:
 
     A failed job has an entry (nack kind, reason, detail) in `failures` by position, and empty columns.
     `result_hashes` are 32 bytes each, `layouts` (segments, units), `digests` the 32-byte unit digests of each
-    job joined, `units` the canonical unit bytes where the task type is not exact, else None. Times are
-    microseconds; `wall_us` is the whole group's.
+    job joined, `units` the canonical unit bytes where the task type is not exact, else None. `outputs` are those of
+    jobs that leave one, by position. Times are microseconds; `wall_us` is the whole group's.
     """
 
     lane: int
@@ -35,6 +35,7 @@ class GroupDone:
     layouts: list[tuple[int, int]]
     digests: list[bytes]
     units: list[list[bytes] | None]
+    outputs: dict[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

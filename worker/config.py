@@ -16,6 +16,8 @@ class WorkerConfig:
     folder. `control_listen` is HOST:PORT of WorkerService, empty = none. `challenge_types` empty = every type
     installed. `platform` is what JAX calls it (cpu, cuda, tpu), empty = JAX's choice. `credits` is a fixed
     number of jobs held at a time, 0 = adapted to how long jobs take. `price_units_per_teraop` in base units.
+    `functions` are Python files with exposed functions (`computemesh.expose`); without any the worker takes no
+    `function` jobs.
     """
 
     orchestrator: str
@@ -26,4 +28,5 @@ class WorkerConfig:
     platform: str = ""
     credits: int = 0
     price_units_per_teraop: int = 0
+    functions: tuple[str, ...] = ()
     drain_timeout_ms: int = 30_000

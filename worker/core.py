@@ -26,6 +26,7 @@ from worker.events import (
     Dialled,
     Effects,
     Event,
+    Fetched,
     Finished,
     LaneDown,
     LaneUp,
@@ -35,6 +36,8 @@ from worker.events import (
     Received,
     Resume,
     State,
+    Stored,
+    Storing,
     StreamEnded,
     Tick,
 )
@@ -75,10 +78,12 @@ class Core:
         lanes: int,
         reserved: int,
         credits: int = 0,
+        env_classes: Sequence[str] = (),
     ) -> None:
         self._key = key
         self._capabilities = capabilities
         self._types = frozenset(challenge_types)
+        self._env_classes = env_classes
         self.state = State.CLOSED
         self.counts = Counts()
         self.next_nonce = reserved
@@ -91,7 +96,7 @@ class Core:
         self.stopping = False
         self._leaving = False
         self._deadline_ms = 0
-        self._chain = ""
+        self.chain = ""
         self._heartbeat_interval_ms = 0
         self._heartbeat_ms = 0
         self._down_since_ms = 0
@@ -142,9 +147,9 @@ class Core:
     def _greeting(self, greeting: Greeting, now_ms: int, effects: Effects) -> None:
         if len(greeting.nonce) != 32 or not valid_public_key(greeting.public_key):
             raise ProtocolViolation("greeting without a 32-byte nonce and a public key")
-        self._chain = greeting.chain_id
+        self.chain = greeting.chain_id
         body = hello_body(greeting.nonce, greeting.public_key, self._key.public, self._capabilities)
-        signature = envelope.sign(self._key, "hello", self._chain, body)
+        signature = envelope.sign(self._key, "hello", self.chain, body)
         hello = Hello(public_key=self._key.public, capabilities=self._capabilities, signature=signature)
         effects.send.append(pb.WorkRequest(hello=hello))
 
@@ -152,7 +157,7 @@ class Core:
         self._heartbeat_interval_ms = max(welcome.heartbeat_interval_ms, 1)
         self._heartbeat_ms = now_ms
         self.lanes.utilisation(now_ms, 0)
-        effects.notes.append(("info", "joined", {"chain": self._chain}))
+        effects.notes.append(("info", "joined", {"chain": self.chain}))
         if self.paused:
             self._move("pause")
 
@@ -164,7 +169,16 @@ class Core:
             if len(jobs) > self.credits:
                 self._refuse(jobs[self.credits :], "NO_CREDIT", f"{self.credits} credits for {len(jobs)} jobs")
                 jobs = jobs[: self.credits]
-            self.lanes.add([job for job in jobs if self._acceptable(job)])
+            ready: list[pb.Job] = []
+            for job in jobs:
+                if not self._acceptable(job):
+                    continue
+                if job.inputs or job.needs:
+                    self.lanes.hold(job)
+                    effects.fetch.append(job)
+                else:
+                    ready.append(job)
+            self.lanes.add(ready)
         self.credits = max(self.credits - len(batch.jobs), 0)
 
     def _acceptable(self, job: pb.Job) -> bool:
@@ -177,6 +191,27 @@ class Core:
             self._nack(job, pb.NACK_KIND_RETRYABLE, "UNSUPPORTED", f"no task type {job.challenge_type[:64]!r} here")
             return False
         return True
+
+    def _fetched(self, event: Fetched, now_ms: int, effects: Effects) -> None:
+        job = event.job
+        if self.lanes.held.get(job.lease_id) is not job:
+            return  # revoked, or its stream is gone
+        if event.failure is None:
+            self.lanes.release(job, event.files)
+        else:
+            del self.lanes.held[job.lease_id]
+            self._nack(job, *event.failure)
+
+    def _stored(self, event: Stored, now_ms: int, effects: Effects) -> None:
+        job = event.storing.job
+        if self.lanes.held.get(job.lease_id) is not job:
+            return
+        del self.lanes.held[job.lease_id]
+        if event.failure is None:
+            stored = (event.output, event.unit_digests, event.storing.done.lane)
+            self._commit([job], [(event.storing.done, event.storing.at)], effects, stored)
+        else:
+            self._nack(job, *event.failure)
 
     def _challenges(self, batch: pb.ChallengeBatch, now_ms: int, effects: Effects) -> None:
         """All that is quick to open is answered in one round trip; large trees are built beside the stream."""
@@ -317,13 +352,21 @@ class Core:
                         "reason": failure[1],
                     }
                     effects.notes.append(("warning", "job failed", {**fields, "detail": failure[2][:MAX_DETAIL]}))
+                elif position in done.outputs:
+                    # Held, so that heartbeats keep its lease, until whoever audits can read the output.
+                    self.lanes.hold(job)
+                    effects.store.append(Storing(job, done, position))
                 else:
                     jobs.append(job)
                     rows.append((done, position))
         for at in range(0, len(jobs), MAX_BATCH):
             self._commit(jobs[at : at + MAX_BATCH], rows[at : at + MAX_BATCH], effects)
 
-    def _commit(self, jobs: list[pb.Job], rows: list[tuple[GroupDone, int]], effects: Effects) -> None:
+    def _commit(
+        self, jobs: list[pb.Job], rows: list[tuple[GroupDone, int]], effects: Effects,
+        stored: tuple[bytes, bytes, int] | None = None,
+    ) -> None:  # fmt: skip
+        """`stored`: artifacts of output and unit digests of the one job, and the lane that ran it."""
         first = self.next_nonce
         batch = outgoing.pack(self._key.public, jobs, [done.result_hashes[at] for done, at in rows], first)
         self.next_nonce += len(jobs)
@@ -338,9 +381,13 @@ class Core:
         message = pb.CommitmentBatch(
             lease_ids=[job.lease_id for job in jobs],
             commitments=batch,
-            signature=sign_commitments(self._key, self._chain, batch),
+            signature=sign_commitments(self._key, self.chain, batch),
             compute_us=[done.compute_us[at] for done, at in rows],
         )
+        if stored is not None:
+            message.outputs.append(stored[0])
+            message.unit_digests.append(stored[1])
+            message.env_class = self._env_classes[stored[2]] if self._env_classes else ""
         self.counts.done += len(jobs)
         effects.send.append(pb.WorkRequest(commitments=message))
 
@@ -393,6 +440,8 @@ _ON: dict[type[Any], Callable[[Core, Any, int, Effects], None]] = {
     LaneUp: Core._lane_up,
     LaneDown: Core._lane_down,
     Opened: Core._opened,
+    Fetched: Core._fetched,
+    Stored: Core._stored,
     Tick: Core._tick,
     Pause: Core._pause,
     Resume: Core._resume,

@@ -78,12 +78,40 @@ class Challenged:
 
 
 @dataclass(frozen=True, slots=True)
+class Storing:
+    """A finished job whose output must be stored before it is committed: position `at` of `done`."""
+
+    job: pb.Job
+    done: GroupDone
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """The openings of a `Challenged`."""
 
     lease_id: int
     answer: Answer
     openings: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a job reads is here (`files`), or `failure` says why it cannot be: (nack kind, reason, text)."""
+
+    job: pb.Job
+    files: Any = None
+    failure: tuple[int, str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The artifacts of a `Storing` are durable (SHA-256 of output and unit digests), or `failure` says why not."""
+
+    storing: Storing
+    output: bytes = b""
+    unit_digests: bytes = b""
+    failure: tuple[int, str, str] | None = None
 
 
 class Tick:
@@ -102,7 +130,9 @@ class Resume:
     """The owner wants jobs again."""
 
 
-Event = Dialled | StreamEnded | Received | Finished | LaneUp | LaneDown | Opened | Tick | Pause | Resume
+Event = (
+    Dialled | StreamEnded | Received | Finished | LaneUp | LaneDown | Opened | Fetched | Stored | Tick | Pause | Resume
+)  # fmt: skip
 
 
 class ProtocolViolation(Exception):
@@ -111,7 +141,8 @@ class ProtocolViolation(Exception):
 
 @dataclass(slots=True)
 class Effects:
-    """What to do, in this order: persist, send, run groups, stop groups, open answers, close the stream.
+    """What to do, in this order: persist, send, run groups, stop groups, fetch files, store outputs, open answers,
+    close the stream.
 
     `persist` is the nonce up to which a reservation must be durable. `notes` are (level, event, fields) to log.
     `close` is the cause, None = stay.
@@ -121,6 +152,8 @@ class Effects:
     send: list[pb.WorkRequest] = field(default_factory=list)
     run: list[Run] = field(default_factory=list)
     cancel: list[tuple[int, int]] = field(default_factory=list)
+    fetch: list[pb.Job] = field(default_factory=list)
+    store: list[Storing] = field(default_factory=list)
     open: list[Challenged] = field(default_factory=list)
     close: str | None = None
     notes: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)

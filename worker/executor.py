@@ -1,75 +1,31 @@
-"""The process that owns one device: jobs in, unit digests out. The only part of the worker that imports JAX.
-
-Started as `python -m worker.executor` with one end of a socket pair and its settings as JSON. Frames are a u32
-length and a pickle; both ends are this program, on one machine, so pickle is safe and quick.
-
-It lives exactly as long as its socket: the agent may be killed at any moment, in the middle of a long job too.
+"""The process that owns one device: jobs in, unit digests and outputs out. The only part of the worker that imports
+JAX. `computemesh.service.child` starts it and says how it is talked to.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
-import queue
-import signal
-import socket
-import struct
 import sys
-import threading
 import time
 from typing import Any
 
 from computemesh import workloads
+from computemesh.service.child import Link
 from computemesh.trust.audit import JobTree
+from computemesh.trust.errors import MeshError
 from computemesh.trust.merkle import leaf_hash
 from computemesh.v1.orchestrator_pb2 import NACK_KIND_POISON, NACK_KIND_RETRYABLE
 from computemesh.workloads import Context, JobSpec, Outcome, Workload
 from worker.answers import GroupDone
+from worker.lanes import Row
 
-LENGTH = struct.Struct(">I")
 MAX_TEXT = 1024
 Failure = tuple[int, str, str]
 
 
 class Cancelled(Exception):
     """Nobody wants this group's results any more."""
-
-
-def frame(message: object) -> bytes:
-    """A message as it goes over the socket."""
-    data = pickle.dumps(message, protocol=5)
-    return LENGTH.pack(len(data)) + data
-
-
-class Link:
-    """The socket to the agent. A thread reads it all the time, so that a cancel or the agent's death is seen
-    while the device computes, and the agent's writes never wait for a job to end."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self.inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-        self.cancelled: set[int] = set()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def send(self, message: object) -> None:
-        try:
-            self._sock.sendall(frame(message))
-        except OSError:
-            os._exit(0)
-
-    def _read(self) -> None:
-        stream = self._sock.makefile("rb")
-        try:
-            while len(head := stream.read(LENGTH.size)) == LENGTH.size:
-                message = pickle.loads(stream.read(LENGTH.unpack(head)[0]))
-                if message[0] == "cancel":
-                    self.cancelled.add(message[1])
-                else:
-                    self.inbox.put(message)
-        except (OSError, EOFError, pickle.UnpicklingError):
-            pass
-        os._exit(0)  # the agent is gone: stop in the middle of whatever runs
 
 
 def open_device(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -102,6 +58,9 @@ def failure_of(error: BaseException) -> Failure:
     # XLA's allocator has no exception class of its own; jaxlib puts the status name into the text.
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return NACK_KIND_RETRYABLE, "OUT_OF_MEMORY", text
+    if isinstance(error, MeshError):  # says itself what is wrong, and whether another worker may succeed
+        kind = NACK_KIND_POISON if error.retry_after_ms is None else NACK_KIND_RETRYABLE
+        return kind, error.reason, error.message[:MAX_TEXT]
     return NACK_KIND_POISON, "EXECUTION_ERROR", text
 
 
@@ -111,13 +70,13 @@ class Executor:
     def __init__(self, lane: int, link: Link, device: Any) -> None:
         self._lane, self._link, self._device = lane, link, device
 
-    def run(self, group_id: int, challenge_type: str, rows: list[tuple[bytes, int, bytes, bytes]]) -> GroupDone:
+    def run(self, group_id: int, challenge_type: str, rows: list[Row]) -> GroupDone:
         """All jobs of a group; where the group fails as a whole each runs alone, so that only the bad ones do."""
         started = time.perf_counter_ns()
         done = GroupDone(self._lane, group_id, {}, [], 0, [], [], [], [])
         specs = [
-            JobSpec(task_id=task_id, index=index, params=params, binding=binding)
-            for task_id, index, params, binding in rows
+            JobSpec(task_id=row[0], index=row[1], params=row[2], binding=row[3], files=row[4] if len(row) > 4 else None)
+            for row in rows
         ]
         try:
             workload = workloads.get(challenge_type)
@@ -168,6 +127,8 @@ def _add(done: GroupDone, workload: Workload[Any], spec: JobSpec, outcome: Outco
         root = JobTree(layout, outcome.digests).result_hash
     # Bytes for openings leave with the result: after that this process may die without failing an audit.
     units = None if outcome.units is None else [outcome.units(unit) for unit in range(layout.count)]
+    if workload.output_bytes is not None:
+        done.outputs[len(done.compute_us)] = outcome.output
     done.result_hashes.append(root)
     done.layouts.append((layout.segments, layout.units))
     done.digests.append(outcome.digests)
@@ -186,10 +147,7 @@ def _failed(done: GroupDone, error: BaseException) -> None:
 
 def main(fd: int, settings: dict[str, Any]) -> None:
     """Serve the agent at the other end of socket `fd` until it closes."""
-    # Ctrl-C and a service manager's SIGTERM reach the whole group; the agent decides when this process ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    link = Link(socket.socket(fileno=fd))
+    link = Link.inherited(fd)
     try:
         device, description = open_device(settings)
     except Exception as error:

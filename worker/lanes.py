@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from computemesh.v1.orchestrator_pb2 import Job
 
 AHEAD = 2
 MAX_SUSPECTS = 1024
 
-Row = tuple[bytes, int, bytes, bytes]
-"""(task_id, index, params, binding): a job as an executor needs it."""
+Row = tuple[Any, ...]
+"""(task_id, index, params, binding) or, where the job reads files, (.., files): a job as an executor needs it."""
 JobKey = tuple[bytes, int]
 
 
@@ -58,6 +59,7 @@ class Lanes:
     def __init__(self, count: int, batchable: Collection[str], group_size: Callable[[str], int]) -> None:
         self.lanes = [Lane() for _ in range(count)]
         self.held: dict[int, Job] = {}
+        self._files: dict[int, Any] = {}  # by lease, of jobs that read some
         self._batchable = frozenset(batchable)
         self._group_size = group_size
         self._queue: deque[int] = deque()
@@ -76,6 +78,15 @@ class Lanes:
             lease = job.lease_id
             self.held[lease] = job
             self._queue.append(lease)
+
+    def hold(self, job: Job) -> None:
+        """Hold a job that must not run yet: its files are on their way."""
+        self.held[job.lease_id] = job
+
+    def release(self, job: Job, files: Any) -> None:
+        """Queue a job that was held back."""
+        self._files[job.lease_id] = files
+        self._queue.append(job.lease_id)
 
     def assign(self, now_ms: int) -> list[Run]:
         """Fill the lanes from the queue, the emptiest first."""
@@ -100,7 +111,10 @@ class Lanes:
             lane.busy_since_ms = now_ms
         lane.groups.append(group)
         held = self.held
-        rows = [(job.task_id, job.index, job.params, job.binding) for job in map(held.__getitem__, leases)]
+        rows: list[Row] = [(job.task_id, job.index, job.params, job.binding) for job in map(held.__getitem__, leases)]
+        if self._files:
+            files = [self._files.get(lease) for lease in leases]
+            rows = [row if found is None else (*row, found) for row, found in zip(rows, files, strict=True)]
         return Run(number, group.group_id, challenge_type, rows)
 
     def _take(self) -> tuple[list[int], str]:
@@ -132,6 +146,9 @@ class Lanes:
         lane = self.lanes[group.lane]
         lane.groups.remove(group)
         self._count_busy(lane, now_ms)
+        if self._files:
+            for lease in group.leases:
+                self._files.pop(lease, None)
         return group
 
     def absolve(self, job: Job) -> None:
@@ -158,6 +175,8 @@ class Lanes:
         if not groups or groups[0].stale:
             return []
         ran = [self.held.pop(lease) for lease in groups[0].leases if lease in self.held]
+        for job in ran if self._files else ():
+            self._files.pop(job.lease_id, None)
         return [(job, self._suspect((job.task_id, job.index))) for job in ran]
 
     def _suspect(self, key: JobKey) -> int:
@@ -170,6 +189,8 @@ class Lanes:
     def drop(self, leases: Iterable[int]) -> tuple[list[Job], list[tuple[int, int]]]:
         """Let go of these jobs. Returns those that were held, and (lane, group) of groups with no job left."""
         dropped = [job for job in (self.held.pop(lease, None) for lease in leases) if job is not None]
+        for job in dropped if self._files else ():
+            self._files.pop(job.lease_id, None)
         empty = [
             (group.lane, group.group_id)
             for group in self._groups.values()

@@ -52,7 +52,8 @@ class JobSpec:
     `params` is the task type's own fixed layout, at most 4,096 bytes, never JSON. `needs` are indices of the
     jobs whose results this one reads. `device_memory_bytes` is the peak the job asks of a device; 0 = little.
     `binding` is `worker_seed(...)` of this assignment, 32 bytes; empty until a worker is chosen (`bind`).
-    `files` is set by who runs or judges the job; None where the task type reads no files.
+    `files` is set by who runs or judges the job; None where the task type reads no files. `env_class` is set by who
+    judges it: where the worker says it ran (device kind/jaxlib/flags); within one class float results are byte-equal.
     """
 
     task_id: bytes
@@ -62,6 +63,7 @@ class JobSpec:
     device_memory_bytes: int = 0
     binding: bytes = b""
     files: Files | None = field(default=None, compare=False, repr=False)
+    env_class: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,8 @@ class Workload(Generic[P]):
     Where a job leaves more than digests: `output_bytes(spec)` is the most its output may weigh, and
     `output_digests(spec, output)` the digest of each unit the output shows, by unit index, so that whoever
     holds the output can hold it against the committed root. Raises InvalidProof on an output of wrong length.
+    Where an output shows every unit, `output_units(spec, output, indices)` may give the bytes that `units(i)` of the
+    Outcome would (empty where the type is exact): then the auditor samples from the output and asks the worker nothing.
     `preview(params, outputs)` is a file to look at while the task runs, from the outputs there are so far.
 
     Optional, where doing several at once is cheaper: `execute_batch(specs, context)`, `check_batch(spec,
@@ -206,6 +210,7 @@ class Workload(Generic[P]):
     job_inputs: Callable[[JobSpec], Sequence[bytes]] | None = None
     output_bytes: Callable[[JobSpec], int] | None = None
     output_digests: Callable[[JobSpec, bytes], Mapping[int, bytes]] | None = None
+    output_units: Callable[[JobSpec, bytes, Sequence[int]], list[bytes]] | None = None
     preview: Callable[[P, Mapping[int, bytes]], Artifact | None] | None = None
     agree: Callable[[bytes, bytes], bool] = bytes.__eq__
     execute_batch: Callable[[Sequence[JobSpec], Context], list[Outcome]] | None = None

@@ -1,0 +1,92 @@
+"""Artifacts as the orchestrator and its audits read them: from the store itself, through a cache on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+from computemesh.service.artifact_cache import ArtifactCache
+from computemesh.service.artifacts import Artifacts
+from computemesh.service.blobs import Owner
+from computemesh.service.job_files import JobFiles
+from computemesh.service.transfer import ArtifactInfo, file_digest
+from computemesh.trust import folder
+from computemesh.trust.errors import InvalidArgument, InvalidProof
+from computemesh.workloads.contract import Artifact
+
+
+class FromStore:
+    """What `ArtifactCache` asks of a Transfer, answered by the store without a server in between."""
+
+    def __init__(self, artifacts: Artifacts) -> None:
+        self._store = artifacts.store
+
+    async def stat(self, digest: str) -> ArtifactInfo:
+        """Raises NotFound."""
+        blob = await self._store.get(digest)
+        return ArtifactInfo(digest, blob.size, blob.name, blob.media_type, blob.created_ms)
+
+    async def get(self, digest: str, to: Path, *, max_bytes: int | None = None) -> Path:
+        """Raises NotFound, InvalidArgument (too large), InvalidProof (damaged)."""
+        blob = await self._store.get(digest)
+        if max_bytes is not None and blob.size > max_bytes:
+            raise InvalidArgument(f"artifact {digest} has {blob.size:,} bytes, at most {max_bytes:,} are read")
+        part = to.with_name(f".{to.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
+                async for piece in self._store.read(blob):
+                    file.write(piece)
+            if file_digest(part)[0] != digest:
+                raise InvalidProof(f"artifact {digest} is damaged in the store", reason="DIGEST_MISMATCH")
+            os.replace(part, to)
+        finally:
+            part.unlink(missing_ok=True)
+        return to
+
+
+class TaskFiles:
+    """Inputs and outputs of tasks in the store, and on this machine's disk while somebody works with them."""
+
+    def __init__(self, artifacts: Artifacts, folder_path: Path, max_bytes: int) -> None:
+        """Raises InvalidState where another process has the cache folder."""
+        self.artifacts = artifacts
+        self._cache = ArtifactCache(folder_path, max_bytes)
+        self._transfer: Any = FromStore(artifacts)
+
+    @contextlib.asynccontextmanager
+    async def use(
+        self, inputs: Iterable[bytes] = (), outputs: dict[int, bytes] | None = None, more: Iterable[bytes] = ()
+    ) -> AsyncIterator[JobFiles]:
+        """Files of a job, here while the body runs: its inputs, the outputs of other jobs by index, and `more`.
+        Raises NotFound, ResourceExhausted, Unavailable."""
+        inputs, needed = list(inputs), outputs or {}
+        folders = []
+        for digest in inputs:
+            if (await self._transfer.stat(digest.hex())).media_type == folder.MEDIA_TYPE:
+                folders.append(digest)
+        async with self._cache.use(self._transfer, [*inputs, *needed.values(), *more], folders) as local:
+            yield JobFiles(local, needed)
+
+    async def size(self, digest: bytes) -> int:
+        """Bytes of an artifact. Raises NotFound."""
+        return (await self.artifacts.store.get(digest.hex())).size
+
+    async def hold(self, task_id: bytes, digests: Iterable[bytes]) -> None:
+        """Keep artifacts until the market lets go of the task. Raises NotFound."""
+        await self.artifacts.hold_for_task(task_id.hex(), [digest.hex() for digest in digests])
+
+    async def put(self, task_id: bytes, artifact: Artifact) -> bytes:
+        """Store one of a task's files; its SHA-256."""
+        owner = Owner("task", task_id.hex())
+        return bytes.fromhex(await self.artifacts.put(artifact.data, owner, artifact.name, artifact.media_type))
+
+    async def drop(self, task_id: bytes, digest: bytes) -> None:
+        """End a task's reference to one artifact."""
+        await self.artifacts.retention.release(Owner("task", task_id.hex()), digest.hex())
+
+    def close(self) -> None:
+        """Let another process use the cache folder."""
+        self._cache.close()

@@ -1,0 +1,207 @@
+"""What jobs leave: held against their commitments, put together as the task's files, shown while the task runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from computemesh import workloads
+from computemesh.trust import audit as proofs
+from computemesh.trust.errors import InvalidState, MeshError, NotFound
+from computemesh.v1 import market_pb2
+from computemesh.workloads.contract import Artifact, JobSpec
+from orchestrator import audit
+from orchestrator import events as e
+from orchestrator.audits import ASSEMBLY, AUDIT, PREVIEW, Audits
+from orchestrator.files import TaskFiles
+from orchestrator.model import Lease, Task
+
+if TYPE_CHECKING:
+    from orchestrator.runtime import Runtime
+
+ASSEMBLY_TRIES = 3
+MAX_ARTIFACTS = 256
+PREVIEW_LIMIT_S = 60.0
+LOOK_EVERY_S = 0.5
+log = structlog.get_logger("orchestrator.outputs")
+
+
+@dataclass(slots=True)
+class Preview:
+    """What a running task shows: the last file, and of how many settled jobs it was made when."""
+
+    message: market_pb2.TaskArtifact
+    settled: int = 0
+    made_s: float = 0.0
+
+
+class Outputs:
+    """The shell's part in outputs; what it finds goes to the core as events."""
+
+    def __init__(self, runtime: Runtime, audits: Audits, files: TaskFiles | None) -> None:
+        """`files` None: there is no artifact store, so no task with files can be taken."""
+        self._runtime, self.audits, self._store = runtime, audits, files
+        self._previews: dict[bytes, Preview] = {}
+
+    @property
+    def _files(self) -> TaskFiles:
+        if self._store is None:
+            raise InvalidState("this orchestrator has no artifact store", reason="NO_ARTIFACT_STORE")
+        return self._store
+
+    def admit(self, task: Task) -> None:
+        """Raises InvalidState for a task whose files could not be read or kept here."""
+        if task.leaves or task.inputs is not None:
+            _ = self._files
+
+    # ---- audits ------------------------------------------------------------------------------------------------------
+    async def judge(self, work: e.CheckOpening) -> None:
+        """Judge one commitment in an audit process. What is wrong is the worker's, what breaks is nobody's."""
+        lease, batch, position = work.lease, work.batch, work.position
+        try:
+            accepted, proof, problem, openings = await self._found(work)
+        except (MeshError, OSError) as error:
+            log.error("audit could not be made", task=lease.task.id.hex(), job=lease.index, error=str(error)[:300])
+            self._runtime.apply(e.AuditBroke(batch, [position]))
+            return
+        if not accepted:
+            log.warning("audit failed", task=lease.task.id.hex(), job=lease.index, worker=batch.key.hex(), why=problem)
+        self._runtime.apply(e.Judged(batch, [position], [accepted], [proof], [openings], lease.task.k))
+
+    async def _found(self, work: e.CheckOpening) -> audit.Found:
+        lease, batch, position = work.lease, work.batch, work.position
+        task, spec = lease.task, lease.spec
+        output = batch.outputs[position] if task.leaves else b""
+        listed = batch.unit_digests[position] if task.leaves and batch.unit_digests else b""
+        problem = await self._unreadable(lease, output, listed)
+        if problem:
+            count = workloads.get(task.challenge_type).layout(spec).count
+            openings = work.openings or b""
+            proof = proofs.transcript_digest(lease.result_hash, batch.seed, task.k, count, openings, False)
+            return False, proof, problem, openings
+        inputs = task.inputs(spec) if task.inputs is not None else ()
+        if self._store is None:
+            return await self._ask(work, spec, b"", b"")
+        needed = {index: task.output(index) for index in spec.needs}
+        uploaded = [digest for digest in (output, listed) if digest]
+        async with self._files.use(inputs, needed, uploaded) as files:
+            found = await self._ask(work, replace(spec, files=files), output, listed)
+        if found[0] and output:
+            await self._files.hold(task.id, [output])
+        return found
+
+    async def _ask(self, work: e.CheckOpening, spec: JobSpec, output: bytes, listed: bytes) -> audit.Found:
+        task, batch = work.lease.task, work.batch
+        arguments = (
+            task.challenge_type, replace(spec, env_class=batch.env_class), batch.leaves[work.position], batch.seed,
+            task.k, work.lease.result_hash, work.openings, output, listed,
+        )  # fmt: skip
+        found: audit.Found = await self.audits.ask(
+            AUDIT, "judge", arguments, self._runtime.config.audit_timeout_ms / 1000)
+        return found
+
+    async def _unreadable(self, lease: Lease, output: bytes, listed: bytes) -> str:
+        """Why an upload is not even read; empty where nothing is wrong with it."""
+        if not output:
+            return ""
+        workload = workloads.get(lease.task.challenge_type)
+        assert workload.output_bytes is not None
+        units = proofs.DIGEST_BYTES * workload.layout(lease.spec).count
+        limits = [(output, workload.output_bytes(lease.spec), "output"), (listed, units, "list of unit digests")]
+        for digest, limit, what in limits:
+            if not digest:
+                continue
+            try:
+                size = await self._files.size(digest)
+            except NotFound:
+                return f"the {what} is not in the artifact store"
+            if size > limit:
+                return f"the {what} has {size:,} bytes, at most {limit:,} are taken"
+        return ""
+
+    # ---- the task's files --------------------------------------------------------------------------------------------
+    async def assemble(self, task: Task) -> tuple[bytes, str]:
+        """(files as `TaskOutcome.artifacts` in a TaskOutcome, what went wrong) of a task whose jobs are all settled."""
+        if not task.leaves:
+            return b"", ""
+        outputs = {index: task.output(index) for index in range(len(task.states))}
+        unknown = [index for index, digest in outputs.items() if not digest]
+        if unknown:
+            return b"", f"the outputs of {len(unknown)} jobs are not known here, the first is job {unknown[0]}"
+        problem = ""
+        for _ in range(ASSEMBLY_TRIES):
+            try:
+                rows = await self._assembled(task, outputs)
+                return market_pb2.TaskOutcome(artifacts=rows).SerializeToString(), ""
+            except (MeshError, OSError) as error:
+                problem = f"the task's files could not be put together: {error}"[:1000]
+                log.error("assembly failed", task=task.id.hex(), error=str(error)[:300])
+                await asyncio.sleep(1.0)
+        return b"", problem
+
+    async def _assembled(self, task: Task, outputs: dict[int, bytes]) -> list[market_pb2.TaskArtifact]:
+        limit_s = self._runtime.config.assembly_timeout_ms / 1000
+        async with self._files.use((), outputs) as files:
+            arguments = (task.challenge_type, task.payload, bytes(task.results), files)
+            made: list[Artifact] = await self.audits.ask(ASSEMBLY, "assemble", arguments, limit_s)
+        if len(made) > MAX_ARTIFACTS:
+            raise MeshError(f"{len(made)} files, at most {MAX_ARTIFACTS} are kept")
+        return [await self._stored(task, artifact) for artifact in made]
+
+    async def _stored(self, task: Task, artifact: Artifact) -> market_pb2.TaskArtifact:
+        digest = await self._files.put(task.id, artifact)
+        return market_pb2.TaskArtifact(
+            name=artifact.name, media_type=artifact.media_type, digest=digest.hex(), size=len(artifact.data)
+        )
+
+    # ---- previews ----------------------------------------------------------------------------------------------------
+    def preview(self, task_id: bytes) -> market_pb2.TaskArtifact | None:
+        """The last thing a task has to show."""
+        shown = self._previews.get(task_id)
+        return shown.message if shown is not None and shown.message.digest else None
+
+    async def run(self) -> None:
+        """Make previews of running tasks, for ever; only when no audit waits."""
+        interval_s = self._runtime.config.preview_interval_ms / 1000
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            tasks = self._runtime.core.state.tasks
+            for task_id in [task_id for task_id in self._previews if task_id not in tasks]:
+                del self._previews[task_id]
+            for task in list(tasks.values()):
+                if not task.leaves or task.outcome or task.ended or not task.settled or self.audits.busy:
+                    continue
+                shown = self._previews.setdefault(task.id, Preview(market_pb2.TaskArtifact()))
+                if task.settled > shown.settled and time.monotonic() - shown.made_s >= interval_s:
+                    await self._make_preview(task, shown)
+
+    async def _make_preview(self, task: Task, shown: Preview) -> None:
+        shown.settled, shown.made_s = task.settled, time.monotonic()
+        if workloads.get(task.challenge_type).preview is None:
+            return
+        outputs = {index: digest for index in range(len(task.states)) if (digest := task.output(index))}
+        try:
+            async with self._files.use((), outputs) as files:
+                arguments = (task.challenge_type, task.payload, files)
+                made: Artifact | None = await self.audits.ask(PREVIEW, "preview", arguments, PREVIEW_LIMIT_S)
+            if made is None or task.ended:
+                return
+            before, shown.message = shown.message.digest, await self._stored(task, made)
+            if before and before != shown.message.digest:
+                await self._files.drop(task.id, bytes.fromhex(before))
+        except (MeshError, OSError) as error:
+            log.warning("no preview", task=task.id.hex(), error=str(error)[:300])
+            return
+        self._runtime.core.state.progress.add(task.id)
+        self._runtime.dispatch.progress.set()
+
+    async def close(self) -> None:
+        """End the audit processes and release the cache."""
+        await self.audits.close()
+        if self._store is not None:
+            self._store.close()
+
