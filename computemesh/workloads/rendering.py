@@ -255,7 +255,8 @@ def preview(params: Params, outputs: Mapping[int, bytes]) -> Artifact | None:
     from computemesh.kernels.rendering import picture
 
     for _, frame in _frames(params, outputs):
-        return Artifact("preview.png", "image/png", picture.png(np.where(np.isnan(frame), np.float32(0.18), frame)))
+        shown = np.where(np.isnan(frame), np.float32(0.18), frame * np.float32(2**params.exposure))
+        return Artifact("preview.png", "image/png", picture.png(shown))
     return None
 
 
@@ -266,10 +267,11 @@ def assemble(params: Params, results: Sequence[JobResult]) -> list[Artifact]:
     from computemesh.kernels.rendering import picture
 
     frames = [frame for _, frame in _frames(params, {i: result.output for i, result in enumerate(results)})]
-    files = [Artifact("picture.png", "image/png", picture.png(frames[0]))]
+    shown = [frame * np.float32(2**params.exposure) for frame in frames]
+    files = [Artifact("picture.png", "image/png", picture.png(shown[0]))]
     if len(frames) == 1:
         return [*files, Artifact("picture.exr", "image/x-exr", picture.exr(frames[0]))]
-    files.append(Artifact("animation.webp", "image/webp", picture.webp(frames)))
+    files.append(Artifact("animation.webp", "image/webp", picture.webp(shown)))
     return files + [Artifact(f"frame-{i:04}.exr", "image/x-exr", picture.exr(frame)) for i, frame in enumerate(frames)]
 
 

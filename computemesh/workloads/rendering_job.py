@@ -79,6 +79,9 @@ class Params(Payload):
         le=1e9,
         description="a number from 0 to 10^9: most radiance one sample may bring indirectly; 0 = any",
     )
+    exposure: Number = Field(
+        default=0.0, ge=-20, le=20, description="a number from -20 to 20: stops by which the pictures are brightened"
+    )
     seed: Text | None = Field(default=None, min_length=1, max_length=128, description="text of 1 to 128 characters")
 
 
@@ -112,8 +115,8 @@ def _flops(params: Params) -> int:
 
 def parse(payload: Mapping[str, object]) -> Params:
     """Params of a payload {scene, width, height, samples_per_pixel = 32, frames = 1, orbit_degrees = 360, camera?,
-    indirect_limit = 3, environment?, seed?}; with several frames the camera turns about its target, in all by
-    `orbit_degrees`.
+    indirect_limit = 3, exposure = 0, environment?, seed?}; with several frames the camera turns about its target,
+    in all by `orbit_degrees`. `exposure` changes the files that people look at, not the data.
 
     Raises InvalidArgument per bad field, and where the whole is more than a task may ask.
     """

@@ -3,22 +3,29 @@
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from computemesh import workloads
 from computemesh.trust.audit import JobTree, fold_opening, sample, verify_previous
 from computemesh.trust.errors import InvalidArgument
-from computemesh.workloads import Claim, Context, JobSpec, bind, worker_seed
+from computemesh.workloads import Claim, Context, JobSpec, bind, function, worker_seed
 from computemesh.workloads.contract import MAX_PARAMS_BYTES, JobResult, segment_root
+from tests.workloads import programs
 
 SMALL = {
+    "function": {"function_name": "sum", "items": [{"values": [1, 2.5]}, {"values": [4]}]},
     "noop": {"jobs": 5, "bytes": 20},
+    "program": programs.SMALL,
+    "rendering": {"scene": "cornell", "width": 32, "height": 16, "samples_per_pixel": 1, "seed": "law"},
     "simulation": {"system": "ode", "steps": 40, "frames": 4, "ensemble": 6, "jobs": 2, "parameters": {"spread": 0.1}},
     "synthetic": {"matrix_size": 64, "iterations": 3, "jobs": 2, "seed": "law"},
 }
 TASK_ID = bytes(range(32))
 BINDING = worker_seed(bytes(32), "cpc1worker")
+FILES = {"program": programs.SmallFiles()}
 
 every_type = pytest.mark.parametrize("name", workloads.names())
 
@@ -26,7 +33,17 @@ every_type = pytest.mark.parametrize("name", workloads.names())
 def small_job(name, **changes):
     task = workloads.get(name)
     params = task.parse({**SMALL[name], **changes})
-    return task, params, bind(task.split(params, TASK_ID)[0], BINDING)
+    return task, params, assigned(name, task.split(params, TASK_ID)[0])
+
+
+def assigned(name, spec):
+    """The job as a worker gets it, with the files it reads."""
+    return replace(bind(spec, BINDING), files=FILES.get(name))
+
+
+@pytest.fixture(autouse=True)
+def _exposed(monkeypatch):
+    monkeypatch.setenv(function.FILES_VARIABLE, str(Path(__file__).parent / "exposed_functions.py"))
 
 
 def test_every_registered_type_has_a_small_payload_here():
@@ -53,7 +70,7 @@ def test_every_honest_unit_folds_to_the_result_hash(name):
 @every_type
 def test_recomputing_all_units_gives_what_the_worker_committed(name):
     task, params, _ = small_job(name)
-    specs = [bind(spec, BINDING) for spec in task.split(params, TASK_ID)]
+    specs = [assigned(name, spec) for spec in task.split(params, TASK_ID)]
     executed = task.execute_all(specs, Context())
     assert [outcome.digests for outcome in executed] == [task.execute(spec, Context()).digests for spec in specs]
     if task.exact:
@@ -93,7 +110,7 @@ def test_splitting_is_lazy_repeatable_and_numbered(name):
 @every_type
 def test_jobs_of_one_task_have_different_results(name):
     task, params, _ = small_job(name)
-    outcomes = task.execute_all([bind(spec, BINDING) for spec in task.split(params, TASK_ID)], Context())
+    outcomes = task.execute_all([assigned(name, spec) for spec in task.split(params, TASK_ID)], Context())
     assert len({outcome.digests for outcome in outcomes}) == len(outcomes)
 
 
@@ -130,7 +147,7 @@ def test_the_price_is_a_bound_in_whole_base_units(name):
 @every_type
 def test_results_assemble_to_artifacts_with_names_of_their_own(name):
     task, params, _ = small_job(name)
-    outcomes = task.execute_all([bind(spec, BINDING) for spec in task.split(params, TASK_ID)], Context())
+    outcomes = task.execute_all([assigned(name, spec) for spec in task.split(params, TASK_ID)], Context())
     artifacts = task.assemble(params, [JobResult(bytes([i]) * 32, o.output) for i, o in enumerate(outcomes)])
     assert len({artifact.name for artifact in artifacts}) == len(artifacts) > 0
     assert all("/" in artifact.media_type and artifact.data for artifact in artifacts)
