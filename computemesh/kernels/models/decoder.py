@@ -90,9 +90,10 @@ class Llama:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         w, kv, qo = self.width, self.groups * self.head, self.heads * self.head
-        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocabulary, w), "model.norm.weight": (w,)}
+        table = (self.vocabulary, w)
+        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": table, "model.norm.weight": (w,)}
         if not self.tied:
-            found["lm_head.weight"] = (self.vocabulary, w)
+            found["lm_head.weight"] = table
         for i in range(self.layers):
             at = f"model.layers.{i}."
             for name, rows in (("q", qo), ("k", kv), ("v", kv)):
@@ -195,8 +196,11 @@ class GPT2:
             found["lm_head.weight"] = (self.vocabulary, w)
         for i in range(self.layers):
             for name, rows, columns in (
-                ("attn.c_attn", w, 3 * w), ("attn.c_proj", w, w), ("mlp.c_fc", w, self.inner), ("mlp.c_proj", self.inner, w)
-            ):  # fmt: skip
+                ("attn.c_attn", w, 3 * w),
+                ("attn.c_proj", w, w),
+                ("mlp.c_fc", w, self.inner),
+                ("mlp.c_proj", self.inner, w),
+            ):
                 found[f"{at}h.{i}.{name}.weight"] = (rows, columns)  # stored (in, out): OpenAI's Conv1D
                 found[f"{at}h.{i}.{name}.bias"] = (columns,)
             for name in ("ln_1", "ln_2"):
@@ -211,10 +215,10 @@ class GPT2:
 
         def layer(i: int) -> Weights:
             names = {"qkv": "attn.c_attn", "out": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj"}
-            matrices = {
-                key: ops.matrix(np.ascontiguousarray(read(f"{at}h.{i}.{name}.weight").T), read(f"{at}h.{i}.{name}.bias"))
-                for key, name in names.items()
-            }
+            matrices = {}
+            for key, name in names.items():
+                weight = np.ascontiguousarray(read(f"{at}h.{i}.{name}.weight").T)
+                matrices[key] = ops.matrix(weight, read(f"{at}h.{i}.{name}.bias"))
             return matrices | {"before": norm(f"{at}h.{i}.ln_1"), "between": norm(f"{at}h.{i}.ln_2")}
 
         table = read(f"{at}wte.weight")

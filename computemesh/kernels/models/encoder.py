@@ -1,7 +1,7 @@
 """Encoders: BERT with pooling, for sentence embeddings, and ViT, for image classes.
 
-Formulas and weight names of the published checkpoints (Devlin et al. 2018, Dosovitskiy et al. 2020, as in transformers);
-pooling as sentence-transformers' folders describe it. Written over an arithmetic `ops`, like `decoder`.
+Formulas and weight names of the published checkpoints (Devlin et al. 2018, Dosovitskiy et al. 2020, as in
+transformers); pooling as sentence-transformers' folders describe it. Written over an arithmetic `ops`, like `decoder`.
 """
 
 from __future__ import annotations
@@ -76,6 +76,9 @@ class _Encoder:
             "norms": [both(lambda *pair: tuple(map(ops.vector, pair)), norm) for norm in norms],
         }
 
+    def prepare_layers(self, ops: ModuleType, read: Read, norms: tuple[str, str], attention: str) -> Weights:
+        return ops.stacked([self.prepare_layer(ops, read, i, norms, attention) for i in range(self.layers)])
+
     def attention(self, ops: ModuleType, layer: Weights, x: Array, mask: Array) -> Array:
         b, t, _ = x.shape
         q, k, v = (p.reshape(b, t, self.heads, self.head) for p in jnp.split(ops.linear(x, layer["qkv"]), 3, -1))
@@ -126,7 +129,7 @@ class Bert(_Encoder):
             "table": ops.vector(read(f"{at}word_embeddings.weight")),
             "positions": ops.vector(places),
             "norm": tuple(ops.vector(read(f"{at}LayerNorm.{part}")) for part in ("weight", "bias")),
-            "layers": ops.stacked([self.prepare_layer(ops, read, i, self.NORMS, "attention.self") for i in range(self.layers)]),
+            "layers": self.prepare_layers(ops, read, self.NORMS, "attention.self"),
         }
 
     def embed(self, ops: ModuleType, w: Weights, tokens: Array, lengths: Array) -> Array:
@@ -194,7 +197,7 @@ class ViT(_Encoder):
             "positions": ops.vector(read(f"{at}position_embeddings")[0]),
             "norm": tuple(ops.vector(read(f"{self.prefix}layernorm.{part}")) for part in ("weight", "bias")),
             "head": ops.matrix(read("classifier.weight"), read("classifier.bias")),
-            "layers": ops.stacked([self.prepare_layer(ops, read, i, self.NORMS, "attention.attention") for i in range(self.layers)]),
+            "layers": self.prepare_layers(ops, read, self.NORMS, "attention.attention"),
         }
 
     def patches_of(self, pixels: np.ndarray) -> np.ndarray:

@@ -48,6 +48,11 @@ def stacked(layers: list[Any]) -> list[Any]:
     return layers
 
 
+def zipped(layers: list[Any], others: list[Any]) -> list[Any]:
+    """Layers, each with what else belongs to it."""
+    return list(zip(layers, others, strict=True))
+
+
 def over_layers(block: Callable[..., Any], x: Array, layers: list[Any], kept: list[Any] | None) -> tuple[Array, Any]:
     """x, _ = block(x, layer, kept[layer]) layer after layer -> x and what each block kept.
 

@@ -68,7 +68,7 @@ class Generator:
         self.end_tokens = np.array(sorted(end_tokens), np.int32)
         self.traces: Counter[str] = Counter()
         self._prefill = jax.jit(self._prefill_traced, static_argnames=("size",))
-        self._span = jax.jit(self._span_traced, static_argnames=("sampled", "top_k"), donate_argnames=("cache", "logits"))
+        self._span = jax.jit(self._span_traced, static_argnames=("sampled", "top_k"), donate_argnames=("cache",))
         self._judge = jax.jit(self._judge_traced, static_argnames=("sampled", "top_k"))
 
     def types(self) -> AbstractContextManager[Any]:
@@ -82,7 +82,7 @@ class Generator:
 
         def attend(q: Array, k: Any, v: Any, scale: Any, bias: Any, kept: None) -> tuple[Array, Any]:
             padded = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, room)] + [(0, 0)] * (x.ndim - 2)), (k, v))
-            return self.ops.attend(q, k, v, causal, scale, bias), padded
+            return self.ops.attend(q, k, v, causal, scale, bias and bias(t)), padded
 
         positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), tokens.shape)
         return self.model.hidden(self.ops, w, tokens, positions, attend, None, memory)
@@ -101,7 +101,7 @@ class Generator:
             new = jax.tree.map(lambda old, x: old.at[rows, positions].set(x[:, 0]), kept, (k, v))
             size = jax.tree.leaves(new)[0].shape[1]
             seen = jnp.arange(size)[None, None] <= positions[:, None, None]
-            return self.ops.attend(q, *new, seen, scale, bias), new
+            return self.ops.attend(q, *new, seen, scale, bias and bias(size)), new
 
         hidden, cache = self.model.hidden(self.ops, w, tokens[:, None], positions[:, None], attend, cache, memory)
         return self.model.logits(self.ops, w, hidden)[:, 0], cache
@@ -205,8 +205,9 @@ class Generator:
         return [part.reshape(count) for part in found]
 
     def judge(
-        self, text: Sequence[int], prompt: int, sampling: Sampling, claimed: np.ndarray, margin: float, memory: Any = None
-    ) -> Judgement:
+        self, text: Sequence[int], prompt: int, sampling: Sampling, claimed: np.ndarray, margin: float,
+        memory: Any = None,
+    ) -> Judgement:  # fmt: skip
         """One forward pass over the prompt's tokens and those claimed, (n,) int32 of 0..vocabulary-1 -> `Judgement`.
 
         Shapes are buckets of both lengths, whatever was claimed with it. `margin` is 0 in exact arithmetic.

@@ -92,6 +92,10 @@ def stacked(layers: list[Any]) -> Any:
     return jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
 
 
+def zipped(layers: Any, others: Any) -> Any:
+    return layers, others
+
+
 def over_layers(block: Callable[..., Any], x: Array, layers: Any, kept: Any) -> tuple[Array, Any]:
     """As `floating.over_layers`, as one loop: these operations compile slowly, and int8 weights are quickly copied."""
 
