@@ -24,7 +24,7 @@ FEWEST = 6
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Progress]:
+def bytes_bar(what: str) -> Iterator[Progress]:
     """A bar of bytes on stderr while the body runs."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -60,7 +60,7 @@ def put(
     as_json: JsonOption = False,
 ) -> None:
     """Store a file or folder and print its digest. Repeat it after an interruption: it continues."""
-    with connect(profile) as client, _bar(path.name) as progress:
+    with connect(profile) as client, bytes_bar(path.name) as progress:
         stored = client.put_artifact(path, name=name, media_type=media_type, progress=progress)
     output.say(f"{stored.name}: {stored.size:,} bytes, kept until {_until(stored)}")
     output.emit(stored, stored.digest)
@@ -85,7 +85,7 @@ def get(
         if (target.is_dir() or target.exists()) and not (force and target.is_file()):
             hint = "name another with --output" + (", or --force" if target.is_file() else "")
             raise typer.BadParameter(f"{target} exists: {hint}", param_hint="--output")
-        with _bar(target.name) as progress:
+        with bytes_bar(target.name) as progress:
             written = client.get_artifact(known.digest, target, as_file=as_file, progress=progress)
     output.emit({**output.plain(known), "path": str(written)}, str(written))
 

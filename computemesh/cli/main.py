@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from computemesh.cli import artifact, ledger, output, program, task, up, verify, worker
+from computemesh.cli import artifact, ledger, model, output, program, task, up, verify, worker
 from computemesh.cli.options import Root
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("up")(up.up)
 app.add_typer(task.app, name="task")
 app.add_typer(program.app, name="program")
 app.add_typer(artifact.app, name="artifact")
+app.add_typer(model.app, name="model")
 app.add_typer(worker.app, name="worker")
 app.add_typer(ledger.app, name="ledger")
 app.command("verify")(verify.verify)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from computemesh.cli import output
+from computemesh.cli.artifact import bytes_bar
 from computemesh.cli.options import JsonOption, ProfileOption, connect, parse_deadline, parse_payload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from computemesh.client.model import Task, TaskEvent
+    from computemesh.client import Client
+    from computemesh.client.model import Task, TaskEvent, TaskFile
 
 app = typer.Typer(help="Publish tasks and follow them.", no_args_is_help=True)
 
@@ -45,10 +47,14 @@ def submit(
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the task has ended.")] = False,
     timeout: Annotated[float | None, typer.Option(help="With --wait: seconds to wait at most.")] = None,
+    download_to: Annotated[
+        Path | None, typer.Option("--download", metavar="DIR", help="Wait, then write the task's files there.")
+    ] = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Publish a task: mesh task submit synthetic matrix_size=1024 --reward 10.0 --wait"""
+    wait = wait or download_to is not None
     values = parse_payload(words or [], payload)
     until = parse_deadline(deadline)
     with connect(profile) as client:
@@ -58,6 +64,8 @@ def submit(
             if not as_json:
                 output.say(f"task {created.task_id}: {created.reward} CPC held")
             follow(created, handle.watch(timeout))
+        if download_to is not None and handle.task.artifacts:
+            fetch(client, handle.task, download_to)
         _finish(handle.task, ended=wait)
 
 
@@ -72,6 +80,15 @@ def follow(created: Task, events: Iterable[TaskEvent]) -> None:
             bar.update(
                 shown, description=_label(task), completed=task.jobs_settled, total=max(task.jobs_total, 1)
             )
+
+
+def fetch(client: Client, task: Task, to: Path) -> list[Path]:
+    """Write a task's files into a folder, and say so."""
+    with bytes_bar(f"{len(task.artifacts)} files") as progress:
+        written = client.download(task.task_id, to, progress=progress)
+    for path in written:
+        output.say(f"{path}")
+    return written
 
 
 def _label(task: Task) -> str:
@@ -104,7 +121,30 @@ def describe(task: Task) -> str:
         values["ended"] = f"{_when(task.ended_ms)}, after {(task.ended_ms - task.created_ms) / 1000:.1f} s"
     if task.result_hash:
         values["result"] = f"{task.result_hash} in block {task.block_height}"
+    for name, digest in task.references.items():
+        values[f"name {name}"] = digest
+    if task.preview is not None and not task.ended:
+        values[f"preview {task.preview.name}"] = _file(task.preview)
+    for file in task.artifacts:
+        values[f"file {file.name}"] = _file(file)
     return output.pairs(values)
+
+
+def _file(file: TaskFile) -> str:
+    return f"{file.digest}, {file.media_type}, {file.size:,} bytes"
+
+
+@app.command()
+def download(
+    task_id: TaskId,
+    to: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder to write the files to.")] = Path(),
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a completed task's files into a folder; their digests are checked."""
+    with connect(profile) as client:
+        written = fetch(client, client.get(task_id), to)
+    output.emit({"task_id": task_id, "files": [str(path) for path in written]}, f"{len(written)} files in {to}")
 
 
 @app.command()

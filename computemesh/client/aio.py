@@ -13,9 +13,9 @@ from typing import Any
 
 import grpc
 
-from computemesh.client import receipts
+from computemesh.client import receipts, results
 from computemesh.client.artifacts import ArtifactInfo, AsyncArtifacts
-from computemesh.client.model import Account, Block, Page, Quote, Task, TaskEvent, status_number, struct_of
+from computemesh.client.model import Account, Block, Model, Page, Quote, Task, TaskEvent, status_number, struct_of
 from computemesh.client.orders import Deadline, Wish
 from computemesh.client.profile import Profile
 from computemesh.client.rpc import Pauses, Transport, meaning, signed_token
@@ -222,6 +222,26 @@ class AsyncClient:
     async def get_artifact(self, digest: str, to: Path | str, **options: Any) -> Path:
         """Write an artifact to a file, or a folder; see `AsyncArtifacts.get` for the options."""
         return await self.artifacts.get(digest, to, **options)
+
+    async def download(self, task_id: str, to: Path | str, **options: Any) -> builtins.list[Path]:
+        """Write a completed task's files into the folder `to`; their paths. Raises InvalidState where it has none."""
+        return await results.download(self.artifacts, await self.get(task_id), Path(to), **options)
+
+    async def register_model(self, model_id: str, artifact: str) -> Model:
+        """Let payloads say `model_id` for an artifact (its digest). Raises NotFound, Unauthorized."""
+        request = market_pb2.RegisterModelRequest(model_id=model_id, artifact=artifact)
+        return Model.of((await self._market("RegisterModel", request)).model)
+
+    async def models(self) -> AsyncIterator[Model]:
+        """Every registered name, page by page as you iterate."""
+        token = ""
+        while True:
+            reply = await self._market("ListModels", market_pb2.ListModelsRequest(page_token=token))
+            for model in reply.models:
+                yield Model.of(model)
+            token = reply.next_page_token
+            if not token:
+                return
 
     # --- ledger ----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ deadline Unix seconds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf import json_format, struct_pb2
@@ -62,9 +62,40 @@ def status_number(status: str | None) -> int:
     return words[status.lower()]
 
 
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    """One file of a task's answer; `digest` is its artifact's SHA-256, 64 hexadecimal characters, `size` bytes."""
+
+    name: str
+    media_type: str
+    digest: str
+    size: int
+
+    @classmethod
+    def of(cls, message: market_pb2.TaskArtifact) -> TaskFile:
+        """From the wire."""
+        return cls(message.name, message.media_type, message.digest, message.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A registered name and the artifact it stands for (SHA-256, 64 hexadecimal characters)."""
+
+    model_id: str
+    artifact: str
+    owner: str
+    registered_ms: int
+
+    @classmethod
+    def of(cls, message: market_pb2.Model) -> Model:
+        """From the wire."""
+        return cls(message.model_id, message.artifact, message.owner, message.registered_ms)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Task:
-    """A task as its market last described it."""
+    """A task as its market last described it. `artifacts` are its files once it has completed, `preview` one to look at
+    while it runs, `references` the digest of each registered name in the payload."""
 
     task_id: str
     challenge_type: str
@@ -88,12 +119,18 @@ class Task:
     orchestrator_address: str
     order: bytes
     order_signature: bytes
+    artifacts: tuple[TaskFile, ...] = ()
+    preview: TaskFile | None = None
+    references: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, message: market_pb2.Task) -> Task:
         """From the wire."""
         values = {name: getattr(message, name) for name in cls.__dataclass_fields__}
         values["payload"] = payload_of(message.payload)
+        values["artifacts"] = tuple(TaskFile.of(file) for file in message.artifacts)
+        values["preview"] = TaskFile.of(message.preview) if message.HasField("preview") else None
+        values["references"] = dict(message.references)
         values["status"] = enum_word(market_pb2.TaskStatus, message.status, "TASK_STATUS_")
         return cls(**values)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from computemesh.client.aio import AsyncClient, AsyncTaskHandle
 from computemesh.client.artifacts import ArtifactInfo
-from computemesh.client.model import Account, Block, Page, Quote, Task, TaskEvent
+from computemesh.client.model import Account, Block, Model, Page, Quote, Task, TaskEvent
 from computemesh.client.orders import Deadline
 from computemesh.client.profile import Profile
 from computemesh.trust.errors import InvalidState
@@ -190,6 +190,18 @@ class Client:
     def delete_artifact(self, digest: str) -> None:
         """End your reference to an artifact. Raises NotFound."""
         self._loop.run(self._async.artifacts.delete(digest))
+
+    def download(self, task_id: str, to: Path | str, **options: Any) -> builtins.list[Path]:
+        """Write a completed task's files into the folder `to`; their paths. Raises InvalidState where it has none."""
+        return self._loop.run(self._async.download(task_id, to, **options))
+
+    def register_model(self, model_id: str, artifact: str) -> Model:
+        """Let payloads say `model_id` for an artifact (its digest). Raises NotFound, Unauthorized."""
+        return self._loop.run(self._async.register_model(model_id, artifact))
+
+    def models(self) -> Iterator[Model]:
+        """Every registered name, page by page as you iterate."""
+        return self._loop.iterate(self._async.models())
 
     def account(self, address: str | None = None) -> Account:
         """An account of the ledger; without an address your own. Raises InvalidArgument."""
