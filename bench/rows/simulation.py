@@ -96,7 +96,8 @@ def downgraded(lanes: Any, states: np.ndarray, members: Any, segments: Any, run:
     import ml_dtypes
 
     lower = np.float32 if lanes.job.model.precision == "<f8" else ml_dtypes.bfloat16
-    return np.asarray(run(states.astype(lower))).astype(lanes.job.model.dtype)
+    found: np.ndarray = np.asarray(run(states.astype(lower))).astype(lanes.job.model.dtype)
+    return found
 
 
 def spoilt(units: set[tuple[int, int]]) -> Any:
@@ -180,7 +181,7 @@ def other_class(jobs: int) -> dict[str, Any]:
         return share
 
     refused, same, units_seen = 0, dict.fromkeys(SMALL, 0), dict.fromkeys(SMALL, 0)
-    metric.usage = usage
+    metric.usage = usage  # type: ignore[assignment]
     try:
         for system, seed, digests, units in pickle.loads(ran.stdout):
             spec = job(system, SMALL[system], seed)

@@ -6,7 +6,7 @@ dissipative one shrinks. Allowed is `FACTOR` times (reach + one rounding per squ
 
 What the tolerance concedes: errors of the size of honest rounding, and never a lower precision: float32 in place
 of float64 is 2**29 roundings off, bfloat16 in place of float32 2**16, while `FACTOR` is 2**4. Between AVX-512 with
-fused multiply-add and SSE4.2 without it honest units used at most 0.06 of the allowance, in all systems (measured
+fused multiply-add and SSE4.2 without it honest units used at most 0.1 of the allowance, in all systems (measured
 by bench/rows/simulation.py; a GPU was not seen).
 """
 
