@@ -55,7 +55,7 @@ class Models:
             raise NotFound(f"no model {request.model_id!r} is registered", reason="MODEL_NOT_FOUND")
         return pb.GetModelResponse(model=_message(found))
 
-    async def list(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+    async def page(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
         """Raises InvalidArgument."""
         try:
             after = base64.urlsafe_b64decode(request.page_token).decode()

@@ -180,7 +180,7 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         self, request: market_pb2.ListModelsRequest, context: Context
     ) -> market_pb2.ListModelsResponse:
         self._callers.identify(context, self._engine.clock())
-        return await self._models.list(request)
+        return await self._models.page(request)
 
     async def Dispatch(
         self, requests: AsyncIterator[market_pb2.DispatchRequest], context: Context
