@@ -31,6 +31,11 @@ def join(
     name: Annotated[str, typer.Option(help="Name shown in lists.")] = "",
     types: Annotated[str, typer.Option(help="Task types to take, separated by commas; all if empty.")] = "",
     platform: Annotated[str, typer.Option(help="JAX platform: cpu, cuda, tpu; JAX's choice if empty.")] = "",
+    functions: Annotated[
+        list[Path] | None,
+        typer.Option("--functions", help="Python file with exposed functions; repeat for several.", exists=True,
+                     dir_okay=False),
+    ] = None,
     control: Annotated[
         str, typer.Option(help="HOST:PORT of the worker's own control service; a free loopback port if empty.")
     ] = "",
@@ -53,6 +58,7 @@ def join(
     write_toml(path, {
         "orchestrator": orchestrator, "data_dir": str(folder), "control_listen": control,
         "display_name": name or socket.gethostname()[:64], "platform": platform,
+        "functions": [str(path.absolute()) for path in functions or []],
         "challenge_types": [one.strip() for one in types.split(",") if one.strip()],
     })  # fmt: skip
     output.say(f"working for {orchestrator}; pay goes to {key.address} (key in {folder}); control on {control}")

@@ -155,7 +155,8 @@ def _order_left_open(op: Any) -> bool:
     if op.name in ("stablehlo.select_and_scatter", "stablehlo.composite"):
         return True
     if op.name == "stablehlo.sort":
-        return not _is_total(op) or (len(op.operands) > 1 and "true" not in str(op.attributes["is_stable"]))
+        stable = "is_stable" in op.attributes and "true" in str(op.attributes["is_stable"])
+        return not _is_total(op) or (len(op.operands) > 1 and not stable)
     if op.name == "stablehlo.scatter":
         return not (_is_commutative(op) or _places_once(op))
     if op.name in ("stablehlo.reduce", "stablehlo.reduce_window"):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import shutil
 import signal
 import socket
@@ -33,6 +32,7 @@ from computemesh.trust.errors import MeshError
 START_LIMIT_S = 120.0
 OWN_START_LIMIT_S = 900.0  # an operator's init() may load a model
 WATCH_S = 0.05
+SEND_LIMIT_S = 10.0  # a child that does not take a request hangs
 KEEP_IDLE_S = 30.0
 MAX_TEXT = 900
 # What an interpreter needs to find its libraries and its device. Keys, tokens and proxies are not among them.
@@ -96,7 +96,6 @@ class Child:
             ours.close()
             raise
         self._socket = ours
-        self._socket.settimeout(10.0)  # a child that does not take a small request hangs
         self.phase = "starting"
         self._busy = False
         self._resident = 0
@@ -135,6 +134,7 @@ class Child:
         self.phase, self._busy = "ready", True
         told: JobFailed | None = None
         try:
+            self._socket.settimeout(SEND_LIMIT_S)
             send(self._socket, Kind.REQUEST, document(request))
             while True:
                 kind, data = self._receive(until, limits, left, progress)
@@ -180,11 +180,13 @@ class Child:
             now = time.monotonic()
             if now >= until:
                 raise self._fail("TIMEOUT", f"was still {self.phase} after {limits.seconds:g} s, its limit")
-            if not select.select([self._socket], [], [], min(WATCH_S, until - now))[0]:
+            try:
+                self._socket.settimeout(min(WATCH_S, until - now))
+                part = self._socket.recv(min(length - len(buffer), 1 << 20))
+            except TimeoutError:
                 progress()
                 self._watch(limits)
                 continue
-            part = self._socket.recv(min(length - len(buffer), 1 << 20))
             if not part:
                 raise self._crashed()
             buffer += part

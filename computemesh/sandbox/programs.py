@@ -40,6 +40,7 @@ class Program:
             self.inputs = _signature("argument", self.exported.in_avals)
             self.outputs = _signature("output", self.exported.out_avals)
             self.contents = examine(module)
+            _check_results(module, self.outputs)
             _check_platform(self, platform, exact)
         except (Refused, MemoryError):
             raise
@@ -127,6 +128,14 @@ def _signature(what: str, avals: Any) -> tuple[ArrayType, ...]:
             raise Refused("REFUSED", text)
         found.append(ArrayType(str(aval.dtype), tuple(aval.shape)))
     return tuple(found)
+
+
+def _check_results(module: Any, outputs: tuple[ArrayType, ...]) -> None:
+    """Sizes are bounded by what the export says of itself, so its module has to keep that."""
+    mains = [op for op in module.body.operations if str(op.attributes["sym_name"]) == '"main"']
+    found = [tuple(kind.shape) for kind in mains[0].attributes["function_type"].value.results]
+    if found != [kind.shape for kind in outputs]:
+        raise Refused("REFUSED", f"the program returns {len(found)} array(s) of other shapes than its export says")
 
 
 def _check_platform(program: Program, platform: str, exact: bool) -> None:

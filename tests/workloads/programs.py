@@ -12,6 +12,21 @@ import numpy as np
 from computemesh.sandbox.arrays import pack_program, parse_type
 from computemesh.sandbox.exporting import export_program
 
+DATA = Path(__file__).parent / "data"
+COLLATZ = DATA / "collatz.program"  # made once, so that tests notice when it cannot be read any more
+SMALL = {
+    "program": hashlib.sha256(COLLATZ.read_bytes()).hexdigest(),
+    "inputs": hashlib.sha256((DATA / "collatz.npz").read_bytes()).hexdigest(),
+    "outputs": ["int32[]"], "map": True, "items": 6, "items_per_job": 2, "exact": True,
+}  # fmt: skip
+
+
+class SmallFiles:
+    """The files of `SMALL`."""
+
+    def artifact(self, digest: bytes) -> Path:
+        return COLLATZ if digest.hex() == SMALL["program"] else DATA / "collatz.npz"
+
 
 class FolderFiles:
     """A job's files from a folder."""
@@ -47,9 +62,9 @@ def forged(function, *types: str, platforms=("cpu",), **changes) -> bytes:
     from jax._src.export import _export
 
     specs = [jax.ShapeDtypeStruct(kind.shape, kind.dtype) for kind in map(parse_type, types)]
-    with mock.patch.object(_export, "_check_lowering", lambda _: None), mock.patch.object(
-        _export, "_check_module", lambda *_, **__: True
-    ):
+    unchecked = mock.patch.multiple(_export, _check_lowering=mock.DEFAULT, _check_module=mock.DEFAULT)
+    with unchecked as patched:
+        patched["_check_module"].return_value = True
         made = export.export(jax.jit(function), platforms=platforms)(*specs)
     return pack_program(bytes(replace(made, **changes).serialize()))
 
@@ -89,7 +104,10 @@ def vast_broadcast():
     import jax
     import jax.numpy as jnp
 
-    return exported(lambda x: jax.lax.sort(jnp.broadcast_to(x, (250_000_000_000, 4)))[:1, 0].sum()[None] + x, "float32[4]")
+    def smallest(x):
+        return jax.lax.sort(jnp.broadcast_to(x, (250_000_000_000, 4)), dimension=0)[0]
+
+    return exported(smallest, "float32[4]")
 
 
 def vast_output():
@@ -98,11 +116,41 @@ def vast_output():
     return exported(lambda x: jnp.broadcast_to(x, (2**28, 4)), "float32[4]")
 
 
-def infeed_like():
-    """A collective over devices that are not there."""
-    import jax
+def outfeed():
+    """A module written by hand: jax.export never emits it."""
+    body = """module @jit_f {
+      func.func public @main(%arg0: tensor<4xf32>) -> tensor<4xf32> {
+        %0 = stablehlo.create_token : !stablehlo.token
+        %1 = "stablehlo.outfeed"(%arg0, %0) : (tensor<4xf32>, !stablehlo.token) -> !stablehlo.token
+        return %arg0 : tensor<4xf32>
+      }
+    }"""
+    return handwritten(body)
 
-    return forged(lambda x: jax.lax.psum(jax.vmap(lambda v: v)(x), ()), "float32[4]", nr_devices=2)
+
+def lying_signature():
+    """Says that it returns 16 bytes, and returns 4 GiB."""
+    body = """module @jit_f {
+      func.func public @main(%arg0: tensor<4xf32>) -> tensor<268435456x4xf32> {
+        %0 = stablehlo.broadcast_in_dim %arg0, dims = [1] : (tensor<4xf32>) -> tensor<268435456x4xf32>
+        return %0 : tensor<268435456x4xf32>
+      }
+    }"""
+    return handwritten(body)
+
+
+def handwritten(text: str) -> bytes:
+    from jax._src.interpreters.mlir import make_ir_context
+    from jax.extend.mlir import ir
+    from jax.extend.mlir.dialects import stablehlo
+
+    with make_ir_context():
+        module = bytes(stablehlo.serialize_portable_artifact(ir.Module.parse(text), "1.8.0"))
+    return forged(lambda x: x, "float32[4]", mlir_module_serialized=module)
+
+
+def two_devices():
+    return forged(lambda x: x + 1, "float32[4]", nr_devices=2)
 
 
 def triple():
