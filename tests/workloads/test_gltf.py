@@ -137,7 +137,7 @@ HOSTILE = {
     "no attributes": (edited(meshes__0__primitives__0__attributes=None), "not glTF"),
     "draco": (edited(extensionsRequired=["KHR_draco_mesh_compression"]), "requires the extension"),
     "repeated mesh": (repeated(), "repeated meshes counted again"),
-    "many nodes": (edited(nodes=[{}] * 70_000), "has 70,010 objects; at most 16,384"),
+    "many nodes": (edited(nodes=[{}] * 70_000), "has 70,011 objects; at most 16,384"),
     "deep json": (glb(0)[:20] + b"", "declares"),
     "huge image": (with_image(HUGE_PNG.getvalue()), "9,000 x 9,000"),
     "no image": (with_image(b"GIF89a" + bytes(100)), "no PNG or JPEG"),

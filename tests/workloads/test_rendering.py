@@ -267,7 +267,7 @@ def test_a_scene_from_a_file_is_rendered_and_a_bad_one_is_named(tmp_path):
     (spec,) = jobs(payload, files)
     outcome = TASK.execute(spec, Context())
     assert TASK.check(spec, 3, outcome.units(3), None) == outcome.digests[96:128]
-    assert np.frombuffer(outcome.output, "<f4").min() > 0  # lit by the sky that such files get
+    assert np.frombuffer(outcome.output, "<f4").mean() > 0.2  # lit by the sky that such files get
     bad = files.add(glb(*triangle(accessors__0__count=10**9)))
     with pytest.raises(InvalidArgument, match="1,000,000,000 vertices") as refused:
         TASK.execute(jobs({**payload, "scene": bad.hex()}, files)[0], Context())
