@@ -102,6 +102,9 @@ class Releases:
         files = [row.digest for row in market_pb2.Task.FromString(item.files).artifacts]
         try:
             await self._artifacts.release_task(item.task_id.hex(), self._artifacts.ttl_ms, files)
+            # Which output was which job's (orchestrator/files.py) matters to nobody any more.
+            objects = self._artifacts.store.objects
+            await objects.delete([one.path for one in await objects.list(f"outputs/{item.task_id.hex()}")])
         except MeshError as error:  # the references stay, and with them some bytes
             log.error("a task's artifacts were not released", task=item.task_id.hex(), error=error.message)
 

@@ -73,7 +73,7 @@ def _task_leased(state: State, event: e.TaskLeased, now_ms: int, out: e.Effects)
         return
     state.tasks[task.id] = task
     task.offered.update(((job, result_hash), output) for job, result_hash, output in event.outputs)
-    out.persist.append(e.SaveTask(task.id, task.epoch, event.raw, event.settled))
+    out.persist.append(e.SaveTask(task.id, task.epoch, event.raw, event.settled, event.outputs))
     if task.leaves:
         task.wait_for_needs()
     _settled_before(state, task, event.settled, now_ms, out)

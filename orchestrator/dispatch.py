@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -177,23 +177,35 @@ class Dispatch:
 
     async def _lease_of_another(self, lease: market_pb2.TaskLease) -> None:
         settled = await self._runtime.submitter.settled_before(lease.task_id)
+        try:
+            outputs = await self._runtime.outputs.known(read_lease(lease), settled)
+        except MeshError as error:
+            if self._reading.pop(lease.task_id, None) == lease.epoch:
+                self._refuse(lease, error)
+            return
         if self._reading.pop(lease.task_id, None) == lease.epoch:
-            self._take_lease(lease, settled)
+            self._take_lease(lease, settled, outputs)
         else:
             self.freed(1)
 
-    def _take_lease(self, lease: market_pb2.TaskLease, settled: list[tuple[int, bytes]]) -> None:
+    def _refuse(self, lease: market_pb2.TaskLease, error: MeshError) -> None:
+        log.error("a leased task cannot be done here", task=lease.task_id.hex(), error=str(error))
         raw = lease.SerializeToString()
+        self._runtime.apply(e.TaskUnusable(lease.task_id, lease.epoch, str(error)[:1000], raw))
+
+    def _take_lease(
+        self, lease: market_pb2.TaskLease, settled: list[tuple[int, bytes]],
+        outputs: Sequence[tuple[int, bytes, bytes]] = (),
+    ) -> None:  # fmt: skip
         try:
             task = read_lease(lease)
             self._runtime.outputs.admit(task)
         except MeshError as error:
-            log.error("a leased task cannot be split", task=lease.task_id.hex(), error=str(error))
-            self._runtime.apply(e.TaskUnusable(lease.task_id, lease.epoch, str(error)[:1000], raw))
+            self._refuse(lease, error)
             return
         log.info("task leased", task=task.id.hex(), epoch=task.epoch, type=task.challenge_type, jobs=len(task.jobs),
                  settled=len(settled))
-        self._runtime.apply(e.TaskLeased(task, raw, settled))
+        self._runtime.apply(e.TaskLeased(task, lease.SerializeToString(), settled, outputs))
 
     def _acks(self, response: market_pb2.DispatchResponse) -> None:
         for task_id in response.acks.task_ids:

@@ -211,10 +211,13 @@ class Tick:
 # ---- effects: records to make durable ------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class SaveTask:
+    """`outputs` are those of jobs another orchestrator verified, as (job, result hash, SHA-256)."""
+
     task_id: bytes
     epoch: int
     raw: bytes
     settled: Sequence[tuple[int, bytes]]
+    outputs: Sequence[tuple[int, bytes, bytes]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,11 @@ from computemesh.trust.errors import InvalidArgument, InvalidProof
 from computemesh.workloads.contract import Artifact
 
 
+def noted(task_id: bytes) -> str:
+    """Where the store says which output belongs to which job; removed with the task's references."""
+    return f"outputs/{task_id.hex()}"
+
+
 class FromStore:
     """What `ArtifactCache` asks of a Transfer, answered by the store without a server in between."""
 
@@ -74,9 +79,18 @@ class TaskFiles:
         """Bytes of an artifact. Raises NotFound."""
         return (await self.artifacts.store.get(digest.hex())).size
 
-    async def hold(self, task_id: bytes, digests: Iterable[bytes]) -> None:
-        """Keep artifacts until the market lets go of the task. Raises NotFound."""
-        await self.artifacts.hold_for_task(task_id.hex(), [digest.hex() for digest in digests])
+    async def keep_output(self, task_id: bytes, job: int, result_hash: bytes, output: bytes) -> None:
+        """Keep a verified output until the market lets go of the task, and note whose it is, for whoever has the task
+        after us. Raises NotFound."""
+        await self.artifacts.hold_for_task(task_id.hex(), [output.hex()])
+        place = f"{noted(task_id)}/{job}-{result_hash.hex()}-{output.hex()}"
+        await self.artifacts.store.objects.put(place, b"{}")
+
+    async def kept_outputs(self, task_id: bytes) -> list[tuple[int, bytes, bytes]]:
+        """(job, result hash, SHA-256 of the output) of a task's verified jobs, whichever orchestrator verified them."""
+        names = [one.path.rpartition("/")[2] for one in await self.artifacts.store.objects.list(noted(task_id))]
+        rows = [name.split("-") for name in names]
+        return [(int(job), bytes.fromhex(result_hash), bytes.fromhex(output)) for job, result_hash, output in rows]
 
     async def put(self, task_id: bytes, artifact: Artifact) -> bytes:
         """Store one of a task's files; its SHA-256."""

@@ -91,7 +91,7 @@ class Outputs:
         async with self._files.use(inputs, needed, uploaded) as files:
             found = await self._ask(work, replace(spec, files=files), output, listed)
         if found[0] and output:
-            await self._files.hold(task.id, [output])
+            await self._files.keep_output(task.id, lease.index, lease.result_hash, output)
         return found
 
     async def _ask(self, work: e.CheckOpening, spec: JobSpec, output: bytes, listed: bytes) -> audit.Found:
@@ -122,6 +122,19 @@ class Outputs:
             if size > limit:
                 return f"the {what} has {size:,} bytes, at most {limit:,} are taken"
         return ""
+
+    async def known(self, task: Task, settled: list[tuple[int, bytes]]) -> list[tuple[int, bytes, bytes]]:
+        """(job, result hash, output) of jobs that another orchestrator verified. Raises NotFound where a job needs the
+        output of a settled one and nobody has it."""
+        if not task.leaves:
+            return []
+        found = await self._files.kept_outputs(task.id)
+        have = {row[:2] for row in found}
+        needed = {index for spec in task.jobs[:] for index in spec.needs}
+        for row in settled:
+            if row not in have and row[0] in needed:
+                raise NotFound(f"job {row[0]} is settled, but its output, which others need, is lost")
+        return found
 
     # ---- the task's files --------------------------------------------------------------------------------------------
     async def assemble(self, task: Task) -> tuple[bytes, str]:

@@ -54,6 +54,7 @@ LATER = {
         "outputs": "BLOB NOT NULL DEFAULT x''", "unit_digests": "BLOB NOT NULL DEFAULT x''",
         "env_class": "TEXT NOT NULL DEFAULT ''",
     },
+    "results": {"output": "BLOB NOT NULL DEFAULT x''"},
 }  # fmt: skip
 
 
@@ -88,8 +89,10 @@ def _save_task(connection: sqlite3.Connection, row: e.SaveTask) -> None:
            DO UPDATE SET epoch = excluded.epoch, raw = excluded.raw, status = 0""",
         (row.task_id, row.epoch, row.raw),
     )
+    outputs = {(job, result_hash): output for job, result_hash, output in row.outputs}
     connection.executemany(
-        "INSERT OR IGNORE INTO results VALUES (?, ?, ?)", [(row.task_id, job, found) for job, found in row.settled]
+        "INSERT OR IGNORE INTO results (task_id, job, result_hash, output) VALUES (?, ?, ?, ?)",
+        [(row.task_id, job, found, outputs.get((job, found), b"")) for job, found in row.settled],
     )
 
 
@@ -158,7 +161,10 @@ def _save_answer(connection: sqlite3.Connection, row: e.SaveAnswer) -> None:
 
 
 def _save_result(connection: sqlite3.Connection, row: e.SaveResult) -> None:
-    connection.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?)", (row.task_id, row.job, row.result_hash))
+    connection.execute(
+        "INSERT OR IGNORE INTO results (task_id, job, result_hash) VALUES (?, ?, ?)",
+        (row.task_id, row.job, row.result_hash),
+    )
 
 
 def _save_outcome(connection: sqlite3.Connection, row: e.SaveOutcome) -> None:
@@ -198,8 +204,10 @@ def open_tasks(connection: sqlite3.Connection) -> list[tuple[bytes, int, bytes, 
 
 
 def outputs_of(connection: sqlite3.Connection, task_id: bytes) -> list[tuple[int, bytes, bytes]]:
-    """(job, result hash, SHA-256 of the output) of every commitment of a task that passed its audit, oldest first."""
-    found = []
+    """(job, result hash, SHA-256 of the output) of every job of a task that passed its audit, here or elsewhere."""
+    found = connection.execute(
+        "SELECT job, result_hash, output FROM results WHERE task_id = ? AND output != x''", (task_id,)
+    ).fetchall()
     for batch_id, commitments, outputs in connection.execute(
         """SELECT id, commitments, outputs FROM batch_tasks JOIN batches ON id = batch_id
            WHERE task_id = ? AND outputs != x'' ORDER BY id""",

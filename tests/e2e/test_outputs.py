@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -26,7 +27,9 @@ JOBS = 12
 PAYLOAD = {"system": "nbody", "steps": 4000, "ensemble": JOBS * 4, "frames": 8, "jobs": JOBS, "seed": "outputs"}
 # Short leases, so that what a dead worker held is soon given to another; long enough for a machine under load.
 IMPATIENT = {
-    "orchestrator": {"worker_lease_ms": 8000, "heartbeat_interval_ms": 500, "job_lease_ms": 15_000, "wrong_streak": 1000},
+    "orchestrator": {
+        "worker_lease_ms": 8000, "heartbeat_interval_ms": 500, "job_lease_ms": 15_000, "wrong_streak": 1000,
+    },
     "market": {"lease_ms": 6000, "heartbeat_interval_ms": 500},
 }
 
@@ -124,7 +127,6 @@ def test_an_output_that_is_not_what_was_committed_is_caught(
     assert {file.name: file.digest for file in task.artifacts} == undisturbed
     lines = [json.loads(line) for line in mesh_cluster.log("orchestrator").read_text().splitlines()]
     reasons = [line["why"] for line in lines if line["event"] == "audit failed"]
-    import re
     assert any(re.search(why, reason) for reason in reasons), reasons
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,14 +14,17 @@ import pytest
 from blake3 import blake3
 
 from computemesh import workloads
+from computemesh.service.artifacts import Artifacts
+from computemesh.service.store import open_sqlite
 from computemesh.trust import audit as proofs
 from computemesh.trust.audit import JobTree, Layout
 from computemesh.trust.errors import InvalidProof
 from computemesh.v1 import orchestrator_pb2 as pb
-from computemesh.workloads.contract import Claim, JobSpec, Workload, equal_slices
-from orchestrator import audit, wire
+from computemesh.workloads.contract import Artifact, Claim, JobSpec, Workload, equal_slices
+from orchestrator import audit, store, wire
 from orchestrator import events as e
 from orchestrator.audits import AUDIT, AuditFailed, Audits
+from orchestrator.files import TaskFiles
 from orchestrator.judging import BrokenRule
 from orchestrator.model import Job, Lease, Task
 from tests.orchestrator.scene import Scene, task_id
@@ -208,21 +213,53 @@ async def test_an_audit_process_that_hangs_or_dies_is_nobodys_fault_and_the_next
     try:
         assert (await audits.ask(AUDIT, "judge", good, 60))[0]
         with pytest.raises(AuditFailed, match="took longer"):
-            await audits.ask(AUDIT, "judge", good, 0.000_001)
+            await audits.ask(AUDIT, "judge", ("noop", Read(time.sleep, 60), *good[2:]), 0.3)
         assert (await audits.ask(AUDIT, "judge", good, 60))[0]
         with pytest.raises(AuditFailed, match="not a task type"):
             await audits.ask(AUDIT, "judge", ("nothing", *good[1:]), 60)
         with pytest.raises(AuditFailed, match="ended with"):
-            await audits.ask(AUDIT, "judge", ("noop", Poison(), *good[2:]), 60)
+            await audits.ask(AUDIT, "judge", ("noop", Read(os._exit, 3), *good[2:]), 60)
         assert (await audits.ask(AUDIT, "judge", good, 60))[0]
     finally:
         await audits.close()
 
 
-class Poison:
-    """Ends the process that reads it."""
+class Read:
+    """Has the process that reads it call a function."""
+
+    def __init__(self, function: Callable[[int], object], argument: int) -> None:
+        self.called = (function, (argument,))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        import os
+        return self.called
 
-        return os._exit, (3,)
+
+# ---- what the next one knows ---------------------------------------------------------------------------------------
+async def test_verified_outputs_are_known_to_whoever_has_the_task_next(tmp_path: Path) -> None:
+    files = TaskFiles(Artifacts((tmp_path / "store").as_uri()), tmp_path / "cache", 1 << 20)
+    output = await files.put(task_id(1), Artifact("job-0", "", b"states"))
+    await files.keep_output(task_id(1), 0, digest("hash 0"), output)
+    await files.keep_output(task_id(1), 7, digest("hash 7"), output)  # two jobs may leave the same bytes
+    files.close()
+    other = TaskFiles(Artifacts((tmp_path / "store").as_uri()), tmp_path / "other", 1 << 20)
+    rows = [(0, digest("hash 0"), output), (7, digest("hash 7"), output)]
+    assert sorted(await other.kept_outputs(task_id(1))) == rows
+    async with other.use(outputs={7: output}) as found:
+        assert found.result(7) == b"states"
+    other.close()
+
+
+def test_a_database_remembers_outputs_verified_here_and_elsewhere(tmp_path: Path) -> None:
+    connection = open_sqlite(tmp_path / "db", store.SCHEMA)
+    store.upgrade(connection)
+    store.upgrade(connection)
+    scene = Scene()
+    elsewhere = [(0, digest("hash 0"), digest("output 0"))]
+    scene.do(e.TaskLeased(chain(), settled=[elsewhere[0][:2]], outputs=elsewhere))
+    session = scene.worker(1, credits=1)
+    (lease,) = scene.held(session)
+    deliver(scene, session, lease)
+    store.write(connection, scene.persisted)
+    here = (lease.index, lease.result_hash, digest("output 1"))
+    assert store.outputs_of(connection, task_id(1)) == [*elsewhere, here]
+    connection.close()
