@@ -10,7 +10,7 @@ on the other side becomes another path; so `agrees` asks how many pixels differ,
 that concedes.
 
     task seed = tagged("computemesh.v1/rendering/seed", UTF-8 seed), or without a seed
-                tagged("computemesh.v1/rendering/bound", binding || task id)
+                tagged("computemesh.v1/rendering/task", task id)
     key of frame f = first 16 bytes of tagged("computemesh.v1/rendering/frame", task seed || u32 f)
 """
 
@@ -45,7 +45,6 @@ from computemesh.workloads.rendering_job import (
     UNIT_BYTES,
     Job,
     Params,
-    bad_params,
     inputs,
     job_inputs,
     jobs,
@@ -75,11 +74,8 @@ def output_digests(spec: JobSpec, output: bytes) -> dict[int, bytes]:
 
 
 def _seed(spec: JobSpec, job: Job) -> bytes:
-    if job.seed:
-        return job.seed
-    if len(spec.binding) != 32:
-        raise bad_params("a job without a seed needs the assignment's binding of 32 bytes")
-    return tagged("computemesh.v1/rendering/bound", spec.binding + spec.task_id)
+    # The task's own id, not the worker: a job that moves to another worker gives the same picture.
+    return job.seed or tagged("computemesh.v1/rendering/task", spec.task_id)
 
 
 def load_scene(spec: JobSpec, job: Job) -> Scene:
