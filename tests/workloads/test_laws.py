@@ -13,7 +13,7 @@ from computemesh.trust.audit import JobTree, fold_opening, sample, verify_previo
 from computemesh.trust.errors import InvalidArgument
 from computemesh.workloads import Claim, Context, JobSpec, bind, function, worker_seed
 from computemesh.workloads.contract import MAX_PARAMS_BYTES, JobResult, segment_root
-from tests.workloads import programs
+from tests.workloads import programs, training_tasks
 
 SMALL = {
     "function": {"function_name": "sum", "items": [{"values": [1, 2.5]}, {"values": [4]}]},
@@ -22,10 +22,11 @@ SMALL = {
     "rendering": {"scene": "cornell", "width": 32, "height": 16, "samples_per_pixel": 1, "seed": "law"},
     "simulation": {"system": "ode", "steps": 40, "frames": 4, "ensemble": 6, "jobs": 2, "parameters": {"spread": 0.1}},
     "synthetic": {"matrix_size": 64, "iterations": 3, "jobs": 2, "seed": "law"},
+    "training": training_tasks.SMALL,
 }
 TASK_ID = bytes(range(32))
 BINDING = worker_seed(bytes(32), "cpc1worker")
-FILES = {"program": programs.SmallFiles()}
+FILES = {"program": programs.SmallFiles(), "training": training_tasks.SmallFiles()}
 
 every_type = pytest.mark.parametrize("name", workloads.names())
 

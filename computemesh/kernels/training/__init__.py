@@ -1,0 +1,1 @@
+"""Data-parallel training by rounds: models, data, local steps, the outer step, checkpoints."""
