@@ -253,8 +253,7 @@ class Core:
 
     def _late_outcome(self, orchestrator: Orchestrator, connection: int, row: OutcomeRow) -> None:
         task = self.book.tasks.get(row.task_id)
-        if task is None:
-            # Ended and recorded before: the acknowledgement was lost, not the outcome.
+        if task is None:  # ended and recorded before: the acknowledgement was lost, not the outcome
             self._effects.send.append(SendAck(connection, row.task_id))
         elif task.state.phase is Phase.CLOSING \
                 and (task.state.orchestrator_key, task.state.epoch) == (orchestrator.key, row.epoch):

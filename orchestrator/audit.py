@@ -6,14 +6,14 @@ Pure functions over bytes. `judge_opening` runs in a pool of threads: numpy and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 
 from computemesh import workloads
 from computemesh.trust import audit, merkle, statement
 from computemesh.trust.digest import tagged
-from computemesh.trust.errors import InvalidArgument, InvalidProof, MeshError, Unauthorized
+from computemesh.trust.errors import InvalidArgument, MeshError, Unauthorized
 from computemesh.workloads.contract import Claim, JobSpec, Workload
+from computemesh.workloads.outputs import Shown, bound
 
 MAX_BATCH = 4096
 _NO_OPENINGS = sha256(b"").digest()
@@ -103,15 +103,6 @@ Found = tuple[bool, bytes, str, bytes]
 """(accepted, transcript digest, why not, openings)"""
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What a worker uploaded for a job: its output, and the digests of all its units (32 bytes each) where it has
-    several."""
-
-    output: bytes
-    unit_digests: bytes
-
-
 def judge_output(
     challenge_type: str, spec: JobSpec, leaf: bytes, seed: bytes, k: int, result_hash: bytes, data: bytes | None,
     shown: Shown | None,
@@ -124,7 +115,7 @@ def judge_output(
     asked = audit.sample(seed, leaf, layout.count, k)
     openings = data or b""
     try:
-        tree = _bound(workload, layout, spec, result_hash, shown) if shown is not None else None
+        tree = bound(workload, spec, result_hash, shown) if shown is not None else None
         if data is None:
             assert workload.output_units is not None
             assert shown is not None
@@ -139,30 +130,6 @@ def judge_output(
     accepted = not problem
     proof = audit.transcript_digest(result_hash, seed, k, layout.count, openings, accepted)
     return accepted, proof, problem, openings
-
-
-def _bound(
-    workload: Workload[object], layout: audit.Layout, spec: JobSpec, result_hash: bytes, shown: Shown
-) -> audit.JobTree:
-    """The job's tree, after every unit the output shows was found in it. Raises InvalidProof."""
-    assert workload.output_bytes is not None
-    assert workload.output_digests is not None
-    limit = workload.output_bytes(spec)
-    if len(shown.output) > limit:
-        raise InvalidProof(f"the output has {len(shown.output):,} bytes, at most {limit:,} are taken")
-    digests = workload.output_digests(spec, shown.output)
-    listed = shown.unit_digests
-    if len(digests) == layout.count:
-        listed = b"".join(digests[unit] for unit in range(layout.count))
-    elif len(listed) != audit.DIGEST_BYTES * layout.count:
-        raise InvalidProof(f"{len(listed):,} bytes are not the digests of {layout.count:,} units")
-    tree = audit.JobTree(layout, listed)
-    if tree.result_hash != result_hash:
-        raise InvalidProof("the output's units do not lead to the committed result hash")
-    for unit, digest in digests.items():
-        if listed[audit.DIGEST_BYTES * unit : audit.DIGEST_BYTES * (unit + 1)] != digest:
-            raise InvalidProof(f"unit {unit} of the output is not what was committed")
-    return tree
 
 
 def _prove(

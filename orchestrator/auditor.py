@@ -16,6 +16,7 @@ from computemesh.service.child import Link
 from computemesh.service.job_files import JobFiles
 from computemesh.trust.errors import MeshError
 from computemesh.workloads.contract import Artifact, JobResult, JobSpec
+from computemesh.workloads.outputs import Shown
 from orchestrator import audit
 
 MAX_TEXT = 1024
@@ -31,7 +32,7 @@ def judge(
     if output:
         assert files is not None
         listed = files.artifact(unit_digests).read_bytes() if unit_digests else b""
-        shown = audit.Shown(files.artifact(output).read_bytes(), listed)
+        shown = Shown(files.artifact(output).read_bytes(), listed)
     return audit.judge_output(challenge_type, spec, leaf, seed, k, result_hash, openings, shown)
 
 

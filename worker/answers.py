@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from computemesh.trust.audit import DIGEST_BYTES, JobTree, Layout, openings_bytes, sample
 from computemesh.trust.errors import InvalidArgument
 from computemesh.trust.statement import COMMITMENT, COMMITMENT_SIZE, VERSION, leaves
+from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1.orchestrator_pb2 import Job
 
+MAX_OPENING_BYTES = 1024 * 1024
 RETAINED_BYTES = 256 * 1024 * 1024
 # The ledger refuses a nonce 4,096 or more below the highest it saw (PROTOCOL section 4). With a quarter of that
 # kept back, a job whose audit is slow is settled before younger ones can push it out of the window.
@@ -129,3 +131,17 @@ def pack(worker_key: bytes, jobs: Sequence[Job], result_hashes: Sequence[bytes],
 def leaf_hashes(batch: bytes) -> list[bytes]:
     """The tree leaf of each packed commitment: a challenge's sample is drawn from it."""
     return leaves(batch, COMMITMENT_SIZE)
+
+
+def opening_batches(opened: Sequence[pb.JobOpening]) -> Iterator[pb.WorkRequest]:
+    """Messages are cut at 1 MiB, below gRPC's limit of 4."""
+    part: list[pb.JobOpening] = []
+    size = 0
+    for opening in opened:
+        if part and size + len(opening.openings) > MAX_OPENING_BYTES:
+            yield pb.WorkRequest(openings=pb.OpeningBatch(openings=part))
+            part, size = [], 0
+        part.append(opening)
+        size += len(opening.openings)
+    if part:
+        yield pb.WorkRequest(openings=pb.OpeningBatch(openings=part))

@@ -10,7 +10,6 @@ orchestrator and jobs held never exceed what was asked for; no nonce is used twi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from computemesh.trust import envelope
@@ -23,6 +22,7 @@ from worker.answers import Answer, Answers, GroupDone
 from worker.events import (
     TRANSITIONS,
     Challenged,
+    Counts,
     Dialled,
     Effects,
     Event,
@@ -46,7 +46,6 @@ from worker.pace import Pace
 
 NONCES_AHEAD = 1024
 MAX_BATCH = 4096
-MAX_OPENING_BYTES = 1024 * 1024
 # 4,096 paths of 22 nodes are 3 MiB: more could not be sent.
 MAX_CHALLENGED = 4096
 # A tree over 8,192 units takes about 15 ms; the stream must not stand still for longer.
@@ -54,16 +53,6 @@ QUICK_UNITS = 8192
 LANES_LOST_AFTER_MS = 10_000
 MAX_DETAIL = 1024
 KILLS_OF_A_POISON_JOB = 2
-
-
-@dataclass(slots=True)
-class Counts:
-    """Since the agent started."""
-
-    done: int = 0
-    settled: int = 0
-    refused: int = 0
-    nacked: int = 0
 
 
 class Core:
@@ -229,26 +218,13 @@ class Core:
                 effects.open.append(Challenged(lease, answer, seed, k))
             else:
                 opened.append(pb.JobOpening(lease_id=lease, openings=answer.open(seed, k)))
-        self._send_openings(opened, effects)
+        effects.send += outgoing.opening_batches(opened)
 
     def _opened(self, event: Opened, now_ms: int, effects: Effects) -> None:
         # The stream may have ended meanwhile, and the next one have a lease of the same number.
         if self.answers.get(event.lease_id) is event.answer:
             opening = pb.JobOpening(lease_id=event.lease_id, openings=event.openings)
-            self._send_openings([opening], effects)
-
-    def _send_openings(self, opened: list[pb.JobOpening], effects: Effects) -> None:
-        """Messages are cut at 1 MiB, below gRPC's limit of 4."""
-        part: list[pb.JobOpening] = []
-        size = 0
-        for opening in opened:
-            if part and size + len(opening.openings) > MAX_OPENING_BYTES:
-                effects.send.append(pb.WorkRequest(openings=pb.OpeningBatch(openings=part)))
-                part, size = [], 0
-            part.append(opening)
-            size += len(opening.openings)
-        if part:
-            effects.send.append(pb.WorkRequest(openings=pb.OpeningBatch(openings=part)))
+            effects.send += outgoing.opening_batches([opening])
 
     def _verdicts(self, batch: pb.VerdictBatch, now_ms: int, effects: Effects) -> None:
         for verdict in batch.verdicts:
@@ -345,12 +321,7 @@ class Core:
                 failure = done.failures.get(position)
                 if failure is not None:
                     self._nack(job, *failure)
-                    fields = {
-                        "lease": lease,
-                        "task": job.task_id.hex(),
-                        "job": job.index,
-                        "reason": failure[1],
-                    }
+                    fields = {"lease": lease, "task": job.task_id.hex(), "job": job.index, "reason": failure[1]}
                     effects.notes.append(("warning", "job failed", {**fields, "detail": failure[2][:MAX_DETAIL]}))
                 elif position in done.outputs:
                     # Held, so that heartbeats keep its lease, until whoever audits can read the output.

@@ -135,6 +135,16 @@ Event = (
 )  # fmt: skip
 
 
+@dataclass(slots=True)
+class Counts:
+    """Since the agent started."""
+
+    done: int = 0
+    settled: int = 0
+    refused: int = 0
+    nacked: int = 0
+
+
 class ProtocolViolation(Exception):
     """The orchestrator sent what it may not send now; the stream is not usable any more."""
 

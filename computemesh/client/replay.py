@@ -7,15 +7,19 @@ recomputed here, and the transcript's digest must be the `proof_hash` the ledger
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from computemesh import workloads
 from computemesh.client.sync import Client
 from computemesh.trust import audit, identity, merkle, statement
-from computemesh.trust.errors import InvalidProof, MeshError
+from computemesh.trust.errors import InvalidProof, MeshError, NotFound
 from computemesh.trust.receipt import Check, JobEvidence, Receipt
 from computemesh.v1 import orchestrator_pb2
+from computemesh.workloads import outputs, references
 
 LEAST_SAMPLE = 8
 """No auditor may challenge fewer units, however good a worker's name (DESIGN section 6)."""
@@ -23,23 +27,78 @@ LEAST_SAMPLE = 8
 
 def replay(client: Client, receipt: Receipt, progress: Callable[[], None] = lambda: None) -> list[Check]:
     """One check per job, named `jobs[i].replay`. Raises MeshError where the market cannot be reached."""
-    task_id = statement.Order.unpack(receipt.order).task_id(receipt.chain)
-    address = client.get(task_id.hex()).orchestrator_address or client.profile.orchestrator
     workload = workloads.get(receipt.challenge_type)
-    jobs = workload.split(workload.parse(receipt.payload), task_id)
+    with tempfile.TemporaryDirectory(prefix="mesh-replay-") as folder:
+        return _replay(client, receipt, workload, Fetched(client, Path(folder)), progress)
+
+
+def _replay(
+    client: Client, receipt: Receipt, workload: workloads.Workload[Any], files: Fetched, progress: Callable[[], None]
+) -> list[Check]:
+    task_id = statement.Order.unpack(receipt.order).task_id(receipt.chain)
+    task = client.get(task_id.hex())
+    address = task.orchestrator_address or client.profile.orchestrator
+    payload = references.resolve(workload, receipt.payload, task.references)
+    jobs = workload.split(workload.parse(payload), task_id)
     checks = []
     bindings = Bindings(client, receipt)
     for position, job in enumerate(receipt.jobs):
         number = statement.Result.unpack(job.result).job
         try:
             transcript = client.transcript(task_id.hex(), number, address)
-            detail = judge(receipt.chain, workload, jobs[number], job, transcript)
+            expected = replace(jobs[number], files=files.of(transcript), env_class=transcript.env_class)
+            detail = judge(receipt.chain, workload, expected, job, transcript)
+            detail += files.judge_output(workload, expected, job, transcript)
             detail += bindings.check(job, transcript.binding)
             checks.append(Check(f"jobs[{position}].replay", True, detail))
         except (MeshError, IndexError, ValueError) as error:
             checks.append(Check(f"jobs[{position}].replay", False, str(error)))
         progress()
     return checks
+
+
+class Fetched:
+    """`workloads.contract.Files` of the jobs being replayed: what they read is fetched when asked for, once."""
+
+    def __init__(self, client: Client, folder: Path) -> None:
+        self._client, self._folder = client, folder
+        self._outputs: dict[int, bytes] = {}
+
+    def of(self, transcript: orchestrator_pb2.AuditTranscript) -> Fetched:
+        """For this job. What other jobs left is as the transcript says."""
+        self._outputs = {item.job: item.output for item in transcript.needs}
+        return self
+
+    def artifact(self, digest: bytes) -> Path:
+        """Raises NotFound."""
+        path = self._folder / digest.hex()
+        return path if path.exists() else self._client.get_artifact(digest.hex(), path, as_file=True)
+
+    def folder(self, digest: bytes) -> Path:
+        """Raises NotFound."""
+        path = self._folder / f"{digest.hex()}.d"
+        return path if path.exists() else self._client.get_artifact(digest.hex(), path)
+
+    def result(self, job: int) -> bytes:
+        """Raises NotFound."""
+        if job not in self._outputs:
+            raise NotFound(f"the output of job {job} is not in the transcript", reason="RESULT_NOT_FOUND")
+        return self.artifact(self._outputs[job]).read_bytes()
+
+    def judge_output(
+        self, workload: workloads.Workload[Any], spec: workloads.JobSpec, job: JobEvidence,
+        transcript: orchestrator_pb2.AuditTranscript,
+    ) -> str:  # fmt: skip
+        """Words for the report. Raises InvalidProof where the output is not what was committed."""
+        if workload.output_bytes is None:
+            return ""
+        try:
+            output = self.artifact(transcript.output).read_bytes()
+            listed = self.artifact(transcript.unit_digests).read_bytes() if transcript.unit_digests else b""
+        except NotFound:
+            return ", output no longer stored"
+        outputs.bound(workload, spec, statement.Result.unpack(job.result).result_hash, outputs.Shown(output, listed))
+        return f", output of {len(output):,} bytes leads to the result"
 
 
 class Bindings:

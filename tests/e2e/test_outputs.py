@@ -19,6 +19,7 @@ import pytest
 
 from computemesh.cli.cluster import Cluster
 from computemesh.client import Client
+from computemesh.client.replay import replay
 from computemesh.trust.receipt import accepted
 from computemesh.v1 import orchestrator_pb2
 
@@ -97,7 +98,11 @@ def test_two_workers_results_become_files_that_a_customer_downloads(
     states = np.load(io.BytesIO(found["results.npz"]))["states"]
     assert states.shape[:2] == (8, JOBS * 4) or states.shape[:2] == (JOBS * 4, 8)
     assert json.loads(mesh("task", "get", task_id, "--json", profile=profile).stdout)["artifacts"]
-    assert accepted(customer.verify(customer.receipt(task_id)))
+    receipt = customer.receipt(task_id)
+    assert accepted(customer.verify(receipt))
+    checks = replay(customer, receipt)
+    assert all(check.ok for check in checks), checks
+    assert "leads to the result" in checks[0].detail
 
 
 @pytest.mark.timeout(240)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 
 from orchestrator import events as e
 from orchestrator.judging import BrokenRule
-from orchestrator.model import TRANSITIONS, Cause, Job
+from orchestrator.model import TRANSITIONS, Job
 from tests.orchestrator.scene import Scene, key, task, task_id
 
 
@@ -428,12 +425,3 @@ def test_unbound_jobs_wait_for_the_first_block() -> None:
     assert len(lease.spec.binding) == 32
     scene.worker(2, credits=1)
     assert scene.held(2)[0].spec.binding != lease.spec.binding
-
-
-def test_the_documents_diagram_is_the_table() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "work-stream.md").read_text()
-    drawn = {
-        (Job[start], Cause[cause]): Job[end]
-        for start, end, cause in re.findall(r"^    ([A-Z]+) --> ([A-Z]+): ([A-Z]+)$", page, re.MULTILINE)
-    }
-    assert drawn == TRANSITIONS

@@ -21,6 +21,7 @@ from computemesh.trust.audit import JobTree, Layout
 from computemesh.trust.errors import InvalidProof
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.workloads.contract import Artifact, Claim, JobSpec, Workload, equal_slices
+from computemesh.workloads.outputs import Shown
 from orchestrator import audit, store, wire
 from orchestrator import events as e
 from orchestrator.audits import AUDIT, AuditFailed, Audits
@@ -165,7 +166,7 @@ def judge(digests: bytes, output: bytes, listed: bytes = b"", data: bytes | None
     if data == b"":
         asked = proofs.sample(SEED, LEAF, UNITS, K)
         data = proofs.openings_bytes([tree.open(index, unit(index)) for index in asked])
-    return audit.judge_output("toy", SPEC, LEAF, SEED, K, tree.result_hash, data, audit.Shown(output, listed))
+    return audit.judge_output("toy", SPEC, LEAF, SEED, K, tree.result_hash, data, Shown(output, listed))
 
 
 def test_an_output_of_all_units_is_believed_where_it_leads_to_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
