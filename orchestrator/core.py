@@ -14,6 +14,8 @@ from orchestrator import events as e
 from orchestrator import judging
 from orchestrator.model import TRANSITIONS, Cause, Job, Lease, Task, Trouble, Worker
 from orchestrator.state import (
+    POISON_ATTEMPTS,
+    POISON_PAUSE_MS,
     POISON_WORKERS,
     UNANSWERED_LIMIT,
     Limits,
@@ -209,10 +211,13 @@ def _nacked(state: State, event: e.Nacked, now_ms: int, out: e.Effects) -> None:
         trouble.avoid[worker.key] = now_ms + 2 * wait_ms
         if kind == e.POISON:
             trouble.poisoned_by.add(worker.key)
+            trouble.poisons += 1
+            trouble.avoid[worker.key] = now_ms + POISON_PAUSE_MS
         detail = reason or "nack"
         lost(state, lease, now_ms, detail, out, delay_ms=wait_ms, counts=kind == e.POISON)
-        if len(trouble.poisoned_by) >= POISON_WORKERS and not task.outcome:
-            task.detail = f"job {index} failed on {POISON_WORKERS} workers: {reason}"
+        workers = len(trouble.poisoned_by)
+        if (workers >= POISON_WORKERS or trouble.poisons >= POISON_ATTEMPTS) and not task.outcome:
+            task.detail = f"job {index} failed {trouble.poisons} times on {workers} workers: {reason}"
             task.move(index, Cause.CONDEMN)
             fail_task(state, task, out)
 

@@ -67,7 +67,9 @@ class Trouble:
     attempts: int = 0
     # Attempts that count towards giving up; a worker that was merely busy does not.
     failures: int = 0
+    # Workers on which the job itself failed, and how often in all.
     poisoned_by: set[bytes] = field(default_factory=set)
+    poisons: int = 0
     # Workers whose answer was wrong: they get the job no more.
     wrong_by: set[bytes] = field(default_factory=set)
     # Workers that should not get it before a time, Unix ms.
@@ -79,9 +81,7 @@ class Trouble:
 
     def bars(self, worker: bytes, now_ms: int) -> bool:
         """Whether this worker must not get the job now."""
-        if worker in self.wrong_by or worker in self.poisoned_by:
-            return True
-        return self.avoid.get(worker, 0) > now_ms
+        return worker in self.wrong_by or self.avoid.get(worker, 0) > now_ms
 
 
 class Task:

@@ -197,13 +197,19 @@ def _openings(session: Session, request: pb.WorkRequest) -> None:
     session.runtime.apply(e.Opened(session.number, [(item.lease_id, item.openings) for item in openings]))
 
 
+def _why(nack: pb.Nack) -> str:
+    """Reason and text: the customer whose job fails reads both."""
+    return ": ".join(part for part in (nack.reason, nack.detail[:400]) if part)
+
+
 def _nacks(session: Session, request: pb.WorkRequest) -> None:
     _bounded("nacks.nacks", len(request.nacks.nacks), MAX_ITEMS)
     validate(request)
-    rows = [(nack.lease_id, int(nack.kind), nack.reason or nack.detail[:64]) for nack in request.nacks.nacks]
+    rows = [(nack.lease_id, int(nack.kind), _why(nack)) for nack in request.nacks.nacks]
     if any(kind not in (e.RETRYABLE, e.POISON) for _, kind, _ in rows):
         raise _rule("nacks.nacks.kind", "must be NACK_KIND_RETRYABLE or NACK_KIND_POISON")
-    log.info("nacks", session=session.number, count=len(rows), reasons=sorted({reason for _, _, reason in rows})[:4])
+    reasons = sorted({nack.reason for nack in request.nacks.nacks})[:4]
+    log.info("nacks", session=session.number, count=len(rows), reasons=reasons)
     session.runtime.apply(e.Nacked(session.number, rows))
 
 

@@ -14,6 +14,9 @@ from orchestrator.placement import Queue
 
 MAX_CHUNK = 128
 POISON_WORKERS = 3
+# Where there are fewer workers the same ones are asked again after a pause, so often in all.
+POISON_ATTEMPTS = 5
+POISON_PAUSE_MS = 5_000
 UNANSWERED_LIMIT = 3
 MAX_ATTEMPTS = (1 << ATTEMPT_BITS) - 1
 FIRST_BACKOFF_MS = 250

@@ -136,16 +136,18 @@ def test_three_distinct_poison_nacks_fail_the_job_and_its_task() -> None:
     assert "EXECUTION_ERROR" in scene.outcomes[task_id(1)].detail
 
 
-def test_poison_from_the_same_worker_counts_once() -> None:
+def test_where_workers_are_few_the_same_one_is_asked_again_after_a_pause_and_five_times_fail_the_job() -> None:
     scene = Scene(worker_lease_ms=10**9)
     leased(scene, jobs=1)
     scene.worker(1, credits=9)
-    (lease,) = scene.held(1)
-    scene.do(e.Nacked(1, [(lease.id, e.POISON, "EXECUTION_ERROR")]))
-    for _ in range(20):
+    for _ in range(5):
+        assert not scene.outcomes
+        (lease,) = scene.held(1)
+        scene.do(e.Nacked(1, [(lease.id, e.POISON, "EXECUTION_ERROR: no such model")]))
+        scene.tick(4_000)
+        assert not scene.held(1), "too early"
         scene.tick(60_000)
-    assert not scene.held(1), "a worker that called a job poison gets it no more"
-    assert not scene.outcomes
+    assert "failed 5 times on 1 workers: EXECUTION_ERROR: no such model" in scene.outcomes[task_id(1)].detail
 
 
 def test_retryable_nack_prefers_another_worker_waits_and_blames_nobody() -> None:
