@@ -12,6 +12,7 @@ from typing import Any
 
 from computemesh import workloads
 from computemesh.service.child import Link
+from computemesh.service.job_files import JobFiles
 from computemesh.trust.audit import JobTree
 from computemesh.trust.errors import MeshError
 from computemesh.trust.merkle import leaf_hash
@@ -75,7 +76,7 @@ class Executor:
         started = time.perf_counter_ns()
         done = GroupDone(self._lane, group_id, {}, [], 0, [], [], [], [])
         specs = [
-            JobSpec(task_id=row[0], index=row[1], params=row[2], binding=row[3], files=row[4] if len(row) > 4 else None)
+            JobSpec(task_id=row[0], index=row[1], params=row[2], binding=row[3]) if len(row) == 4 else _reading(*row)
             for row in rows
         ]
         try:
@@ -117,6 +118,11 @@ class Executor:
         if len(specs) == 1 and workload.execute_batch is None:
             return [workload.execute(specs[0], context)]
         return workload.execute_all(specs, context)
+
+
+def _reading(task_id: bytes, index: int, params: bytes, binding: bytes, files: JobFiles) -> JobSpec:
+    """A job that reads files; what it needs are the jobs whose outputs came with it."""
+    return JobSpec(task_id, index, params, needs=tuple(files.outputs), binding=binding, files=files)
 
 
 def _add(done: GroupDone, workload: Workload[Any], spec: JobSpec, outcome: Outcome, compute_us: int) -> None:
