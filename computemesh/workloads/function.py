@@ -63,7 +63,7 @@ _KEEPER = Keeper()
 
 class Params(Payload):
     function_name: Text = Field(
-        pattern=f"^(?:{NAME.pattern})$", max_length=64, description="the name of an exposed function: letters, digits, . _ -"
+        pattern=f"^(?:{NAME.pattern})$", description="the name of an exposed function: letters, digits, . _ -"
     )
     data: dict[str, Any] | None = Field(default=None, description="an object, the function's input")
     items: tuple[dict[str, Any], ...] | None = Field(

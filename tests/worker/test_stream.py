@@ -100,7 +100,7 @@ async def test_a_job_that_raises_is_poison_and_says_why(orchestrator: Orchestrat
     async with working(orchestrator, tmp_path):
         await until(lambda: len(orchestrator.settled) == 10 and orchestrator.nacks)
     (nack,) = orchestrator.nacks
-    assert (nack.kind, nack.reason) == (pb.NACK_KIND_POISON, "EXECUTION_ERROR")
+    assert (nack.kind, nack.reason) == (pb.NACK_KIND_POISON, "INVALID_ARGUMENT")
     assert "12" in nack.detail
 
 
