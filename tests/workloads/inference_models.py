@@ -1,9 +1,11 @@
 """Small random models made on the spot: config, weights by transformers, a tokenizer trained on this repository."""
 
+import atexit
+import shutil
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +29,20 @@ class FolderFiles:
         return self.paths[digest]
 
     folder = artifact
+
+
+class SmallFiles(FolderFiles):
+    """A small GPT-2 under one digest, made when first asked for."""
+
+    def folder(self, digest):
+        if digest not in self.paths:
+            self.paths[digest] = Path(tempfile.mkdtemp(prefix="computemesh-model-"))
+            atexit.register(shutil.rmtree, self.paths[digest], ignore_errors=True)
+            gpt2(self.paths[digest], n_layer=1)
+        return self.paths[digest]
+
+
+SMALL = {"model_id": "5a" * 32, "prompts": PROMPTS[:2], "max_tokens": 20, "temperature": 1.0, "seed": "law"}
 
 
 def save_tokenizer(path, end=False):
@@ -54,6 +70,7 @@ ENDS = {"bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.3, "vocab_s
 
 
 def llama(path, **changes):
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -63,6 +80,7 @@ def llama(path, **changes):
 
 
 def gpt2(path, **changes):
+    import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -71,6 +89,7 @@ def gpt2(path, **changes):
 
 
 def t5(path, **changes):
+    import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
@@ -80,6 +99,7 @@ def t5(path, **changes):
 
 
 def vit(path, **changes):
+    import torch
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)

@@ -89,8 +89,8 @@ def test_greedy_tokens_and_their_log_probabilities_are_those_of_transformers(mod
 ])  # fmt: skip
 def test_other_members_of_the_llama_family_have_the_logits_of_transformers(tmp_path, changes):
     from computemesh.kernels.models import floating
-    from computemesh.kernels.models.loaded import Loaded
     from computemesh.kernels.models.folder import open_folder
+    from computemesh.kernels.models.loaded import Loaded
 
     reference = made.llama(tmp_path, num_hidden_layers=1, **changes)
     loaded = Loaded(open_folder(tmp_path), "generate", False, 10**9)
@@ -127,8 +127,15 @@ def test_a_unit_is_judged_by_its_bytes_alone(models):
     _, spec = job(models["gpt2"][0], prompts=PROMPTS[:1])
     outcome = TASK.execute(spec, Context())
     last = outcome.units(1)
-    wrong = [b"", last[:-1], last + b"!", outcome.units(0), last[:160].replace(last[:4], struct.pack("<i", -1)) + last[160:],
-             struct.pack("<i", made.VOCABULARY) + last[4:], last[:80] + np.full(20, np.nan, "<f4").tobytes() + last[160:]]
+    wrong = [
+        b"",
+        last[:-1],
+        last + b"!",
+        outcome.units(0),
+        struct.pack("<i", -1) + last[4:],
+        struct.pack("<i", made.VOCABULARY) + last[4:],
+        last[:80] + np.full(20, np.nan, "<f4").tobytes() + last[160:],
+    ]
     claims = [Claim(1, unit) for unit in wrong] + [Claim(1, last)]
     found = TASK.expected_digests(spec, claims)
     assert found[:-1] == [None] * len(wrong)
@@ -209,7 +216,8 @@ def test_embeddings_are_those_of_the_published_minilm_and_exact_ones_are_near(mi
         unit[5] += 3e-5
         assert TASK.check(spec, 0, unit.tobytes(), None) is None
         if precision == "exact":  # the same text, in another batch and another padding
-            assert outcomes[0].units(0) == TASK.execute(job(minilm, texts=texts[:1], precision="exact")[1], Context()).output[4:]
+            _, alone = job(minilm, texts=texts[:1], precision="exact")
+            assert outcomes[0].units(0) == TASK.execute(alone, Context()).output[4:]
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -247,7 +255,8 @@ def test_image_classes_are_those_of_transformers(models, tmp_path, precision):
 @pytest.mark.parametrize("precision", ["fast", pytest.param("exact", marks=pytest.mark.long)])
 def test_translations_are_those_of_transformers(models, precision):
     model, reference, path = models["t5"]
-    params = TASK.parse({"model_id": model, "texts": PROMPTS, "mode": "translate", "max_tokens": 20, "precision": precision})
+    payload = {"model_id": model, "texts": PROMPTS, "mode": "translate", "max_tokens": 20}
+    params = TASK.parse({**payload, "precision": precision})
     outcomes, artifact = answers(params)
     tokenizer = made.Tokenizer.from_file(str(path / "tokenizer.json"))
     for line, prompt in zip(artifact.data.splitlines(), PROMPTS, strict=True):
@@ -306,7 +315,7 @@ def test_jobs_fit_their_params_and_cover_every_prompt():
     ({"prompt": "a", "temperature": True}, "temperature must be a number from 0 to 10, not True"),
     ({"prompt": "a", "model_id": "llama"}, "model_id must be a registered model"),
     ({"prompt": "a", "precision": "half"}, "precision must be fast or exact"),
-    ({"prompts": ["a"] * 4096, "max_tokens": 2048, "model_parameters": 2e11, "max_input_tokens": 4096}, "this asks for .* operations"),
+    ({"prompts": ["a"] * 4096, "model_parameters": 2e11, "max_input_tokens": 4096, "max_tokens": 2048}, "asks for"),
 ])  # fmt: skip
 def test_a_bad_payload_is_refused_naming_field_value_and_limit(payload, message):
     with pytest.raises(InvalidArgument, match=message):
@@ -314,10 +323,11 @@ def test_a_bad_payload_is_refused_naming_field_value_and_limit(payload, message)
 
 
 @pytest.mark.parametrize("changes", [
-    (0, 9), (1, 9), (2, 9), (3, 9), (72, 0xFF), (74, 0xFF), (76, 0xFF), (80, 0xFF), (92, 0xFF), (100, 0xFF), (-1, None), (-5, 0xFF),
+    (0, 9), (1, 9), (2, 9), (3, 9), (72, 0xFF), (74, 0xFF), (76, 0xFF), (80, 0xFF), (92, 0xFF),
+    (100, 0xFF), (-1, None), (-5, 0xFF),
 ])  # fmt: skip
 def test_params_that_are_not_this_types_are_refused(changes):
-    params, spec = job("ab" * 32, prompts=["one", "two"])
+    _, spec = job("ab" * 32, prompts=["one", "two"])
     at, value = changes
     data = bytearray(spec.params)
     if value is None:

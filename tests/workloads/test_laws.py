@@ -13,10 +13,11 @@ from computemesh.trust.audit import JobTree, fold_opening, sample, verify_previo
 from computemesh.trust.errors import InvalidArgument
 from computemesh.workloads import Claim, Context, JobSpec, bind, function, worker_seed
 from computemesh.workloads.contract import MAX_PARAMS_BYTES, JobResult, segment_root
-from tests.workloads import programs, training_tasks
+from tests.workloads import inference_models, programs, training_tasks
 
 SMALL = {
     "function": {"function_name": "sum", "items": [{"values": [1, 2.5]}, {"values": [4]}]},
+    "inference": inference_models.SMALL,
     "noop": {"jobs": 5, "bytes": 20},
     "program": programs.SMALL,
     "rendering": {"scene": "cornell", "width": 32, "height": 16, "samples_per_pixel": 1, "seed": "law"},
@@ -26,7 +27,11 @@ SMALL = {
 }
 TASK_ID = bytes(range(32))
 BINDING = worker_seed(bytes(32), "cpc1worker")
-FILES = {"program": programs.SmallFiles(), "training": training_tasks.SmallFiles()}
+FILES = {
+    "inference": inference_models.SmallFiles(),
+    "program": programs.SmallFiles(),
+    "training": training_tasks.SmallFiles(),
+}
 
 every_type = pytest.mark.parametrize("name", workloads.names())
 

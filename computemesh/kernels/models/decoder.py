@@ -125,9 +125,9 @@ class Llama:
             }
 
         table = read("model.embed_tokens.weight")
-        head = ops.matrix(table if self.tied else read("lm_head.weight"))
+        rows, head = ops.tied(table) if self.tied else (ops.vector(table), ops.matrix(read("lm_head.weight")))
         return {
-            "table": head.weight if self.tied and not ops.EXACT else ops.vector(table),
+            "table": rows,
             "head": head,
             "norm": ops.vector(read("model.norm.weight")),
             "layers": ops.stacked([layer(i) for i in range(self.layers)]),
@@ -222,9 +222,9 @@ class GPT2:
             return matrices | {"before": norm(f"{at}h.{i}.ln_1"), "between": norm(f"{at}h.{i}.ln_2")}
 
         table = read(f"{at}wte.weight")
-        head = ops.matrix(table if self.tied else read("lm_head.weight"))
+        rows, head = ops.tied(table) if self.tied else (ops.vector(table), ops.matrix(read("lm_head.weight")))
         return {
-            "table": head.weight if self.tied and not ops.EXACT else ops.vector(table),
+            "table": rows,
             "head": head,
             "positions": ops.vector(read(f"{at}wpe.weight")),
             "norm": norm(f"{at}ln_f"),

@@ -19,14 +19,27 @@ HIGHEST = lax.Precision.HIGHEST
 
 
 class Matrix(NamedTuple):
-    """A linear map: weight (out, in) and bias (out,), or None."""
+    """A linear map: weight (in, out), which CPUs read twice as fast in small batches, and bias (out,), or None."""
 
     weight: Array
     bias: Array | None
 
 
+class Tied(NamedTuple):
+    """A linear map whose weight (out, in) is a table that rows are also looked up in."""
+
+    weight: Array
+
+
 def matrix(weight: np.ndarray, bias: np.ndarray | None = None) -> Matrix:
-    return Matrix(jnp.asarray(weight), None if bias is None else jnp.asarray(bias))
+    """From weight (out, in)."""
+    return Matrix(jnp.asarray(np.ascontiguousarray(weight.T)), None if bias is None else jnp.asarray(bias))
+
+
+def tied(table: np.ndarray) -> tuple[Array, Tied]:
+    """A table (rows, n) for look-up, and as a linear map to its rows; one array."""
+    array = jnp.asarray(table)
+    return array, Tied(array)
 
 
 def vector(values: np.ndarray) -> Array:
@@ -65,9 +78,11 @@ def over_layers(block: Callable[..., Any], x: Array, layers: list[Any], kept: li
     return x, new
 
 
-def linear(x: Array, m: Matrix) -> Array:
+def linear(x: Array, m: Matrix | Tied) -> Array:
     """x (..., in) -> (..., out)."""
-    y = lax.dot_general(x, m.weight, (((x.ndim - 1,), (1,)), ((), ())), precision=HIGHEST)
+    if isinstance(m, Tied):
+        return lax.dot_general(x, m.weight, (((x.ndim - 1,), (1,)), ((), ())), precision=HIGHEST)
+    y = lax.dot_general(x, m.weight, (((x.ndim - 1,), (0,)), ((), ())), precision=HIGHEST)
     return y if m.bias is None else y + m.bias
 
 

@@ -46,13 +46,11 @@ class Judgement(NamedTuple):
 
 
 def bucket(n: int, least: int = 16) -> int:
-    """The next of least * {1, 2, 3, 4, 6, 8, 12, ...}: shapes repeat, at most half of one is padding."""
-    size = least
-    while size < n:
-        if size + size // 2 >= n and size > least:
-            return size + size // 2
-        size *= 2
-    return size
+    """The next of least * {1, 2, ... 8, 10, 12, 14, 16, 20, ...}: shapes repeat, and little of one is padding."""
+    step = least
+    while n > 8 * step:
+        step *= 2
+    return -(-max(n, 1) // step) * step
 
 
 def top(logits: Array, k: int) -> Array:
@@ -180,7 +178,7 @@ class Generator:
         hidden, _ = self._whole(w, memory, tokens)
         count = claimed.shape[0]
         rows = jnp.clip(first + jnp.arange(count, dtype=jnp.int32), 0, tokens.shape[1] - 1)
-        pieces = max(count // JUDGED_ROWS, 1)
+        pieces = count // JUDGED_ROWS if count % JUDGED_ROWS == 0 else 1
         picked = hidden[0][rows].reshape(pieces, count // pieces, -1)
         indices = jnp.arange(count, dtype=jnp.uint32).reshape(pieces, -1)
 

@@ -73,6 +73,10 @@ def matrix(weight: np.ndarray, bias: np.ndarray | None = None) -> Matrix:
     return Matrix(jnp.asarray(quantized), jnp.asarray(multiplier), jnp.int32(shift), fixed_bias)
 
 
+def tied(table: np.ndarray) -> tuple[Array, Matrix]:
+    return vector(table), matrix(table)
+
+
 def vector(values: np.ndarray) -> Array:
     return jnp.asarray(_fixed(values))
 

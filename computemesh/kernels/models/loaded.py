@@ -40,7 +40,7 @@ MAX_IMAGE_BYTES = 64 * 2**20
 class Loaded:
     """A model on a device, with its tokenizer where it reads text."""
 
-    def __init__(self, folder: ModelFolder, mode: str, exact: bool, most_parameters: int) -> None:
+    def __init__(self, folder: ModelFolder, mode: str, exact: bool, most_parameters: int = 2**62) -> None:
         kind = str(folder.config.get("model_type"))
         families = FAMILIES[mode]
         if kind not in families:
@@ -48,8 +48,8 @@ class Loaded:
             raise bad(f"config.json: a model of type {kind[:40]!r} cannot {mode}; those that can are {known}")
         self.model = families[kind](folder)
         shapes = self.model.shapes()
-        if (weights := folder.parameters(shapes.values())) > most_parameters:
-            raise bad(f"the model has {weights:,} weights; the task pays for at most {most_parameters:,}")
+        self.parameters = folder.parameters(shapes.values())
+        self.bound(most_parameters)
         self.ops = integer if exact else floating
         self.tokenizer = None if mode == "classify" else folder.tokenizer()
         with self.types():
@@ -67,6 +67,11 @@ class Loaded:
             return jax.jit(traced)
 
         self._jitted = {name: run(name) for name in ("embed", "classify", "encode") if hasattr(self.model, name)}
+
+    def bound(self, most_parameters: int) -> None:
+        """Raises InvalidArgument where the model is larger than the task pays for."""
+        if self.parameters > most_parameters:
+            raise bad(f"the model has {self.parameters:,} weights; the task pays for at most {most_parameters:,}")
 
     def types(self) -> Any:
         return jax.enable_x64(True) if self.ops.EXACT else nullcontext()
@@ -149,6 +154,7 @@ def load(path: Path, digest: bytes, mode: str, exact: bool, most_parameters: int
         with jax.default_device(device):
             _kept[key] = Loaded(open_folder(path), mode, exact, most_parameters)
     _kept.move_to_end(key)
+    _kept[key].bound(most_parameters)  # also where another task, which paid for more, had it loaded
     return _kept[key]
 
 

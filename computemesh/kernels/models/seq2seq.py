@@ -113,10 +113,8 @@ class T5:
             return found
 
         table = read("shared.weight")
-        found = {
-            "table": ops.vector(table),
-            "head": ops.matrix(table if self.tied else read("lm_head.weight")),
-        }
+        rows, head = ops.tied(table) if self.tied else (ops.vector(table), ops.matrix(read("lm_head.weight")))
+        found = {"table": rows, "head": head}
         for side, layers in (("encoder", self.layers), ("decoder", self.decoder_layers)):
             bias = read(f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
             found |= {
