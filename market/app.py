@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -11,6 +12,7 @@ import structlog
 
 from computemesh import workloads
 from computemesh.service import artifacts as artifact_service
+from computemesh.service import retention
 from computemesh.service.artifacts import Artifacts
 from computemesh.service.blobs import Owner
 from computemesh.service.server import build_server, dial, serve
@@ -27,7 +29,7 @@ from market.dispatch import DispatchStream
 from market.engine import Engine, now_ms
 from market.ledger_client import LedgerClient
 from market.service import MarketService
-from market.states import Drain, Release
+from market.states import TERMINAL, Drain, Release
 
 NAME = "computemesh.v1.MarketService"
 DRAIN_S = 0.5
@@ -50,6 +52,8 @@ class Market:
         """Reloads, serves until `stop`, drains."""
         await self.engine.restore()
         await self.creation.recover()
+        if isinstance(self.engine.released, Releases):
+            await self.engine.released.sweep(self.engine.group)
         background = [asyncio.create_task(self.ledger.run()), asyncio.create_task(self.engine.tick())]
         if self.artifacts is not None:
             background.append(asyncio.create_task(self.artifacts.run()))
@@ -97,6 +101,15 @@ class Releases:
         task = asyncio.create_task(self._release(item))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    async def sweep(self, group: GroupCommit) -> None:
+        """At start: lets go of what a crash kept of tasks that ended."""
+        found = await self._artifacts.store.objects.list("refs/task")
+        references = (retention.read(one.path, one.modified_ms) for one in found)
+        for task_id in {one.owner.id for one in references if one.expires_ms == retention.FOREVER}:
+            known = await group.read(partial(store.task, task_id=bytes.fromhex(task_id)))
+            if known is not None and known[1].status in TERMINAL:
+                await self._release(Release(known[0].task_id, known[0].challenge_type, known[1].files))
 
     async def _release(self, item: Release) -> None:
         files = [row.digest for row in market_pb2.Task.FromString(item.files).artifacts]

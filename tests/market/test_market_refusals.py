@@ -44,7 +44,7 @@ async def refused(call: object) -> MeshError:
     ({"deadline": -5}, "deadline", "deadline -5 is negative"),
     ({"deadline": (NOW + 60) * 1000}, "deadline", "it looks like milliseconds, in seconds it is 1"),
     ({"deadline": NOW + 400 * 86400}, "deadline", "is more than 366 days ahead: at most"),
-    ({"challenge_type": "mining"}, "challenge_type", "'mining' is not a task type; known are: noop"),
+    ({"challenge_type": "mining"}, "challenge_type", "'mining' is not a task type; known are: "),
     ({"challenge_type": ""}, "challenge_type", "challenge_type"),
     ({"priority": 10}, "priority", "got '10'"),
     ({"request_id": "zzz"}, "request_id", "'zzz' is not a UUID such as"),

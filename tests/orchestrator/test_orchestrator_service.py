@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 
+from computemesh import workloads
 from computemesh.cli.cluster import Cluster
 from computemesh.client import Client
 from computemesh.service.auth import make_token
@@ -22,7 +23,11 @@ SYNTHETIC = {"matrix_size": 256, "seed": "s"}
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Ledger, market and orchestrator; the test brings the workers."""
+    """Ledger, market and orchestrator; the test brings the workers, which compute in this process: what JAX does once
+    must not make a worker silent."""
+    synthetic = workloads.get("synthetic")
+    (job,) = synthetic.split(synthetic.parse(SYNTHETIC), bytes(32))[:1]
+    synthetic.execute(job if SYNTHETIC.get("seed") else workloads.bind(job, bytes(32)), workloads.Context())
     overrides = {"orchestrator": {"opening_timeout_ms": 1_500, "wrong_streak": 1_000}}
     with Cluster(tmp_path_factory.mktemp("bare"), workers=0, port_base=0, overrides=overrides) as running:
         yield running
