@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := $(VENV)/.installed-tools
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?= data
 # The CUDA build of JAX where the machine has a GPU.
 EXTRA := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo cuda12,)
@@ -18,12 +20,18 @@ PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## make the virtual environment and install everything
+setup: $(STAMP) $(TOOLS)  ## make the virtual environment and install everything
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (extras: $(EXTRA)test,check)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA)test,check]'
+	@echo "installing the mesh into $(VENV)$(if $(EXTRA), (with $(EXTRA:,=)))"
+	@$(PIP) -e '.$(if $(EXTRA),[$(EXTRA:,=)])'
+	@touch $@
+
+# What tests, checks and benchmarks need besides; the references (torch, transformers, mitsuba) are large.
+$(TOOLS): $(STAMP)
+	@echo "installing the tools of tests and checks into $(VENV)"
+	@$(PIP) -e '.[$(EXTRA)test,check]'
 	@touch $@
 
 run-cluster: $(STAMP)  ## run the whole mesh here: first task, verified receipt, then stay up until Ctrl-C
@@ -32,13 +40,13 @@ run-cluster: $(STAMP)  ## run the whole mesh here: first task, verified receipt,
 demo: $(STAMP)  ## the same, and exit 0 after the first task
 	@exec $(BIN)/mesh up --data $(DATA) --once
 
-test: $(STAMP)  ## run the tests (what the CI runs)
+test: $(TOOLS)  ## run the tests (what the CI runs)
 	@$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(STAMP)  ## run every test, including those that take minutes
+test-long: $(TOOLS)  ## run every test, including those that take minutes
 	@$(BIN)/python -m pytest
 
-check: $(STAMP) check-proto  ## lint, types, contracts, generated code, architecture
+check: $(TOOLS) check-proto  ## lint, types, contracts, generated code, architecture
 	$(BIN)/ruff check .
 	$(BIN)/mypy computemesh/trust $(wildcard */core.py)
 	$(BIN)/python -m pytest tests/test_architecture.py
@@ -68,16 +76,16 @@ baseline: build/node_modules  ## accept the present contracts as the ones that m
 
 bench: bench-verify bench-ledger bench-dispatch bench-artifacts  ## all benchmarks
 
-bench-dispatch: $(STAMP)  ## no-op jobs through the complete path, next to the transport's ceiling
+bench-dispatch: $(TOOLS)  ## no-op jobs through the complete path, next to the transport's ceiling
 	@$(BIN)/python -m bench.dispatch
 
-bench-verify: $(STAMP)  ## cost of checking over cost of computing; detection; false accusations
+bench-verify: $(TOOLS)  ## cost of checking over cost of computing; detection; false accusations
 	@$(BIN)/python -m bench.verify
 
-bench-ledger: $(STAMP)  ## batch-signed durable results through the ledger
+bench-ledger: $(TOOLS)  ## batch-signed durable results through the ledger
 	@$(BIN)/python -m bench.ledger
 
-bench-artifacts: $(STAMP)  ## upload and download of one artifact, next to hash, disk and transport
+bench-artifacts: $(TOOLS)  ## upload and download of one artifact, next to hash, disk and transport
 	@$(BIN)/python -m bench.artifacts
 
 clean:  ## remove what was built (not the data)
