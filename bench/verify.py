@@ -3,7 +3,8 @@
 Worker: `execute` of the synthetic type on this machine's JAX device, all its cores, after compilation. Auditor:
 sample, recompute 32 tiles in numpy on one thread, fold 32 paths. CPU seconds are those of all threads of the
 process; medians of several runs, worker and auditor taking turns. Then what the audit finds: bits flipped in a
-share of the tiles, and honest jobs of small matrices really executed. Exit status 1 where a goal is missed.
+share of the tiles, and honest jobs of small matrices really executed. At last a line per task type, the others from
+`bench/rows/`. Exit status 1 where a goal is missed. `--types` names some of them, `synthetic` being one.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench import verify_types
 from computemesh.trust.audit import JobTree, fold_opening, openings_bytes, sample, verify_previous
 from computemesh.workloads import Claim, Context, JobSpec, bind, get, worker_seed
 
@@ -147,10 +151,33 @@ def show_costs(costs: list[dict[str, Any]]) -> None:
         )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer runs, trials and jobs: about 20 s")
-    quick = parser.parse_args().quick
+def downgraded_digests(spec: JobSpec) -> bytes:
+    """Tile digests of a product whose sums were kept in bfloat16, written down as if they were exact."""
+    import jax.numpy as jnp
+    from blake3 import blake3
+
+    from computemesh.workloads import synthetic
+
+    size, key = synthetic.read_job(spec).size, synthetic.job_key(spec, synthetic.read_job(spec))
+    bands = range(size // synthetic.TILE)
+    left, right = (
+        jnp.asarray(np.concatenate([synthetic.generate_band(key, label, i, size) for i in bands]), jnp.bfloat16)
+        for label in (synthetic.LEFT, synthetic.RIGHT)
+    )
+    product = np.asarray(jnp.matmul(left, right.T, preferred_element_type=jnp.bfloat16)).astype("<i4")
+    tiles = product.reshape(len(bands), synthetic.TILE, len(bands), synthetic.TILE).swapaxes(1, 2)
+    return b"".join(blake3(tile.tobytes()).digest() for row in tiles for tile in row)
+
+
+def measure_downgrade(trials: int) -> float:
+    """The share of audits that refuse a whole product in bfloat16."""
+    spec = job(1024)
+    tree = JobTree(TASK.layout(spec), downgraded_digests(spec))
+    return sum(not judge(spec, tree, os.urandom(32))[0] for _ in range(trials)) / trials
+
+
+def measure_synthetic(quick: bool) -> dict[str, Any]:
+    """All figures of the synthetic type, printed as they come."""
     import jax
 
     device = jax.devices()[0]
@@ -168,8 +195,37 @@ def main() -> int:
         )
     honest = count_false_accusations(100 if quick else 1000)
     print(f"\n{honest['jobs']} honest jobs really executed: {honest['accused']} accused\n")
-    met = all(c["cpu_percent"] <= c["goal_percent"] for c in costs) and honest["accused"] == 0
-    print(json.dumps({"bench": "verify", "met": met, "costs": costs, "detection": detection, "honest": honest}))
+    downgrade = measure_downgrade(20 if quick else 200)
+    return {"costs": costs, "detection": detection, "honest": honest, "downgrade_detected": downgrade}
+
+
+def synthetic_row(figures: dict[str, Any]) -> dict[str, Any]:
+    """The synthetic type's line of the table: the largest product measured."""
+    cost = figures["costs"][-1]
+    return {
+        "type": "synthetic", "compute_s": cost["worker_cpu_s"], "check_s": cost["verifier_cpu_s"],
+        "check_share": round(cost["cpu_percent"] / 100, 4), "bytes": cost["opening_bytes"],
+        "detected": {f"{found['share']:.2f}": found["rate"] for found in figures["detection"]},
+        "downgrade_detected": figures["downgrade_detected"],
+        "false_rejections": figures["honest"]["accused"], "honest_jobs": figures["honest"]["jobs"],
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verify_types.add_options(parser)
+    arguments = parser.parse_args()
+    names = verify_types.chosen(parser, arguments.types, ["synthetic", *verify_types.types_with_rows()])
+    figures: dict[str, Any] = {}
+    if "synthetic" in names:
+        figures = measure_synthetic(arguments.quick)
+        names.remove("synthetic")
+    first = [synthetic_row(figures)] if figures else []
+    rows = verify_types.collect(names, arguments.quick, arguments.limit, first)
+    met = all(c["cpu_percent"] <= c["goal_percent"] for c in figures.get("costs", [])) and all(
+        map(verify_types.good, rows)
+    )
+    print(json.dumps({"bench": "verify", "met": met, **figures, "types": rows}))
     return 0 if met else 1
 
 
