@@ -39,7 +39,7 @@ SEGMENTS = 240
 """Segments a job is cut into where it has the steps: a sample of 8 is then 3.3 % of its work."""
 MAX_EXAMPLES, MAX_EPOCHS, MAX_BATCH, MAX_ROUNDS, MAX_WORKERS = 2**24, 10_000, 65_536, 1000, 256
 MAX_STATE_BYTES = 2**22  # an opening has two of them, and a sample eight openings
-MAX_JOB_STATE_BYTES = 2**28  # one state per segment, held by the worker until the audit is over
+MAX_JOB_STATE_BYTES = 2**29  # one state per segment, held by the worker until the audit is over
 MAX_WEIGHTS = 2**23  # frozen ones included
 MAX_TASK_STATE_BYTES = 2**31  # all jobs' outputs, which assembling holds
 MAX_STEPS = 2**24  # of one shard in all: an optimizer's count is exact in float32
@@ -220,7 +220,7 @@ def _problem(job: Job) -> tuple[str, str] | None:
         return "frozen", "frozen names every tensor: nothing is left to train"
     if job.state_bytes > MAX_STATE_BYTES or job.outer_bytes > MAX_STATE_BYTES:
         text = f"{job.weights:,} trainable weights with {job.optimizer} are a state of {job.state_bytes:,} bytes"
-        return "model_architecture", f"{text}; a state has at most {MAX_STATE_BYTES:,}: freeze some or take another model"
+        return "model_architecture", f"{text}; a state has at most {MAX_STATE_BYTES:,}: freeze some of them"
     if (size := job.segments * job.state_bytes) > 2 * MAX_JOB_STATE_BYTES:
         return "params", f"{job.segments} states are {size:,} bytes; at most {2 * MAX_JOB_STATE_BYTES:,} are held"
     total = sum(math.prod(shape) for shape in job.model.shapes().values())

@@ -195,7 +195,7 @@ def test_a_start_that_was_not_committed_is_refused(trained):
 
 
 def test_an_honest_rounding_passes_and_a_cheaper_precision_does_not(trained):
-    spec, outcome = trained
+    spec, _ = trained
     job, honest = tj.read_job(spec), claim(*trained, 9)
     size, weights = job.state_bytes, 4 * job.weights
     start = np.frombuffer(honest.unit, "<f4", job.weights)

@@ -66,8 +66,9 @@ def open_base(path: Path, model: Model) -> Base:
         return Base(folder, model)
     if folder.config.get("model_type") != "llama":
         raise bad("config.json: model_type must be llama, the family char_transformer belongs to")
-    size = (path / "tokenizer.json").stat().st_size if (path / "tokenizer.json").is_file() else 0
-    if size > MAX_TOKENIZER_BYTES:
+    if not (path / "tokenizer.json").is_file():
+        raise bad("the folder has no tokenizer.json")
+    if (size := (path / "tokenizer.json").stat().st_size) > MAX_TOKENIZER_BYTES:
         raise bad(f"tokenizer.json has {size:,} bytes; at most {MAX_TOKENIZER_BYTES:,} are taken along")
     _hold_against(folder, model)
     rope = folder.config.get("rope_parameters") or folder.config.get("rope_scaling") or {}

@@ -5,9 +5,9 @@ float64: IEEE 754 fixes their bits, so every machine folds the same outputs to t
 
 A delta is what a shard's local steps changed. One that passed its audit may still be poisoned (k of n segments were
 looked at), so no single one may decide: deltas that are not finite are left out, each is scaled down to the median
-of their norms (norm clipping; Sun et al. 2019), and from four deltas on the mean is trimmed coordinate by coordinate
-by a quarter on either side (Yin et al. 2018), which withstands as many liars. With two or three an outlier can still
-stop a round's progress, never outweigh it.
+of their norms (norm clipping; Sun et al. 2019), and from three deltas on the mean is trimmed coordinate by coordinate
+by a quarter, at least by one, on either side (Yin et al. 2018), which withstands as many liars. Of two, one can still
+undo what the other did, never outweigh it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-TRIMMED_FROM = 4
+TRIMMED_FROM = 3
 
 
 def tree_sum(values: np.ndarray) -> float:
@@ -37,7 +37,7 @@ def aggregate(deltas: Sequence[np.ndarray]) -> np.ndarray | None:
     norms = [float(np.sqrt(tree_sum(delta * delta))) for delta in finite]
     limit = sorted(norms)[(len(norms) - 1) // 2]
     clipped = np.stack([d * (limit / n) if n > limit else d for d, n in zip(finite, norms, strict=True)])
-    cut = len(finite) // 4 if len(finite) >= TRIMMED_FROM else 0
+    cut = max(len(finite) // 4, 1) if len(finite) >= TRIMMED_FROM else 0
     if cut:
         clipped = np.sort(clipped, axis=0)[cut : len(finite) - cut]
     total = np.zeros_like(clipped[0])
