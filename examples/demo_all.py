@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from examples.demo_tasks import CHAINS, Demo, Step, Wrong, need
 
@@ -125,7 +126,8 @@ def run_all(data: Path, chains: Sequence[Sequence[Step]], output: Path, limit_s:
     from computemesh.cli.cluster import Cluster
     from computemesh.client import Client
 
-    settings = {"worker": {"platform": "cpu"}, "worker-2": {"functions": [str(path) for path in FUNCTIONS]}}
+    functions = [str(path) for path in FUNCTIONS]
+    settings: dict[str, dict[str, Any]] = {"worker": {"platform": "cpu"}, "worker-2": {"functions": functions}}
     output.mkdir(parents=True, exist_ok=True)
     (data / "inputs").mkdir()
     try:

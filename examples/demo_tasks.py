@@ -62,7 +62,7 @@ def synthetic(demo: Demo) -> dict[str, Any]:
 
 
 def look_synthetic(demo: Demo, folder: Path) -> str:
-    return "its answer is the result hash in the receipt"
+    return "the answer is the result hash in the receipt"
 
 
 def picture(demo: Demo) -> dict[str, Any]:
@@ -70,8 +70,7 @@ def picture(demo: Demo) -> dict[str, Any]:
 
 
 def animation(demo: Demo) -> dict[str, Any]:
-    return {"scene": "cornell", "width": 96, "height": 96, "samples_per_pixel": 8, "frames": 32, "orbit_degrees": 40,
-            "seed": "demo"}  # fmt: skip
+    return {"scene": "spheres", "width": 128, "height": 80, "samples_per_pixel": 8, "frames": 26, "seed": "demo"}
 
 
 def look_picture(demo: Demo, folder: Path) -> str:
@@ -109,7 +108,7 @@ def training(demo: Demo) -> dict[str, Any]:
     prose = b"\n".join(path.read_bytes() for path in sorted((ROOT / "docs").glob("*.md")))
     model = {"name": "char_transformer", "hidden": 32, "layers": 1, "context": 64}
     return {"model_architecture": model, "dataset": demo.client.put_artifact(prose, name="prose.txt").digest,
-            "examples": 15360, "batch_size": 16, "learning_rate": 1e-2, "optimizer": "adamw", "rounds": 2,
+            "examples": 30720, "batch_size": 32, "learning_rate": 1e-2, "optimizer": "adamw", "rounds": 2,
             "workers": 2, "outer_learning_rate": 1.0, "outer_momentum": 0.0, "seed": "demo"}  # fmt: skip
 
 
@@ -127,7 +126,7 @@ def look_training(demo: Demo, folder: Path) -> str:
 
 
 def generation(demo: Demo) -> dict[str, Any]:
-    return {"model_id": TRAINED_MODEL, "prompts": list(PROMPTS), "max_tokens": 40, "temperature": 0.3, "seed": "demo",
+    return {"model_id": TRAINED_MODEL, "prompts": list(PROMPTS), "max_tokens": 40, "temperature": 0.6, "seed": "demo",
             "max_input_tokens": 24, "model_parameters": 1_000_000}  # fmt: skip
 
 
