@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from computemesh.cli import output
-from computemesh.cli.options import JsonOption, ProfileOption, find_profile
+from computemesh.cli.options import JsonOption, ProfileOption, Root, find_profile
 
 if TYPE_CHECKING:
     from computemesh.client.profile import Profile
@@ -27,32 +28,43 @@ def verify(
     vkey: Annotated[
         str | None, typer.Option("--vkey", help="The log's verifier key you trust; else the one in the profile.")
     ] = None,
+    allow_unknown_log: Annotated[
+        bool, typer.Option("--allow-unknown-log", help="Accept a consistent receipt though no log key is known.")
+    ] = False,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a task's receipt, step by step. A receipt file needs no network. Exit status 1 unless all holds."""
+    """Verify a task's receipt, step by step. A receipt file needs no network. Exit status 1 unless all holds, and
+    unless the log's key is known."""
     from computemesh.trust.receipt import accepted
     from computemesh.trust.receipt import verify as check_receipt
 
+    if vkey is not None and not vkey.strip():
+        raise typer.BadParameter("is empty; give the log's verifier key, NAME+HASH+KEY", param_hint="--vkey")
     receipt, found = _load(task, profile)
-    trusted = vkey or (found.ledger_vkey if found else "") or None
+    trusted = vkey.strip() if vkey else (found.ledger_vkey if found else "") or None
     checks = check_receipt(receipt, trusted)
     if replay:
         checks += _replay(receipt, found or find_profile(profile))
-    ok = accepted(checks)
+    consistent = accepted(checks)
+    ok = consistent and (trusted is not None or allow_unknown_log)
     output.emit(
-        {"ok": ok, "task_id": task_id_of(receipt), "jobs": len(receipt.jobs), "trusted_key": trusted is not None,
-         "checks": checks},
-        report(checks) + "\n" + _conclusion(ok, trusted is not None),
+        {"ok": ok, "consistent": consistent, "task_id": task_id_of(receipt), "jobs": len(receipt.jobs),
+         "trusted_key": trusted is not None, "checks": checks},
+        report(checks) + "\n" + _conclusion(consistent, trusted is not None, allow_unknown_log),
     )  # fmt: skip
     if not ok:
         raise typer.Exit(1)
 
 
-def _conclusion(ok: bool, trusted: bool) -> str:
-    if not ok:
+def _conclusion(consistent: bool, trusted: bool, allowed: bool) -> str:
+    if not consistent:
         return "NOT verified"
-    return "verified" if trusted else "consistent; to know whose log it is, give the log's key with --vkey"
+    if trusted:
+        return "verified"
+    if allowed:
+        return "consistent; accepted without knowing whose log it is"
+    return "consistent, but not verified: give the log's key with --vkey, or --allow-unknown-log to accept"
 
 
 def _load(task: str, path: Path | None) -> tuple[Receipt, Profile | None]:
@@ -72,9 +84,16 @@ def _load(task: str, path: Path | None) -> tuple[Receipt, Profile | None]:
     try:
         return receipt, find_profile(path)
     except NotFound:
-        if path is not None:
-            raise
+        if _named(path):
+            raise  # a profile that was asked for may hold the log's key: without it nothing is verified
         return receipt, None
+
+
+def _named(path: Path | None) -> bool:
+    """Whether this invocation names its profile, before or after the command or in the environment."""
+    from computemesh.client.profile import VARIABLE
+
+    return (path or Root.profile) is not None or bool(os.environ.get(VARIABLE))
 
 
 def task_id_of(receipt: Receipt) -> str:

@@ -105,8 +105,8 @@ def verify(receipt: Receipt, trusted_vkey: str | None = None) -> list[Check]:
     """Check every step of a receipt; never raises on a receipt's content.
 
     `trusted_vkey` is the log's verifier key as the reader knows it; without it the receipt's own is used,
-    which shows consistency but not who keeps the log, and the step `checkpoint` says so. A step whose input
-    is malformed fails. The receipt holds if `accepted(...)`.
+    which shows consistency but not who keeps the log, and the step `checkpoint` says so. With it, the step
+    `log key` asks that the receipt names that key and no other. A step whose input is malformed fails. The receipt holds if `accepted(...)`.
     """
     return list(_steps(receipt, trusted_vkey))
 
@@ -132,6 +132,8 @@ def _steps(receipt: Receipt, trusted_vkey: str | None) -> Iterator[Check]:
     yield _step("jobs", lambda: _check_jobs(receipt))
     for position, job in enumerate(receipt.jobs):
         yield from _job_steps(receipt, job, f"jobs[{position}]", point)
+    if trusted_vkey is not None:
+        yield _step("log key", lambda: _check_log_key(receipt, trusted_vkey))
     yield _step("checkpoint", lambda: _check_checkpoint(point(), trusted_vkey))
 
 
@@ -282,6 +284,11 @@ def _check_log(job: JobEvidence, point: Checkpoint) -> str:
     root = merkle.root_from_path(merkle.leaf_hash(job.header), header.height, point.size, job.header_path)
     _need(root == point.root, "the block is not in the checkpoint's tree")
     return f"block {header.height} is one of the log's {point.size}"
+
+
+def _check_log_key(receipt: Receipt, trusted_vkey: str) -> str:
+    _need(receipt.vkey == trusted_vkey, "the receipt names another log key than the trusted one")
+    return "the receipt names the trusted key"
 
 
 def _check_checkpoint(point: Checkpoint, trusted_vkey: str | None) -> str:

@@ -126,7 +126,7 @@ def failed(changed: Receipt) -> set[str]:
 def test_a_true_receipt_holds_step_by_step() -> None:
     checks = verify(GOOD, LOG.vkey)
     assert accepted(checks), [check for check in checks if not check.ok]
-    assert len(checks) == 5 + 2 * 7
+    assert len(checks) == 6 + 2 * 7
     assert len({check.name for check in checks}) == len(checks)
     assert all(check.detail for check in checks)
 
@@ -150,6 +150,13 @@ def test_another_logs_key_is_refused() -> None:
     forged = replace(GOOD, vkey=impostor.vkey, checkpoint=sign_note(_checkpoint_text(GOOD), impostor))
     assert accepted(verify(forged))
     assert "checkpoint" in failed(forged)
+
+
+def test_the_receipt_must_name_the_trusted_key_and_no_other() -> None:
+    for at in range(len(LOG.vkey)):
+        changed = LOG.vkey[:at] + chr(ord(LOG.vkey[at]) ^ 1) + LOG.vkey[at + 1 :]
+        assert failed(replace(GOOD, vkey=changed)) == {"log key"}
+    assert "log key" not in {check.name for check in verify(GOOD)}
 
 
 def _checkpoint_text(whole: Receipt) -> str:
