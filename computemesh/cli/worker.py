@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Join as a worker; list and drain workers.", no_args_is_help=True)
 DEFAULT_CONTROL_PORT = 7111
+NAME_SHOWN = 32
+"""Characters of a name in lists: others choose it, and a long one would push the columns off the screen."""
 
 
 @app.command()
@@ -54,14 +56,16 @@ def join(
     if not control:
         control = f"{HOST}:{DEFAULT_CONTROL_PORT}"
         control = f"{HOST}:{free_ports(1)[0]}" if taken(control) else control
+    called = name or socket.gethostname()[:64]
     path = folder / "worker.toml"
     write_toml(path, {
         "orchestrator": orchestrator, "data_dir": str(folder), "control_listen": control,
-        "display_name": name or socket.gethostname()[:64], "platform": platform,
+        "display_name": called, "platform": platform,
         "functions": [str(path.absolute()) for path in functions or []],
         "challenge_types": [one.strip() for one in types.split(",") if one.strip()],
     })  # fmt: skip
-    output.say(f"working for {orchestrator}; pay goes to {key.address} (key in {folder}); control on {control}")
+    output.say(f"{_shown(called)} works for {orchestrator}; pay goes to {key.address} (key in {folder}); "
+               f"control on {control}")  # fmt: skip
     os.execv(sys.executable, [sys.executable, "-m", "worker", "--config", str(path)])
 
 
@@ -83,7 +87,7 @@ def list_(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
                 break
     now = time.time() * 1000
     rows = [
-        (one.capabilities.display_name or "-", one.address, _status(one.status), _devices(one.capabilities),
+        (_shown(one.capabilities.display_name) or "-", one.address, _status(one.status), _devices(one.capabilities),
          one.jobs_running, one.jobs_settled, one.jobs_wrong, one.jobs_late,
          f"{max(0.0, now - one.last_seen_ms) / 1000:.0f} s ago")
         for one in workers
@@ -100,8 +104,15 @@ def _status(number: int) -> str:
     return enum_word(orchestrator_pb2.WorkerStatus, number, "WORKER_STATUS_")
 
 
+def _shown(name: str) -> str:
+    """What a worker calls itself, or its device, as one short piece of a line: whatever could steer a terminal, or
+    look like another row, is written as an escape."""
+    text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
+    return text if len(text) <= NAME_SHOWN else text[: NAME_SHOWN - 2] + ".."
+
+
 def _devices(capabilities: Any) -> str:
-    kinds = [device.kind for device in capabilities.devices]
+    kinds = [_shown(device.kind) for device in capabilities.devices]
     return ", ".join(f"{kinds.count(kind)}x {kind}" if kinds.count(kind) > 1 else kind for kind in dict.fromkeys(kinds))
 
 
