@@ -101,12 +101,14 @@ class AsyncClient:
         """Publish a task and hold its reward; it exists when this returns.
 
         `reward` is decimal CPC; `deadline` Unix seconds, a datetime, a timedelta from now, or None for one hour;
-        `priority` 0..9, 9 first. A `request_id` (UUID) of your own makes repeating this call the same task. Raises
-        InvalidArgument, InsufficientFunds, Conflict, Unauthenticated.
+        `priority` 0..9, 9 first. A `request_id` (UUID) of your own makes repeating this call the same task: with no
+        deadline (a client that signs needs a UUIDv7 then, its time + one hour is the deadline), or with the same
+        absolute one. Raises InvalidArgument, InsufficientFunds, Conflict, Unauthenticated.
         """
         market = await self.market_info()
         now_ms = self._now_ms()
-        wish = Wish.of(challenge_type, payload or {}, reward, deadline, priority, request_id, now_ms)
+        signs = self.key is not None
+        wish = Wish.of(challenge_type, payload or {}, reward, deadline, priority, request_id, now_ms, signs)
         if self.key is not None:
             request = wish.signed_request(self.key, bytes.fromhex(market.market_key), market.chain_id)
         else:
@@ -161,27 +163,35 @@ class AsyncClient:
     async def watch(self, task_id: str, cursor: int = 0, timeout: float | None = None) -> AsyncIterator[TaskEvent]:
         """Every event of a task after `cursor`, then new ones as they happen, up to the terminal one.
 
-        A dropped connection is resumed where it broke: nothing is skipped or repeated. Raises DeadlineExceeded after
-        `timeout` seconds, Unavailable where the market stays away for longer than `retry_for`.
+        A dropped connection is resumed where it broke: nothing is skipped or repeated. With the cursor of the terminal
+        event there is none left: the iteration ends at once (asking for the status counts in `timeout`). Raises
+        DeadlineExceeded after `timeout` seconds, Unavailable where the market stays away for longer than `retry_for`.
         """
         until = None if timeout is None else time.monotonic() + timeout
         pauses = Pauses(self._transport.retry_for)
         while True:
             left = STREAM_S if until is None else min(STREAM_S, until - time.monotonic())
             if left <= 0:
-                raise DeadlineExceeded(f"task {task_id[:12]}.. had not ended after {timeout:g} s")
+                raise DeadlineExceeded(
+                    f"task {task_id[:12]}.. had not ended after {timeout:g} s", metadata={"task_id": task_id}
+                )
             failure: MeshError = Unavailable("the market closed the stream")
             call = await self._open_watch(task_id, cursor, left)
+            silent = True
             try:
                 async for event in call:
+                    silent = False
                     cursor, pauses = event.cursor, Pauses(self._transport.retry_for)
                     yield TaskEvent.of(event)
                     if event.kind == market_pb2.TASK_EVENT_KIND_ENDED:
                         return
             except grpc.RpcError as error:
+                silent = False
                 failure = meaning(error, f"market at {self._market_address}")
             finally:
                 call.cancel()
+            if silent and await self._has_ended(task_id, until):
+                return  # a stream that closes with nothing: the caller has seen the task's last event before
             if isinstance(failure, DeadlineExceeded):
                 pauses = Pauses(self._transport.retry_for)  # our own limit on a quiet stream, not a failure
             elif not isinstance(failure, Unavailable) or not await pauses.wait(failure):
@@ -354,10 +364,17 @@ class AsyncClient:
     async def _chain(self) -> str:
         return self.profile.chain_id or (await self.market_info()).chain_id
 
-    async def _market(self, method: str, request: Any) -> Any:
+    async def _has_ended(self, task_id: str, until: float | None) -> bool:
+        """Whether a task has ended, asked before `until` (monotonic seconds). Raises DeadlineExceeded, Unavailable."""
+        left = None if until is None else min(self._transport.timeout, max(until - time.monotonic(), 0.001))
+        reply = await self._market("GetTask", market_pb2.GetTaskRequest(task_id=task_id), left)
+        return Task.of(reply.task).ended
+
+    async def _market(self, method: str, request: Any, timeout: float | None = None) -> Any:
         stub = self._transport.stub(market_pb2_grpc.MarketServiceStub, self._market_address, "market")
         peer = f"market at {self._market_address}"
-        return await self._transport.call(getattr(stub, method), request, await self._credentials(), peer=peer)
+        credentials = await self._credentials()
+        return await self._transport.call(getattr(stub, method), request, credentials, peer=peer, timeout=timeout)
 
     async def _open_watch(self, task_id: str, cursor: int, timeout: float) -> Any:
         stub = self._transport.stub(market_pb2_grpc.MarketServiceStub, self._market_address, "market")
@@ -383,6 +400,8 @@ class AsyncTaskHandle:
         async for event in self._client.watch(self.task_id, self._cursor, timeout):
             self._cursor, self.task = event.cursor, event.task
             yield event
+        if not self.task.ended:  # its end was seen by another watch of this handle
+            await self.refresh()
 
     async def wait(self, timeout: float | None = None) -> Task:
         """The task once it has ended. Raises DeadlineExceeded after `timeout` seconds."""

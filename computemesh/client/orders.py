@@ -18,12 +18,17 @@ from computemesh.trust.statement import Order, challenge_type_hash
 from computemesh.v1 import market_pb2
 
 DEFAULT_LIFE_S = 3600
+OPEN = 0
+"""The deadline of a request that leaves it to the market, as the wire has it."""
 Deadline = int | datetime.datetime | datetime.timedelta | None
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the caller asked for, with every choice made: the same wish is the same order."""
+    """What the caller asked for, with every choice made: the same wish is the same order.
+
+    `deadline` is Unix seconds, or `OPEN` where the market chooses it, and keeps it when the request id comes again.
+    """
 
     challenge_type: str
     payload: Mapping[str, Any]
@@ -35,20 +40,29 @@ class Wish:
     @classmethod
     def of(
         cls, challenge_type: str, payload: Mapping[str, Any], reward: Any, deadline: Deadline, priority: int,
-        request_id: str | None, now_ms: int,
+        request_id: str | None, now_ms: int, signs: bool = False,
     ) -> Wish:  # fmt: skip
-        """Fill in the deadline (`now_ms` is the market's clock) and the request id. Raises InvalidArgument."""
-        return cls(
-            challenge_type, payload, str(reward), deadline_seconds(deadline, now_ms), priority,
-            request_id_bytes(request_id),
-        )  # fmt: skip
+        """Fill in the deadline (`now_ms` is the market's clock) and the request id. Raises InvalidArgument.
+
+        A deadline that has passed is let through with a request id: this may repeat a task the market knows.
+        """
+        identity = request_id_bytes(request_id)
+        if deadline is None and request_id is not None:
+            until = deadline_of(identity) if signs else OPEN
+        else:
+            until = deadline_seconds(deadline, now_ms)
+            now_s = now_ms // 1000
+            if until <= 0:
+                raise _refuse("deadline", f"{until} must be after now, which is {now_s} (Unix seconds)")
+            if until <= now_s and request_id is None:
+                raise _refuse("deadline", f"{until} is in the past by {now_s - until} s; now is {now_s} (Unix seconds)")
+        return cls(challenge_type, payload, str(reward), until, priority, identity)
 
     def request(self) -> market_pb2.CreateTaskRequest:
         """The request of an API key's customer. Raises InvalidArgument naming what the wire cannot carry."""
         for name, value, limit in (("deadline", self.deadline, 2**63), ("priority", self.priority, 2**32)):
             if not (-limit if name == "deadline" else 0) <= value < limit:
-                problem = f"is {value}, which is out of range"
-                raise InvalidArgument(f"{name} {problem}", violations=[(name, problem)])
+                raise _refuse(name, f"is {value}, which is out of range")
         return market_pb2.CreateTaskRequest(
             challenge_type=self.challenge_type,
             payload=struct_of(self.payload),
@@ -77,8 +91,7 @@ class Wish:
 
     def _deadline_ms(self) -> int:
         if not 0 <= self.deadline * 1000 < 2**63:
-            problem = f"{self.deadline} is not a time in Unix seconds"
-            raise InvalidArgument(f"deadline {problem}", violations=[("deadline", problem)])
+            raise _refuse("deadline", f"{self.deadline} is not a time in Unix seconds")
         return self.deadline * 1000
 
     def check(self, task: Task, chain: str, key: PrivateKey | None) -> None:
@@ -89,12 +102,29 @@ class Wish:
             and order.challenge_type_hash == challenge_type_hash(self.challenge_type)
             and order.payload_digest == payload_digest(self.payload)
             and order.reward_units == parse_cpc(self.reward)
-            and order.deadline_ms == self._deadline_ms()
+            and (self.deadline == OPEN or order.deadline_ms == self._deadline_ms())
             and order.priority == self.priority
             and (key is None or order.customer_key == key.public)
         )
         if not meant or order.task_id(chain).hex() != task.task_id:
             raise InvalidProof(f"the market answered with task {task.task_id}, which is not what was ordered")
+
+
+def _refuse(field: str, problem: str) -> InvalidArgument:
+    return InvalidArgument(f"{field} {problem}", violations=[(field, problem)])
+
+
+def deadline_of(request_id: bytes) -> int:
+    """The default deadline of an order signed under a caller's request id, the same in every repeat: one hour after
+    the time in a UUIDv7, Unix seconds. Raises InvalidArgument for an id without a time."""
+    identity = uuid.UUID(bytes=request_id)
+    if identity.version != 7:
+        raise _refuse(
+            "deadline",
+            f"is missing: an order signed under request_id {identity} needs an absolute one (Unix seconds, ISO 8601), "
+            "the same in every repeat; only a UUIDv7 has a time that a default follows from",
+        )
+    return int.from_bytes(request_id[:6], "big") // 1000 + DEFAULT_LIFE_S
 
 
 def deadline_seconds(deadline: Deadline, now_ms: int) -> int:

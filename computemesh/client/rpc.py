@@ -35,6 +35,9 @@ class Transport:
 
     def __init__(self, api_key: str, key: PrivateKey | None, timeout: float, retry_for: float) -> None:
         self.timeout, self.retry_for = timeout, retry_for
+        if not (api_key.isascii() and api_key.isprintable()):
+            problem = "must be printable ASCII on one line, as it was given out"  # never the key itself
+            raise InvalidArgument(f"api_key {problem}", violations=[("api_key", problem)])
         self._api_key, self._key = api_key, key
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._token, self._token_until_ms = "", 0

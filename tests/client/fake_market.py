@@ -61,7 +61,7 @@ class FakeMarket(market_pb2_grpc.MarketServiceServicer):
             "challenge_type_hash": challenge_type_hash(request.challenge_type),
             "payload_digest": payload_digest(payload_of(request.payload)),
             "reward_units": parse_cpc(request.reward),
-            "deadline_ms": request.deadline * 1000,
+            "deadline_ms": (request.deadline or int(time.time()) + 3600) * 1000,
             "priority": request.priority,
         }
         order = Order(**{**values, **self.change_order})

@@ -11,6 +11,7 @@ import pytest
 
 import computemesh
 from computemesh import AsyncClient, Client, DeadlineExceeded, InvalidArgument, InvalidProof, TaskNotFound, Unavailable
+from computemesh.client.ids import uuid7
 from computemesh.client.profile import Profile
 from computemesh.service.auth import verify_token
 from computemesh.trust.identity import PrivateKey, verify
@@ -112,6 +113,41 @@ def test_deadlines_are_always_sent_in_unix_seconds(
 
 
 @pytest.mark.parametrize(
+    ("deadline", "says"),
+    [(0, "deadline 0 must be after now"), (-5, "deadline -5 must"), (1000, "deadline 1000 is in the past by")],
+)
+def test_a_deadline_that_has_passed_is_refused_before_anything_is_paid(
+    market: FakeMarket, client: Client, deadline: int, says: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=says) as caught:
+        client.submit("noop", PAYLOAD, deadline=deadline)
+    assert caught.value.violations[0][0] == "deadline"
+    assert not market.named("CreateTask")
+
+
+def test_with_a_request_id_and_no_deadline_every_repeat_is_the_same_request(
+    market: FakeMarket, client: Client, running: Running
+) -> None:
+    v7 = uuid.UUID(bytes=uuid7())
+    with Client(market=running.address, key=KEY) as signer:
+        for one in (client, client, signer, signer):
+            one.submit("noop", PAYLOAD, request_id=str(v7))
+            market.tasks.clear()
+        deadlines = [request.deadline for request in market.named("CreateTask")]
+        assert deadlines == [0, 0, (v7.int >> 80) // 1000 + 3600, (v7.int >> 80) // 1000 + 3600]
+        with pytest.raises(InvalidArgument, match=r"deadline is missing.*absolute"):
+            signer.submit("noop", PAYLOAD, request_id=str(uuid.uuid4()))
+        signer.submit("noop", PAYLOAD, deadline=1893456000, request_id=str(uuid.uuid4()))
+
+
+@pytest.mark.parametrize("api_key", ["schlüssel", "two\nlines"])
+def test_an_api_key_no_header_can_carry_is_refused_without_showing_it(api_key: str) -> None:
+    with pytest.raises(InvalidArgument, match="api_key must be printable ASCII") as caught:
+        Client(Profile(market="127.0.0.1:1", api_key=api_key))
+    assert api_key not in caught.value.message
+
+
+@pytest.mark.parametrize(
     ("payload", "field"),
     [({"a": float("nan")}, "payload.a"), ({"n": 2**60}, "payload.n"), ({"x": {1, 2}}, "payload.x")],
 )
@@ -139,6 +175,15 @@ def test_a_dropped_watch_resumes_after_the_last_event_without_gap_or_repeat(
     seen = [one.cursor for one in client.watch("ab" * 32)]
     assert seen == [1, 2, 3, 4]
     assert [request.cursor for request in market.named("WatchTask")] == [0, 2, 2, 3]
+
+
+def test_a_watch_after_the_last_event_of_an_ended_task_ends_at_once(market: FakeMarket, client: Client) -> None:
+    market.watches = [[event(1), ended(2)]]
+    assert list(client.watch("ab" * 32, cursor=2)) == []
+    assert len(market.named("WatchTask")) == 1
+    handle = client.submit("noop", PAYLOAD)
+    handle._async._cursor = 2
+    assert handle.wait(5).status == "completed"
 
 
 def test_a_watch_has_a_time_limit(market: FakeMarket, client: Client) -> None:
