@@ -28,7 +28,7 @@ class _Source(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self.batch_jobs = batch_jobs
         self.job_bytes = job_bytes
 
-    async def Work(self, requests, context):  # noqa: N802
+    async def Work(self, requests, context):
         window = asyncio.Semaphore(_WINDOW)
 
         async def answers() -> None:
