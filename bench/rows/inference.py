@@ -123,7 +123,9 @@ def cost(files: Folders, model: str, prompts: int, runs: int, **payload: Any) ->
         outcome = TASK.execute(spec, Context())
         compute.append(time.process_time() - begin)
         for turn in range(2):
-            good, spent, size = judged(spec, units_of(spec, outcome), bytes([number, turn]) * 16)
+            seed = bytes([number, turn]) * 16
+            judged(spec, units_of(spec, outcome), seed)  # compiles
+            good, spent, size = judged(spec, units_of(spec, outcome), seed)
             check.append(spent)
             assert good, "an honest result was refused"
     compute_s, check_s = statistics.median(compute), statistics.median(check)

@@ -208,11 +208,12 @@ class Generator:
     ) -> Judgement:  # fmt: skip
         """One forward pass over the prompt's tokens and those claimed, (n,) int32 of 0..vocabulary-1 -> `Judgement`.
 
-        Shapes are buckets of both lengths, whatever was claimed with it. `margin` is 0 in exact arithmetic.
+        The shapes follow from the two lengths alone, whatever else was claimed. `margin` is 0 in exact arithmetic.
         """
         n = len(claimed)
-        count = bucket(n)
-        tokens = np.zeros((1, bucket(len(text) + n)), np.int32)
+        length = bucket(len(text) + n, 32)
+        count = length // 2 if n <= length // 2 else length  # two shapes per length: more would mostly be compiled
+        tokens = np.zeros((1, length), np.int32)
         tokens[0, : len(text) + n] = [*text, *claimed]
         padded = np.zeros(count, np.int32)
         padded[:n] = claimed
