@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-GRACE_S = 8.0
+GRACE_S = 10.0
 
 
 def _end_with_the_cluster() -> None:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -26,7 +26,7 @@ from typing import IO, Any
 from computemesh.cli import funding, health
 from computemesh.cli.plan import Node, Plan, prepare, taken
 from computemesh.client.profile import Profile
-from computemesh.trust.errors import InvalidState, Unavailable
+from computemesh.trust.errors import InvalidArgument, InvalidState, Unavailable
 
 STOP_ORDER = (("worker",), ("orchestrator",), ("market",), ("ledger",))
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
@@ -57,7 +57,7 @@ class Cluster:
         fund: bool = True,
         notice: Notice = lambda text: None,
         start_timeout_s: float = 60.0,
-        stop_timeout_s: float = 10.0,
+        stop_timeout_s: float = 12.0,
     ) -> None:
         self.data = Path(data).absolute()
         self.workers = workers
@@ -121,12 +121,17 @@ class Cluster:
         """Prepare the folder, start every process in order and wait until all are healthy.
 
         `progress(name, state)` hears "starting" and "ready". On failure everything is stopped again. Raises
-        InvalidState where a port or the folder is taken, Unavailable where a process does not come up.
+        InvalidState where a port or the folder is taken, Unavailable where a process does not come up,
+        InvalidArgument where the folder cannot be used. A start refused for its addresses changes no configuration.
         """
+        with files_named(self.data):
+            return self._start(progress)
+
+    def _start(self, progress: Callable[[str, str], None]) -> Cluster:
         self._take_lock()
         try:
-            self._plan = prepare(self.data, self.workers, self._port_base, self._overrides, self._host)
-            self._refuse_taken_ports()
+            self._plan = prepare(self.data, self.workers, self._port_base, self._overrides, self._host,
+                                 _refuse_taken_ports)  # fmt: skip
             for name in self.names:
                 progress(name, "starting")
                 self._spawn(name)
@@ -240,14 +245,6 @@ class Cluster:
         lock.flush()
         self._lock = lock
 
-    def _refuse_taken_ports(self) -> None:
-        busy = [f"{node.address} ({node.name})" for node in self.plan.nodes.values() if taken(node.address)]
-        if busy:
-            raise InvalidState(
-                f"another program listens on {', '.join(busy)}; stop it, or choose other ports with --port-base N",
-                reason="PORT_TAKEN",
-            )
-
     def _running(self, name: str) -> subprocess.Popen[bytes]:
         child = self._children.get(name)
         if child is None or child.poll() is not None:
@@ -332,6 +329,26 @@ class Cluster:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         self.notice(f"{name} {how}; it starts again in {wait:g} s (log: {self.log(name)})")
         return wait
+
+
+@contextlib.contextmanager
+def files_named(data: Path) -> Iterator[None]:
+    """What the system refuses about files in `data` is an InvalidArgument that names the path."""
+    try:
+        yield
+    except OSError as error:
+        where = str(error.filename or data)
+        of = "" if where.startswith(str(data)) else f" (for --data {data})"
+        raise InvalidArgument(f"cannot use {where}{of}: {error.strerror or error}", reason="DATA_UNUSABLE") from error
+
+
+def _refuse_taken_ports(addresses: Mapping[str, str]) -> None:
+    busy = [f"{address} ({name})" for name, address in addresses.items() if taken(address)]
+    if busy:
+        raise InvalidState(
+            f"another program listens on {', '.join(busy)}; stop it, or choose other ports with --port-base N",
+            reason="PORT_TAKEN",
+        )
 
 
 def _end_group(child: subprocess.Popen[bytes]) -> None:

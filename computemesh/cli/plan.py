@@ -9,13 +9,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ CHAIN_ID = "computemesh-local"
 HOST = "127.0.0.1"
 PORT_BASE = 7101
 API_KEY_NAME = "dev"
+DRAIN_TIMEOUT_MS = 8_000
+"""How long a local worker finishes what it holds; below the cluster's stop timeout, so that it leaves in order."""
 SERVICES = ("ledger", "market", "orchestrator")
 
 
@@ -68,7 +71,7 @@ def write_toml(path: Path, values: Mapping[str, Any], mode: int = 0o644, comment
     for name, table in tables.items():
         lines += ["", f"[{name}]", *(f"{_toml(key)} = {_toml(value)}" for key, value in table.items())]
     text = "\n".join(lines) + "\n"
-    if path.exists() and path.read_text() == text:
+    if path.exists() and _text(path) == text:
         return
     _write(path, text, mode)
 
@@ -83,11 +86,18 @@ def _toml(value: Any) -> str:
     return json.dumps(str(value), ensure_ascii=False)  # a JSON string is a TOML basic string
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
 def _write(path: Path, text: str, mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(temporary, path)
 
@@ -96,7 +106,7 @@ def _secret(path: Path) -> str:
     """The 64 hexadecimal characters in `path`, made now if the file is missing."""
     if not path.exists():
         _write(path, secrets.token_hex(32) + "\n", 0o600)
-    text = path.read_text().strip()
+    text = _text(path).strip()
     try:
         valid = len(bytes.fromhex(text)) == 32
     except ValueError:
@@ -125,20 +135,28 @@ def free_ports(count: int) -> list[int]:
 
 
 def taken(address: str) -> bool:
-    """Whether another process listens on HOST:PORT."""
+    """Whether another process listens on HOST:PORT. Raises InvalidArgument where HOST is not this machine's."""
     host, _, port = address.rpartition(":")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, int(port)))
-        except OSError:
+    try:
+        for name in {host, _listen(address).rpartition(":")[0]}:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((name, int(port)))
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             return True
+        if isinstance(error, PermissionError):
+            raise InvalidArgument(f"may not listen on {address}: ports below 1024 are for the superuser",
+                                  reason="CANNOT_LISTEN") from None  # fmt: skip
+        why = getattr(error, "strerror", None) or str(error)
+        raise InvalidArgument(f"cannot listen on {host!r}: is it an address of this machine? ({why})",
+                              reason="CANNOT_LISTEN") from None  # fmt: skip
     return False
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text()) if path.exists() else {}
+        return tomllib.loads(_text(path)) if path.exists() else {}
     except tomllib.TOMLDecodeError as error:
         raise InvalidArgument(f"{path} is not TOML: {error}") from None
 
@@ -149,7 +167,7 @@ def _addresses(data: Path, workers: list[str], port_base: int | None, host: str 
     names = [*SERVICES, *workers]
     stored = {name: _read(_config_path(data, name)).get("control_listen" if name in workers else "listen", "")
               for name in names}
-    public = host or _read(_config_path(data, "orchestrator")).get("advertise", f"{HOST}:0").rpartition(":")[0]
+    public = host or str(_read(_config_path(data, "orchestrator")).get("advertise", f"{HOST}:0")).rpartition(":")[0]
     hosts = {name: HOST if name in workers else public for name in names}
     if port_base == 0:
         return {name: f"{hosts[name]}:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
@@ -158,8 +176,19 @@ def _addresses(data: Path, workers: list[str], port_base: int | None, host: str 
     if base < 1 or numbers[-1] > 65535:
         raise InvalidArgument(f"--port-base is {base}, must be 1..{65535 - 10 - len(workers)}, or 0 for free ports")
     if port_base is None:
-        numbers = [int(stored[name].rpartition(":")[2] or number) for name, number in zip(names, numbers, strict=True)]
+        numbers = [_port(_config_path(data, name), stored[name], number)
+                   for name, number in zip(names, numbers, strict=True)]  # fmt: skip
     return {name: f"{hosts[name]}:{number}" for name, number in zip(names, numbers, strict=True)}
+
+
+def _port(path: Path, stored: Any, default: int) -> int:
+    """The port in a stored HOST:PORT, the default where nothing is stored."""
+    if stored == "":
+        return default
+    _, colon, port = str(stored).rpartition(":")
+    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InvalidArgument(f"{path} listens on {stored!r}, which is not HOST:PORT")
+    return int(port)
 
 
 def _listen(address: str) -> str:
@@ -174,17 +203,20 @@ def _config_path(data: Path, name: str) -> Path:
 
 def prepare(
     data: Path, workers: int, port_base: int | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None,
-    host: str | None = None,
+    host: str | None = None, check: Callable[[Mapping[str, str]], None] = lambda addresses: None,
 ) -> Plan:
     """Create or complete the cluster folder `data` and say what it holds.
 
     `port_base` None keeps stored ports (7101.. at first), 0 takes free ones. `host` is where other machines reach the
     services; None keeps what is stored (this machine only at first). `overrides` are configuration values per
-    process name; "worker" means every worker. Values already in a configuration are kept, addresses and overrides
+    process name; "worker" means every worker. `check` hears where each process will be reached before anything is
+    written, and may raise. Values already in a configuration are kept, addresses and overrides
     excepted. Raises InvalidArgument, InvalidState where a stored file contradicts another.
     """
     data = data.absolute()
     names = [f"worker-{number}" for number in range(1, workers + 1)]
+    address = _addresses(data, names, port_base, host)
+    check(address)
     first_run = not (data / "keys" / "market.key").exists()
     data.mkdir(parents=True, exist_ok=True)
     (data / "keys").mkdir(mode=0o700, exist_ok=True)
@@ -193,7 +225,6 @@ def prepare(
     keys |= {name: _key(data / name / "worker.key") for name in names}
     _secret(data / "keys" / "log.key")
     api_key = _api_key(data / "keys" / "api.key")
-    address = _addresses(data, names, port_base, host)
     configs = _configs(data, keys, address, names, api_key)
     moved = {"listen", "control_listen", "advertise", "ledger", "market", "orchestrator"}
     for name, planned in configs.items():
@@ -217,7 +248,7 @@ def prepare(
 def _api_key(path: Path) -> str:
     if not path.exists():
         _write(path, "mesh_" + secrets.token_urlsafe(24) + "\n", 0o600)
-    return path.read_text().strip()
+    return _text(path).strip()
 
 
 def _configs(
@@ -249,5 +280,6 @@ def _configs(
         configs[name] = {
             "orchestrator": address["orchestrator"], "data_dir": str(data / name),
             "control_listen": address[name], "display_name": name, "platform": "",
+            "drain_timeout_ms": DRAIN_TIMEOUT_MS,
         }  # fmt: skip
     return configs

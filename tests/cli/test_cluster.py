@@ -9,12 +9,13 @@ import stat
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import psutil
 import pytest
 
-from computemesh import InvalidState
+from computemesh import InvalidArgument, InvalidState
 from computemesh.cli.cluster import Cluster
 from computemesh.cli.plan import prepare
 from computemesh.client import Client
@@ -68,6 +69,54 @@ def test_a_taken_port_is_named_and_nothing_is_left_running(tmp_path: Path) -> No
             cluster.start()
     assert caught.value.reason == "PORT_TAKEN"
     assert cluster.pids == {}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize("host", ["nope.invalid", "192.0.2.1", "x" * 70, "."])
+def test_a_host_that_is_not_this_machine_is_said_and_nothing_is_stored(tmp_path: Path, host: str) -> None:
+    prepare(tmp_path, 1, 0)
+    before = contents(tmp_path)
+    with pytest.raises(InvalidArgument, match="is it an address of this machine") as caught:
+        Cluster(tmp_path, 1, host=host).start()
+    assert caught.value.reason == "CANNOT_LISTEN"
+    assert contents(tmp_path) == before
+
+
+def test_a_taken_port_leaves_the_stored_configuration(tmp_path: Path) -> None:
+    prepare(tmp_path, 1, 0)
+    before = contents(tmp_path)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(InvalidState):
+            Cluster(tmp_path, 1, port_base=other.getsockname()[1]).start()
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("")
+    (tmp_path / "full" / "keys").mkdir(parents=True)
+    (tmp_path / "full" / "keys" / "authority.key").mkdir()
+    for folder in (tmp_path / "afile", tmp_path / "afile" / "below", Path("/proc/foo"), tmp_path / "full"):
+        with pytest.raises(InvalidArgument, match=str(folder)) as caught:
+            Cluster(folder, 1, port_base=0).start()
+        assert caught.value.reason == "DATA_UNUSABLE"
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe = 1", b"listen = 5\n", b"listen = 'x:y'\n"])
+def test_a_configuration_nobody_can_read_is_named(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "market.toml").write_bytes(text)
+    with pytest.raises(InvalidArgument, match=r"market\.toml"):
+        Cluster(tmp_path, 1).start()
+
+
+def test_local_workers_drain_before_they_would_be_killed(tmp_path: Path) -> None:
+    prepare(tmp_path, 1, 0)
+    stored = tomllib.loads((tmp_path / "worker-1" / "worker.toml").read_text())
+    assert stored["drain_timeout_ms"] / 1000 < Cluster(tmp_path, 1).stop_timeout_s - 2
 
 
 def test_one_folder_has_one_cluster(cluster: Cluster) -> None:
