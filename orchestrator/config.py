@@ -29,6 +29,9 @@ class Config:
     heartbeat_interval_ms: int = 3_000
     # A job that no heartbeat named for this long is given to another worker.
     job_lease_ms: int = 60_000
+    # Heartbeats renew a job's lease no longer than this; once three jobs of its task were accepted, no longer than ten
+    # times their mean (at least job_lease_ms), if that is less.
+    job_limit_ms: int = 900_000
     # Time a challenge may stay unanswered.
     opening_timeout_ms: int = 10_000
     audit_threads: int = 2
@@ -44,7 +47,7 @@ class Config:
     task_credits: int = 64
     # A lower priority that was not served for this long counts as one priority higher, and so on.
     aging_ms: int = 5_000
-    # After this many wrong results in a row a worker is given nothing for the cooldown.
+    # After this many wrong results or expired leases in a row a worker is given nothing for the cooldown.
     wrong_streak: int = 3
     wrong_cooldown_ms: int = 600_000
     # A job that failed this often, whoever tried it, fails its task.

@@ -21,10 +21,13 @@ from orchestrator.state import (
     Limits,
     State,
     backoff,
+    blame,
     end_attempts,
     fail_task,
+    longest_ms,
     lost,
     place,
+    proven_seen,
     requeue,
 )
 
@@ -189,9 +192,11 @@ def _alive(state: State, event: e.Alive, now_ms: int, out: e.Effects) -> None:
         return
     worker.last_seen_ms = now_ms
     leases = worker.leases
+    limits = state.limits
     for lease_id in event.running:
         lease = leases.get(lease_id)
-        if lease is not None:
+        # A device that hangs does not stop the heartbeats, and they cost nothing.
+        if lease is not None and now_ms - lease.began_ms < longest_ms(limits, lease.task):
             lease.renewed_ms = now_ms
 
 
@@ -200,6 +205,9 @@ def _nacked(state: State, event: e.Nacked, now_ms: int, out: e.Effects) -> None:
     if worker is None:
         return
     worker.last_seen_ms = now_ms
+    poison = any(kind == e.POISON for _, kind, _ in event.nacks)
+    proven = poison and proven_seen(state, now_ms)
+    believed = not proven or worker.record.settled > 0
     for lease_id, kind, reason in event.nacks:
         lease = worker.leases.pop(lease_id, None)
         if lease is None:
@@ -210,16 +218,23 @@ def _nacked(state: State, event: e.Nacked, now_ms: int, out: e.Effects) -> None:
         wait_ms = backoff(trouble)
         trouble.avoid[worker.key] = now_ms + 2 * wait_ms
         if kind == e.POISON:
-            trouble.poisoned_by.add(worker.key)
-            trouble.poisons += 1
-            trouble.avoid[worker.key] = now_ms + POISON_PAUSE_MS
+            trouble.poisoned_by[worker.key] = trouble.poisoned_by.get(worker.key, 0) + 1
+            pause_ms = POISON_PAUSE_MS if believed else state.limits.wrong_cooldown_ms
+            trouble.avoid[worker.key] = now_ms + pause_ms
         detail = reason or "nack"
-        lost(state, lease, now_ms, detail, out, delay_ms=wait_ms, counts=kind == e.POISON)
-        workers = len(trouble.poisoned_by)
-        if (workers >= POISON_WORKERS or trouble.poisons >= POISON_ATTEMPTS) and not task.outcome:
-            task.detail = f"job {index} failed {trouble.poisons} times on {workers} workers: {reason}"
-            task.move(index, Cause.CONDEMN)
-            fail_task(state, task, out)
+        lost(state, lease, now_ms, detail, out, delay_ms=wait_ms, counts=kind == e.POISON and believed)
+        if kind == e.POISON and believed and not task.outcome:
+            _condemn_poison(state, task, index, reason, proven, out)
+
+
+def _condemn_poison(state: State, task: Task, index: int, reason: str, proven: bool, out: e.Effects) -> None:
+    """Fail the task where enough workers said the job fails. Where any is `proven`, only those with a record count."""
+    said = task.trouble[index].poisoned_by
+    counts = [times for key, times in said.items() if not proven or state.record(key).settled]
+    if len(counts) >= POISON_WORKERS or sum(counts) >= POISON_ATTEMPTS:
+        task.detail = f"job {index} failed {sum(counts)} times on {len(counts)} workers: {reason}"
+        task.move(index, Cause.CONDEMN)
+        fail_task(state, task, out)
 
 
 def _drained(state: State, event: e.WorkerDrained, now_ms: int, out: e.Effects) -> None:
@@ -273,9 +288,11 @@ def _expire(state: State, worker: Worker, now_ms: int, out: e.Effects) -> None:
         if worker.leases.pop(lease.id, None) is None:
             continue  # its task failed while the loop went on
         worker.record.late += 1
+        blame(state, worker.record, now_ms)
         lease.task.running -= 1
         trouble = lost(state, lease, now_ms, "the lease ended before an answer came", out)
-        trouble.avoid[worker.key] = now_ms + state.limits.job_lease_ms
+        # As long as it held the job: others get at least the same time to take it.
+        trouble.avoid[worker.key] = now_ms + max(state.limits.job_lease_ms, now_ms - lease.began_ms)
     if gone:
         out.send.append(e.SendRevokes(worker.session, [lease.id for lease in gone]))
     oldest = min((lease.renewed_ms for lease in worker.leases.values()), default=2**62)

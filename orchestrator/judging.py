@@ -13,7 +13,7 @@ from computemesh.trust.errors import InvalidArgument
 from computemesh.trust.statement import COMMITMENT
 from orchestrator import events as e
 from orchestrator.model import Batch, Cause, Job, Lease, Part, Task, Trouble, Worker
-from orchestrator.state import State, batch_of, end_attempts, fail_task, lost
+from orchestrator.state import State, batch_of, blame, end_attempts, fail_task, lost
 
 # Below this many operations a job is recomputed in the event loop: handing it to a thread would cost more.
 CHEAP_COST = 20_000.0
@@ -40,7 +40,7 @@ def committed(state: State, event: e.Committed, now_ms: int, out: e.Effects) -> 
         out.send.append(e.SendVerdicts(worker.session, e.STALE, stale))
     if len(stale) == len(leases):
         return
-    batch = batch_of(state, worker, event, leases)
+    batch = batch_of(state, worker, event, leases, now_ms)
     whole: list[tuple[int, Lease]] = []
     cheap, challenged = True, False
     mine = worker.leases
@@ -140,6 +140,8 @@ def judged(state: State, event: e.Judged, now_ms: int, out: e.Effects) -> None:
         elif accepted:
             task.states[lease.index] = Job.SETTLING  # (AUDITING, ACCEPT): only judged jobs are auditing
             task.settling += 1
+            task.timed += 1
+            task.took_ms += batch.arrived_ms - lease.began_ms
             if task.leaves:
                 task.offered[lease.index, lease.result_hash] = batch.outputs[position]
             part.positions.append(position)
@@ -158,10 +160,7 @@ def judged(state: State, event: e.Judged, now_ms: int, out: e.Effects) -> None:
 def _wrong(state: State, batch: Batch, lease: Lease, now_ms: int, out: e.Effects) -> None:
     record = state.record(batch.key)
     record.wrong += 1
-    record.streak += 1
-    if record.streak >= state.limits.wrong_streak:
-        record.streak = 0
-        record.cooldown_until_ms = now_ms + state.limits.wrong_cooldown_ms
+    blame(state, record, now_ms)
     lease.task.trouble.setdefault(lease.index, Trouble()).wrong_by.add(batch.key)
     lost(state, lease, now_ms, "the result failed its audit", out)
 

@@ -67,9 +67,8 @@ class Trouble:
     attempts: int = 0
     # Attempts that count towards giving up; a worker that was merely busy does not.
     failures: int = 0
-    # Workers on which the job itself failed, and how often in all.
-    poisoned_by: set[bytes] = field(default_factory=set)
-    poisons: int = 0
+    # Workers that said the job itself fails, and how often each.
+    poisoned_by: dict[bytes, int] = field(default_factory=dict)
     # Workers whose answer was wrong: they get the job no more.
     wrong_by: set[bytes] = field(default_factory=set)
     # Workers that should not get it before a time, Unix ms.
@@ -124,6 +123,8 @@ class Task:
         "settled",
         "settling",
         "states",
+        "timed",
+        "took_ms",
         "trouble",
     )  # fmt: skip
 
@@ -145,6 +146,8 @@ class Task:
         self.results = bytearray(32 * count)
         self.trouble: dict[int, Trouble] = {}
         self.running = self.settled = self.settling = self.height = 0
+        # Accepted jobs, and the time from their assignment to their commitment, ms: how long a job may take.
+        self.timed = self.took_ms = 0
         self.queued = self.ended = False
         # Whether jobs leave outputs, whether their units are opened by the worker (else taken from the output), what
         # each reads, and whether they are judged in a process apart. `payload` is as the task type parses it.
@@ -203,12 +206,12 @@ class Task:
 class Lease:
     """One attempt: one worker's time-limited right to one job."""
 
-    __slots__ = ("attempt", "epoch", "id", "index", "renewed_ms", "result_hash", "spec", "task")
+    __slots__ = ("attempt", "began_ms", "epoch", "id", "index", "renewed_ms", "result_hash", "spec", "task")
 
     def __init__(self, id: int, task: Task, index: int, attempt: int, spec: JobSpec, now_ms: int) -> None:
         self.id, self.task, self.index, self.attempt = id, task, index, attempt
         self.epoch = task.epoch
-        self.spec, self.renewed_ms = spec, now_ms
+        self.spec, self.began_ms, self.renewed_ms = spec, now_ms, now_ms
         self.result_hash = b""
 
 
@@ -216,8 +219,8 @@ class Batch:
     """Commitments a worker signed together. `leases[i]` is None where commitment i was stale on arrival."""
 
     __slots__ = (
-        "commitments", "env_class", "id", "key", "leases", "leaves", "outputs", "seed", "session", "signature",
-        "unit_digests",
+        "arrived_ms", "commitments", "env_class", "id", "key", "leases", "leaves", "outputs", "seed", "session",
+        "signature", "unit_digests",
     )  # fmt: skip
 
     def __init__(
@@ -226,6 +229,7 @@ class Batch:
     ) -> None:  # fmt: skip
         self.id, self.key, self.session, self.commitments = id, key, session, commitments
         self.signature, self.leaves, self.leases = signature, leaves, leases
+        self.arrived_ms = 0
         self.seed = b""
         # Artifacts of each commitment (SHA-256, or empty), both lists empty where no job of the batch leaves any.
         self.outputs: Sequence[bytes] = ()
@@ -277,6 +281,7 @@ class Record:
     settled: int = 0
     wrong: int = 0
     late: int = 0
+    # Wrong results and leases that ran out, since the last accepted result.
     streak: int = 0
     cooldown_until_ms: int = 0
     last_seen_ms: int = 0

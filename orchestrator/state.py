@@ -17,7 +17,12 @@ POISON_WORKERS = 3
 # Where there are fewer workers the same ones are asked again after a pause, so often in all.
 POISON_ATTEMPTS = 5
 POISON_PAUSE_MS = 5_000
+# A worker with settled results keeps its say, and others wait for it, so long after it was last seen.
+PROVEN_SEEN_MS = 600_000
 UNANSWERED_LIMIT = 3
+# Once so many jobs of a task were accepted, none may take longer than so many times their mean.
+TIMED_JOBS = 3
+TIMES_THE_MEAN = 10
 MAX_ATTEMPTS = (1 << ATTEMPT_BITS) - 1
 FIRST_BACKOFF_MS = 250
 LAST_BACKOFF_MS = 15_000
@@ -29,6 +34,7 @@ class Limits:
 
     worker_lease_ms: int = 15_000
     job_lease_ms: int = 60_000
+    job_limit_ms: int = 900_000
     opening_timeout_ms: int = 10_000
     aging_ms: int = 5_000
     wrong_streak: int = 3
@@ -64,6 +70,32 @@ class State:
         if found is None:
             found = self.records[key] = Record()
         return found
+
+
+def longest_ms(limits: Limits, task: Task) -> int:
+    """Age of an attempt from which on heartbeats renew its lease no more, ms.
+
+    Only accepted jobs set the mean: a worker that commits nonsense at once must not cut others' time short.
+    """
+    if task.timed < TIMED_JOBS:
+        return limits.job_limit_ms
+    return min(limits.job_limit_ms, max(limits.job_lease_ms, TIMES_THE_MEAN * task.took_ms // task.timed))
+
+
+def blame(state: State, record: Record, now_ms: int) -> None:
+    """A wrong result, or a lease that ran out: so many in a row cost the worker its work for the cooldown."""
+    record.streak += 1
+    if record.streak >= state.limits.wrong_streak:
+        record.streak = 0
+        record.cooldown_until_ms = now_ms + state.limits.wrong_cooldown_ms
+
+
+def proven_seen(state: State, now_ms: int) -> bool:
+    """Whether a worker with settled results is connected or was seen lately. Keys cost nothing, settled results do."""
+    return any(
+        record.settled and (key in state.sessions or record.last_seen_ms + PROVEN_SEEN_MS > now_ms)
+        for key, record in state.records.items()
+    )
 
 
 def requeue(
@@ -233,11 +265,14 @@ def _binding(state: State, worker: Worker) -> bytes:
     return worker.binding
 
 
-def batch_of(state: State, worker: Worker, event: e.Committed, leases: list[Lease | None]) -> Batch:
+def batch_of(
+    state: State, worker: Worker, event: e.Committed, leases: list[Lease | None], now_ms: int
+) -> Batch:
     """A new batch with the next number."""
     batch = Batch(
         state.next_batch, worker.key, worker.session, event.commitments, event.signature, event.leaves, leases
     )
+    batch.arrived_ms = now_ms
     batch.outputs, batch.unit_digests, batch.env_class = event.outputs, event.unit_digests, event.env_class
     state.next_batch += 1
     return batch

@@ -30,7 +30,10 @@ class _NackKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     NACK_KIND_RETRYABLE: _NackKind.ValueType  # 1
     """This worker cannot do it now (no memory, draining, busy): give it to another, nobody is to blame."""
     NACK_KIND_POISON: _NackKind.ValueType  # 2
-    """The job itself fails: three distinct workers saying so fail the job."""
+    """The job itself fails: three distinct workers saying so, or five such nacks in all, fail the job and its task. While
+    a worker with settled results is connected or was seen within ten minutes, only such workers count, and any other
+    is just not given the job again for a long time.
+    """
 
 class NackKind(_NackKind, metaclass=_NackKindEnumTypeWrapper): ...
 
@@ -38,7 +41,10 @@ NACK_KIND_UNSPECIFIED: NackKind.ValueType  # 0
 NACK_KIND_RETRYABLE: NackKind.ValueType  # 1
 """This worker cannot do it now (no memory, draining, busy): give it to another, nobody is to blame."""
 NACK_KIND_POISON: NackKind.ValueType  # 2
-"""The job itself fails: three distinct workers saying so fail the job."""
+"""The job itself fails: three distinct workers saying so, or five such nacks in all, fail the job and its task. While
+a worker with settled results is connected or was seen within ten minutes, only such workers count, and any other
+is just not given the job again for a long time.
+"""
 global___NackKind = NackKind
 
 class _VerdictKind:
@@ -217,7 +223,7 @@ class Welcome(google.protobuf.message.Message):
     MAX_BATCH_BYTES_FIELD_NUMBER: builtins.int
     heartbeat_interval_ms: builtins.int
     lease_ms: builtins.int
-    """Silence for this long ends the leases; a job held longer than its own lease_ms is given to another."""
+    """Silence for this long ends all leases of the stream. Each job's own lease is Job.lease_ms."""
     opening_timeout_ms: builtins.int
     """Time a challenge may stay unanswered."""
     max_batch_jobs: builtins.int
@@ -282,7 +288,11 @@ class Job(google.protobuf.message.Message):
     binding: builtins.bytes
     """Seed bound to this worker (docs/PROTOCOL.md section 4); empty where the task type or customer gives the seed."""
     lease_ms: builtins.int
-    """The lease ends so long after the batch was received unless heartbeats name it."""
+    """The lease ends so long after the job was sent, or after the last heartbeat that renewed it. Heartbeats that name the
+    job renew it while the attempt is not too old: a quarter of an hour unless the orchestrator is configured otherwise,
+    and once three jobs of the task were accepted, ten times their mean time from assignment to commitment (at least
+    lease_ms) if that is less. Then the job goes to another worker, and a commitment is STALE.
+    """
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """What the job reads: SHA-256 (32 bytes) of artifacts that this server's ArtifactService has."""
@@ -520,7 +530,7 @@ class Heartbeat(google.protobuf.message.Message):
     UTILISATION_FIELD_NUMBER: builtins.int
     @property
     def running_lease_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Jobs still being worked on, whose leases this renews."""
+        """Jobs still being worked on, whose leases this renews (see Job.lease_ms for how long)."""
 
     @property
     def utilisation(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
