@@ -34,19 +34,28 @@ def up(
         str | None,
         typer.Option(help="Address at which other machines reach this one; without it only this machine can join."),
     ] = None,
-    demo: Annotated[bool, typer.Option("--demo/--no-demo", help="Publish a first task and verify its receipt.")] = True,
+    demo: Annotated[
+        bool | None,
+        typer.Option("--demo/--no-demo", help="Publish a first task and verify its receipt; if neither is given, only "
+                                              "in a folder that has none yet."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Stop after the first task.")] = False,
 ) -> None:
     """Start ledger, market, orchestrator and workers here; Ctrl-C stops them in order."""
     from computemesh.cli.cluster import Cluster
 
-    stop = threading.Event()
+    if once and demo is False:
+        raise typer.BadParameter("stops after the first task, and --no-demo is to have none", param_hint="--once")
+    stop, done = threading.Event(), False
     cluster = Cluster(data, workers, port_base=port_base, host=host, supervise=True, notice=output.say)
     previous = _stop_on_signals(stop)
     try:
         _start(cluster)
-        if demo or once:
+        if demo or once or (demo is None and not _receipts(cluster)):
             _first_task(cluster)
+        elif demo is None:
+            _found(cluster)
+        done = True
         if not once:
             _next_commands(cluster)
             while not stop.wait(0.5):
@@ -59,6 +68,9 @@ def up(
             _stop(cluster)
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if once and not done:
+        output.say("interrupted before the first task was completed and its receipt verified")
+        raise typer.Exit(1)
 
 
 def _stop_on_signals(stop: threading.Event) -> dict[int, signal.Handlers]:
@@ -91,7 +103,26 @@ def _start(cluster: Cluster) -> None:
         output.say(f"\nmesh in {cluster.data} continues where it stopped")
 
 
+def _receipts(cluster: Cluster) -> list[Path]:
+    """The receipts of first tasks in the folder, the newest last."""
+    return sorted((cluster.data / "receipts").glob("*.json"), key=lambda path: path.stat().st_mtime)
+
+
+def _found(cluster: Cluster) -> None:
+    """What a mesh that continues has from before; it has paid for a first task already."""
+    from computemesh.v1 import ledger_pb2
+
+    with _client(cluster) as client:
+        height = client.ledger_info().block_height
+        accounts = client.ledger("ListAccounts", ledger_pb2.ListAccountsRequest(page_size=1)).total
+        tasks = client.page(page_size=1).total
+    output.say(f"found block {height}, {accounts} accounts, {tasks} tasks of yours; its last receipt is "
+               f"{_receipts(cluster)[-1]}")  # fmt: skip
+    output.say("no first task this time; `mesh up --demo` publishes another")
+
+
 def _first_task(cluster: Cluster) -> None:
+    from computemesh.cli.cluster import files_named
     from computemesh.cli.task import follow
     from computemesh.cli.verify import report
     from computemesh.trust.errors import InvalidState
@@ -108,8 +139,9 @@ def _first_task(cluster: Cluster) -> None:
         output.say(f"  completed in {(task.ended_ms - task.created_ms) / 1000:.2f} s, block {task.block_height}")
         receipt = client.receipt(task.task_id)
         path = cluster.data / "receipts" / f"{task.task_id[:16]}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(receipt.to_json(), "utf-8")
+        with files_named(cluster.data):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(receipt.to_json(), "utf-8")
         checks = client.verify(receipt)
         output.say(f"\nits receipt, verified step by step ({path})")
         output.say(report(checks))
