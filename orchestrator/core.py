@@ -198,6 +198,18 @@ def _alive(state: State, event: e.Alive, now_ms: int, out: e.Effects) -> None:
         # A device that hangs does not stop the heartbeats, and they cost nothing.
         if lease is not None and now_ms - lease.began_ms < longest_ms(limits, lease.task):
             lease.renewed_ms = now_ms
+    if event.draining != worker.paused:
+        worker.paused = event.draining
+        _ready_or_not(state, worker)
+
+
+def _ready_or_not(state: State, worker: Worker) -> None:
+    """A drain began or was taken back."""
+    if worker.draining:
+        state.ready.pop(worker.session, None)
+    else:
+        state.ready[worker.session] = worker
+        state.place_needed = True
 
 
 def _nacked(state: State, event: e.Nacked, now_ms: int, out: e.Effects) -> None:
@@ -240,18 +252,17 @@ def _condemn_poison(state: State, task: Task, index: int, reason: str, proven: b
 def _drained(state: State, event: e.WorkerDrained, now_ms: int, out: e.Effects) -> None:
     worker = state.workers.get(event.session)
     if worker is not None:
-        worker.draining = True
+        worker.called_off = True
         worker.record.drained = event.held or worker.record.drained
-        state.ready.pop(worker.session, None)
+        _ready_or_not(state, worker)
 
 
 def _resumed(state: State, event: e.WorkerResumed, now_ms: int, out: e.Effects) -> None:
     state.record(event.key).drained = False
     worker = state.workers.get(state.sessions.get(event.key, 0))
-    if worker is not None and worker.draining:
-        worker.draining = False
-        state.ready[worker.session] = worker
-        state.place_needed = True
+    if worker is not None and worker.called_off:
+        worker.called_off = False
+        _ready_or_not(state, worker)
 
 
 # ---- time ----------------------------------------------------------------------------------------------------------

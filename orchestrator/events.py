@@ -84,10 +84,11 @@ class CreditsGranted:
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """A heartbeat; `running` are the leases it names."""
+    """A heartbeat; `running` are the leases it names, `draining`: its owner wants it to have no more jobs."""
 
     session: int
     running: Sequence[int]
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -255,8 +255,8 @@ class Worker:
     """A connected worker. `types` empty takes every task type; `memory_bytes` 0 is unlimited."""
 
     __slots__ = (
-        "binding", "binding_block", "challenged", "draining", "free", "key", "last_seen_ms", "leases",
-        "memory_bytes", "next_check_ms", "record", "session", "types",
+        "binding", "binding_block", "called_off", "challenged", "free", "key", "last_seen_ms", "leases",
+        "memory_bytes", "next_check_ms", "paused", "record", "session", "types",
     )  # fmt: skip
 
     def __init__(
@@ -265,13 +265,20 @@ class Worker:
         self.session, self.key, self.types, self.memory_bytes = session, key, types, memory_bytes
         self.record = record
         self.free = 0
-        self.draining = record.drained
+        # Drained from this side (on request, or because it shuts down), and by the worker's owner.
+        self.called_off = record.drained
+        self.paused = False
         self.leases: dict[int, Lease] = {}
         # lease id -> (lease, batch, position, deadline); insertion order is deadline order
         self.challenged: dict[int, tuple[Lease, Batch, int, int]] = {}
         self.last_seen_ms = now_ms
         self.next_check_ms = 2**62
         self.binding = self.binding_block = b""
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is to get no jobs."""
+        return self.called_off or self.paused
 
 
 @dataclass(slots=True)

@@ -44,8 +44,8 @@ def now_ms() -> int:
 def limits(config: Config) -> Limits:
     """The part of the configuration the core decides by."""
     return Limits(
-        worker_lease_ms=config.worker_lease_ms, job_lease_ms=config.job_lease_ms,
-        job_limit_ms=config.job_limit_ms, opening_timeout_ms=config.opening_timeout_ms, aging_ms=config.aging_ms, wrong_streak=config.wrong_streak,
+        worker_lease_ms=config.worker_lease_ms, job_lease_ms=config.job_lease_ms, job_limit_ms=config.job_limit_ms,
+        opening_timeout_ms=config.opening_timeout_ms, aging_ms=config.aging_ms, wrong_streak=config.wrong_streak,
         wrong_cooldown_ms=config.wrong_cooldown_ms, max_attempts=config.max_attempts,
     )  # fmt: skip
 

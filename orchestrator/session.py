@@ -218,7 +218,7 @@ def _heartbeat(session: Session, request: pb.WorkRequest) -> None:
     _bounded("heartbeat.running_lease_ids", len(beat.running_lease_ids), MAX_RUNNING)
     _bounded("heartbeat.utilisation", len(beat.utilisation), 64)
     session.utilisation = list(beat.utilisation)
-    session.runtime.apply(e.Alive(session.number, list(beat.running_lease_ids)))
+    session.runtime.apply(e.Alive(session.number, list(beat.running_lease_ids), beat.draining))
 
 
 def _goodbye(session: Session, request: pb.WorkRequest) -> bool:

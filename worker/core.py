@@ -149,6 +149,7 @@ class Core:
         effects.notes.append(("info", "joined", {"chain": self.chain}))
         if self.paused:
             self._move("pause")
+            self._beat(now_ms, effects)
 
     def _jobs(self, batch: pb.JobBatch, now_ms: int, effects: Effects) -> None:
         jobs: Sequence[pb.Job] = batch.jobs
@@ -237,10 +238,8 @@ class Core:
             if not known or verdict.kind == pb.VERDICT_KIND_STALE:
                 continue
             lease, answer = known[0]
-            fields = {
-                "lease": lease, "task": answer.task_id.hex(), "job": answer.index, "jobs": len(known),
-                "verdict": pb.VerdictKind.Name(verdict.kind), "reason": verdict.reason,
-            }  # fmt: skip
+            fields = {"lease": lease, "task": answer.task_id.hex(), "job": answer.index, "jobs": len(known)}
+            fields |= {"verdict": pb.VerdictKind.Name(verdict.kind), "reason": verdict.reason}
             effects.notes.append(("warning", "result refused", fields))
 
     def _revokes(self, batch: pb.RevokeBatch, now_ms: int, effects: Effects) -> None:
@@ -263,6 +262,7 @@ class Core:
             self._deadline_ms = event.deadline_ms
         if self.state is State.READY:
             self._move("pause")
+            self._beat(now_ms, effects)
         elif self.state in (State.GREETING, State.JOINING) and event.leave:
             effects.close = "leaving"
 
@@ -272,6 +272,7 @@ class Core:
         self.paused = False
         if self.state is State.DRAINING and not self._leaving:
             self._move("resume")
+            self._beat(now_ms, effects)
 
     def _leave_when_done(self, now_ms: int, effects: Effects) -> None:
         if self.state is not State.DRAINING or not self._leaving:
@@ -369,13 +370,14 @@ class Core:
             # Nobody here can run them soon; another worker may.
             dropped, _ = self.lanes.drop(list(self.lanes.held))
             self._refuse(dropped, "EXECUTOR_DIED", "no executor of this worker is up")
-        since_ms = now_ms - self._heartbeat_ms
-        if self.state not in (State.READY, State.DRAINING) or since_ms < self._heartbeat_interval_ms:
-            return
+        if self.state in (State.READY, State.DRAINING) and now_ms - self._heartbeat_ms >= self._heartbeat_interval_ms:
+            self._beat(now_ms, effects)
+
+    def _beat(self, now_ms: int, effects: Effects) -> None:
+        shares = self.lanes.utilisation(now_ms, now_ms - self._heartbeat_ms)
         self._heartbeat_ms = now_ms
-        shares = self.lanes.utilisation(now_ms, since_ms)
-        heartbeat = pb.Heartbeat(running_lease_ids=list(self.lanes.held), utilisation=shares)
-        effects.send.append(pb.WorkRequest(heartbeat=heartbeat))
+        beat = pb.Heartbeat(running_lease_ids=list(self.lanes.held), utilisation=shares, draining=self.paused)
+        effects.send.append(pb.WorkRequest(heartbeat=beat))
 
     def _nack(self, job: pb.Job, kind: int, reason: str, detail: str) -> None:
         nack = pb.Nack(lease_id=job.lease_id, reason=reason, detail=detail[:MAX_DETAIL])

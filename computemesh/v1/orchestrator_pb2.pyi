@@ -528,6 +528,11 @@ class Heartbeat(google.protobuf.message.Message):
 
     RUNNING_LEASE_IDS_FIELD_NUMBER: builtins.int
     UTILISATION_FIELD_NUMBER: builtins.int
+    DRAINING_FIELD_NUMBER: builtins.int
+    draining: builtins.bool
+    """The worker takes no new jobs at present, by its owner's wish; the first heartbeat without it takes that back. Sent at
+    once when it changes.
+    """
     @property
     def running_lease_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Jobs still being worked on, whose leases this renews (see Job.lease_ms for how long)."""
@@ -541,8 +546,9 @@ class Heartbeat(google.protobuf.message.Message):
         *,
         running_lease_ids: collections.abc.Iterable[builtins.int] | None = ...,
         utilisation: collections.abc.Iterable[builtins.float] | None = ...,
+        draining: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["running_lease_ids", b"running_lease_ids", "utilisation", b"utilisation"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["draining", b"draining", "running_lease_ids", b"running_lease_ids", "utilisation", b"utilisation"]) -> None: ...
 
 global___Heartbeat = Heartbeat
 

@@ -156,3 +156,34 @@ def test_three_leases_that_ran_out_in_a_row_cost_the_worker_its_work_for_the_coo
     scene.tick(5_000)
     assert scene.held(1)
     assert Job.RUNNING in scene.states(1)
+
+
+# ---- drains
+def test_a_worker_drained_by_its_owner_gets_no_jobs_until_a_heartbeat_takes_that_back() -> None:
+    scene = Scene()
+    scene.worker(1, credits=2)
+    scene.do(e.Alive(1, [], draining=True))
+    scene.do(e.CreditsGranted(1, 2))
+    leased(scene)
+    scene.tick(100)
+    assert scene.core.state.workers[1].draining
+    assert not scene.held(1)
+    scene.do(e.Alive(1, []))
+    assert not scene.core.state.workers[1].draining
+    assert len(scene.held(1)) == 1
+
+
+def test_owner_and_orchestrator_do_not_take_back_each_others_drain() -> None:
+    scene = Scene()
+    leased(scene)
+    scene.do(e.WorkerJoined(1, key(1), frozenset(), 0))
+    scene.do(e.Alive(1, [], draining=True))
+    scene.do(e.WorkerDrained(1, held=True))
+    scene.do(e.CreditsGranted(1, 1))
+    scene.do(e.Alive(1, []))
+    assert scene.core.state.workers[1].draining, "drained on request still"
+    scene.do(e.Alive(1, [], draining=True))
+    scene.do(e.WorkerResumed(key(1)))
+    assert scene.core.state.workers[1].draining, "its owner's wish still"
+    scene.do(e.Alive(1, []))
+    assert scene.held(1)

@@ -204,3 +204,32 @@ def test_without_an_executor_jobs_go_back_after_ten_seconds_and_none_are_asked_f
     assert world.core.credits == 0
     world.do(LaneUp(0))
     assert world.core.credits == 4
+
+
+# ---- the owner's drain
+
+
+def beats(world: World) -> list[bool]:
+    return [request.heartbeat.draining for request in world.sent if request.WhichOneof("message") == "heartbeat"]
+
+
+def test_the_orchestrator_hears_at_once_that_the_owner_drains_and_resumes() -> None:
+    world = World(credits=4)
+    world.join()
+    world.do(Pause())
+    assert beats(world) == [True]
+    world.now_ms += 1000
+    world.do(Tick())
+    assert beats(world) == [True, True]
+    world.do(Resume())
+    assert beats(world) == [True, True, False]
+
+
+def test_a_worker_drained_while_away_says_so_when_it_joins() -> None:
+    world = World(credits=4)
+    world.do(LaneUp(0))
+    world.do(Pause())
+    assert not world.sent
+    world.dial()
+    assert beats(world) == [True]
+    assert not world.granted
