@@ -251,8 +251,12 @@ def preview(params: Params, outputs: Mapping[int, bytes]) -> Artifact | None:
 
 
 def model_files(job: Job, outputs: Sequence[bytes]) -> dict[str, bytes]:
-    """The files of the trained model's folder, from the outputs of the last round in shard order."""
-    vector, _, alphabet = read_outer(job, fold(job, outputs))
+    """The files of the trained model's folder, from the outputs of the last round in shard order.
+
+    The last outer step goes where the shards are and not beyond: momentum overshoots, and no round follows to return.
+    """
+    plain = job._replace(outer_rate=1.0, outer_momentum=0.0)
+    vector, _, alphabet = read_outer(job, fold(plain, outputs))
     tensors = split_weights(job, vector)
     config, tokenizer = checkpoint.config(job.model), b""
     if job.base:

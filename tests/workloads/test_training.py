@@ -308,6 +308,20 @@ def test_the_outer_step_is_the_formula_and_its_aggregate_is_robust():
     assert (kept[1] == momentum).all()
 
 
+def test_the_checkpoint_lies_between_its_shards_and_not_beyond(files, payload):
+    from safetensors.numpy import load
+
+    params, outcomes = run_task({**payload, "workers": 2, "epochs": 2}, files)
+    job = tj.whole(params)
+    ends = [tr.read_state(job, outcome.output[job.outer_bytes :]).weights for outcome in outcomes]
+    start = tr.read_outer(job, outcomes[0].output)[0]
+    tensors = load(artifacts(params, outcomes)["model/model.safetensors"])
+    found = np.concatenate([tensors[name].ravel() for name in job.trainable])
+    moved, way = np.linalg.norm(found - start), [np.linalg.norm(end - start) for end in ends]
+    assert moved <= min(way)
+    assert np.linalg.norm(found - np.mean(ends, 0)) < 0.1 * min(way)
+
+
 def test_one_shard_that_lies_about_the_round_s_beginning_is_outvoted(files, payload):
     _, outcomes = run_task({**payload, "workers": 3, "epochs": 1}, files)
     job = tj.read_job(jobs({**payload, "workers": 3, "epochs": 1}, files)[1][0])

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 ROUNDING = float(np.finfo(np.float32).eps)
-FACTOR = 16.0
+FACTOR = 64.0
 CEILING = 1e-2
 
 
