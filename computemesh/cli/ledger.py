@@ -28,11 +28,11 @@ def block(
     from computemesh.v1 import ledger_pb2
 
     if height != LATEST and not height.isdecimal():
-        raise typer.BadParameter(f"{height!r} is neither a height nor 'latest'", param_hint="HEIGHT")
+        raise typer.BadParameter(f"{height[:40]!r} is neither a height nor 'latest'", param_hint="HEIGHT")
+    if height != LATEST and (len(height) > 20 or int(height) >= 2**64):
+        raise typer.BadParameter(f"{height[:40]} is beyond any block", param_hint="HEIGHT")
     with connect(profile) as client:
         number = client.ledger_info().block_height if height == LATEST else int(height)
-        if number >= 2**64:
-            raise typer.BadParameter(f"{height} is beyond any block", param_hint="HEIGHT")
         found = client.block(number, full)
         document: dict[str, Any] = output.plain(found)
         if full:
@@ -98,7 +98,7 @@ def _all_accounts(client: Client) -> None:
 @app.command()
 def proof(
     task_id: Annotated[str, typer.Argument(metavar="TASK", help="Task id.", show_default=False)],
-    job: Annotated[int, typer.Argument(help="Index of the job.", min=0)] = 0,
+    job: Annotated[int, typer.Argument(help="Index of the job.", min=0, max=2**32 - 1)] = 0,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -1,20 +1,26 @@
 """The `mesh` command: its groups, and the one place where an error becomes an exit status.
 
-Exit status: 0 done, 1 the operation failed (refused, not completed, not verified), 2 the command line is wrong.
+Exit status: 0 done, 1 the operation failed (refused, not completed, not verified), 2 the command line is wrong,
+130 interrupted (Ctrl-C).
 Command modules import what they need inside the commands, so that `mesh --help` stays quick.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from computemesh.cli import artifact, ledger, model, output, program, task, up, verify, worker
 from computemesh.cli.options import Root
+
+_WRITING = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE)
+UsageError = cast("type[Exception]", typer.BadParameter.__base__)  # typer does not export it by name
 
 app = typer.Typer(
     name="mesh",
@@ -56,18 +62,62 @@ def _root(
 
 def main() -> None:
     """Run the command line of this process and exit."""
-    output.OUTPUT.as_json = False
-    try:
-        app(prog_name="mesh")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+    if sys.stderr is None:  # closed by who started us: what is said there is lost, and is no error
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (as long as the process)
+    if sys.stdout is None:
+        sys.stderr.write("mesh: OUTPUT: stdout is closed\n")
         sys.exit(1)
-    except Exception as error:
-        from computemesh.trust.errors import MeshError
+    try:
+        status = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except OSError as error:
+        status = _stdout_failed(error)
+    sys.exit(status)
 
-        if not isinstance(error, MeshError):
-            raise
-        sys.exit(output.fail(error))
+
+def _run(arguments: list[str]) -> int:
+    """The exit status of a command line. Raises OSError where stdout cannot be written."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    output.OUTPUT.as_json = as_json = "--json" in options  # known before they are parsed: that may be what fails
+    try:
+        status = app(arguments, prog_name="mesh", standalone_mode=not as_json)
+    except SystemExit as end:
+        return int(end.code or 0)
+    except (KeyboardInterrupt, typer.Abort):
+        return output.fail(output.interrupted("nothing more is known of what was asked for"))
+    except UsageError as error:
+        return output.usage(error)
+    except Exception as error:
+        return _failed(error)
+    if status == output.INTERRUPTED:
+        return output.fail(output.interrupted("nothing more is known of what was asked for"))
+    return status if isinstance(status, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    from computemesh.trust.errors import Internal, MeshError
+
+    if isinstance(error, MeshError):
+        return output.fail(error)
+    if isinstance(error, OSError):
+        sys.stdout.flush()  # raises again where stdout is what failed, except where it threw away what it held
+        if not output.OUTPUT.as_json and error.filename is None and error.errno in _WRITING:
+            raise error
+    if os.environ.get("MESH_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    text = " ".join(str(error)[:300].split())
+    said = f"{type(error).__name__}{': ' if text else ''}{text}"
+    return output.fail(Internal(f"{said}; run with MESH_DEBUG=1 for the traceback"))
+
+
+def _stdout_failed(error: OSError) -> int:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at exit
+    if not isinstance(error, BrokenPipeError):  # a reader such as `head` has what it wanted
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"mesh: OUTPUT: output cannot be written: {error.strerror}\n")
+    return 1
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ ProfileOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.", callback=output.set_json)
 ]
-_DURATION = re.compile(r"\+(\d+)([smhd])")
+_DURATION = re.compile(r"\+(\d{1,12})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -54,6 +54,8 @@ def parse_value(text: str) -> Any:
         return json.loads(text, parse_constant=_no_constant)
     except ValueError:
         return text
+    except RecursionError:
+        raise typer.BadParameter(f"{text[:20]}... is nested too deeply", param_hint="PAYLOAD") from None
 
 
 def _no_constant(name: str) -> None:
@@ -86,6 +88,8 @@ def _payload_object(payload: str) -> dict[str, Any]:
         values = json.loads(text)
     except ValueError as error:
         raise typer.BadParameter(f"{where} is not JSON: {error}", param_hint="--payload") from None
+    except RecursionError:
+        raise typer.BadParameter(f"{where} is nested too deeply", param_hint="--payload") from None
     if not isinstance(values, dict):
         raise typer.BadParameter(f"{where} is not a JSON object", param_hint="--payload")
     return values
@@ -106,6 +110,6 @@ def parse_deadline(text: str | None) -> int | None:
         return int(datetime.datetime.fromisoformat(text).timestamp())
     except (ValueError, OverflowError):
         raise typer.BadParameter(
-            f"{text!r} is neither Unix seconds, nor a duration such as +30m, nor an ISO 8601 time",
+            f"{text[:40]!r} is neither Unix seconds, nor a duration such as +30m, nor an ISO 8601 time",
             param_hint="--deadline",
         ) from None

@@ -29,11 +29,15 @@ class Output:
 
 OUTPUT = Output()
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
+
 NEXT_STEPS = {
     "UNAVAILABLE": "is the mesh running? start one with `mesh up`, or name another with --profile",
     "INSUFFICIENT_FUNDS": "on a local mesh `mesh ledger faucet AMOUNT` adds funds; or offer a smaller --reward",
     "TASK_NOT_FOUND": "`mesh task list` shows your tasks",
     "UNAUTHENTICATED": "the profile needs an api_key, or a key_file that signs (docs/quickstart.md)",
+    "ID_CONFLICT": "a repeat has the same content, and no --deadline or the same absolute one (+30m moves)",
     "PORT_TAKEN": "`mesh up --port-base 7201` uses other ports",
     "DEADLINE_EXCEEDED": "it may still happen: look with `mesh task get`, or raise the time limit",
 }
@@ -87,15 +91,14 @@ def pairs(values: Mapping[str, Any]) -> str:
 
 
 def fail(error: MeshError) -> int:
-    """Report an error: reason and message, the fields at fault, the next step. Returns the exit status 1."""
+    """Report an error: reason and message, the fields at fault, the next step. Returns the exit status: 1, or 130 for
+    an interruption."""
+    status = INTERRUPTED if error.reason == "INTERRUPTED" else 1
     step = NEXT_STEPS.get(error.reason)
     if OUTPUT.as_json:
         violations = [{"field": field, "description": text} for field, text in error.violations]
-        emit({"error": {
-            "reason": error.reason, "status": error.status, "message": error.message, "violations": violations,
-            "metadata": error.metadata, "next_step": step or "",
-        }})  # fmt: skip
-        return 1
+        _emit_error(error.reason, error.status, error.message, violations, error.metadata, step or "")
+        return status
     unsaid = [(field, text) for field, text in error.violations if text not in error.message]
     unnamed = [field for field, text in error.violations if text in error.message and field not in error.message]
     where = f" ({', '.join(dict.fromkeys(unnamed))})" if unnamed else ""
@@ -104,7 +107,36 @@ def fail(error: MeshError) -> int:
         sys.stderr.write(f"  {field}: {text}\n")
     if step:
         sys.stderr.write(f"  {step}\n")
-    return 1
+    return status
+
+
+def _emit_error(
+    reason: str, status: str, message: str, violations: list[dict[str, str]], metadata: Mapping[str, str], step: str
+) -> None:
+    emit({"error": {
+        "reason": reason, "status": status, "message": message, "violations": violations, "metadata": metadata,
+        "next_step": step,
+    }})  # fmt: skip
+
+
+def usage(error: Any) -> int:
+    """Report a wrong command line (a UsageError) as one JSON document. Returns the exit status 2."""
+    message = error.format_message()
+    parameter = getattr(error, "param", None)
+    field = getattr(error, "option_name", None) or getattr(parameter, "name", None) or ""
+    path = error.ctx.command_path if error.ctx is not None else "mesh"
+    violations = [{"field": field, "description": message}] if field else []
+    _emit_error("USAGE", "INVALID_ARGUMENT", message, violations, {}, f"`{path} --help` shows how it is called")
+    return error.exit_code  # type: ignore[no-any-return]
+
+
+def interrupted(what: str, metadata: Mapping[str, str] | None = None) -> MeshError:
+    """The error of a command that Ctrl-C ended; `what` says how things stand."""
+    from computemesh.trust.errors import MeshError
+
+    error = MeshError(f"interrupted: {what}", reason="INTERRUPTED", metadata=metadata)
+    error.status = "CANCELLED"
+    return error
 
 
 def stderr_console() -> Console:

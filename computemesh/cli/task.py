@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +24,20 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Publish tasks and follow them.", no_args_is_help=True)
 
-TaskId = Annotated[str, typer.Argument(metavar="TASK", help="Task id, 64 hexadecimal characters.", show_default=False)]
+
+def _whole_id(text: str) -> str:
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        raise typer.BadParameter(
+            f"{shown!r} has {len(text)} characters; a task id is 64 hexadecimal characters (`mesh task list`)"
+        )
+    return text
+
+
+TaskId = Annotated[
+    str,
+    typer.Argument(metavar="TASK", help="Task id, 64 hexadecimal characters.", show_default=False, callback=_whole_id),
+]
 TypeArgument = Annotated[str, typer.Argument(metavar="TYPE", help="Task type, e.g. synthetic.", show_default=False)]
 Words = Annotated[
     list[str] | None,
@@ -39,11 +55,15 @@ def submit(
     payload: PayloadOption = None,
     reward: Annotated[str, typer.Option(help="Decimal CPC, held until each job is settled.")] = "10.0",
     deadline: Annotated[
-        str | None, typer.Option(help="Unix seconds, +30m (s, m, h, d), or ISO 8601; one hour from now if absent.")
+        str | None, typer.Option(help="Unix seconds, +30m (s, m, h, d from now), or ISO 8601; one hour if absent.")
     ] = None,
     priority: Annotated[int, typer.Option(help="0..9, 9 first.")] = 0,
     request_id: Annotated[
-        str | None, typer.Option("--request-id", help="UUID of your own: the same one is the same task.")
+        str | None,
+        typer.Option(
+            "--request-id",
+            help="UUID of your own: the same one is the same task. With it --deadline must be absent or absolute.",
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the task has ended.")] = False,
     timeout: Annotated[float | None, typer.Option(help="With --wait: seconds to wait at most.")] = None,
@@ -60,13 +80,31 @@ def submit(
     with connect(profile) as client:
         handle = client.submit(challenge_type, values, reward, until, priority, request_id)
         created = handle.task
-        if wait:
-            if not as_json:
+        with _naming(created.task_id, lambda: handle.task.ended):
+            if wait:
                 output.say(f"task {created.task_id}: {created.reward} CPC held")
-            follow(created, handle.watch(timeout))
-        if download_to is not None and handle.task.artifacts:
-            fetch(client, handle.task, download_to)
+                follow(created, handle.watch(timeout))
+            if download_to is not None and handle.task.artifacts:
+                fetch(client, handle.task, download_to)
         _finish(handle.task, ended=wait)
+
+
+@contextlib.contextmanager
+def _naming(task_id: str, ended: Callable[[], bool]) -> Iterator[None]:
+    """What breaks off in here names the task whole, and says that it goes on unless it has `ended`."""
+    from computemesh.trust.errors import DeadlineExceeded, MeshError, Unavailable
+
+    named = {"task_id": task_id}
+    try:
+        yield
+    except KeyboardInterrupt:
+        state = "has ended" if ended() else f"goes on; follow it with: mesh task watch {task_id}"
+        raise output.interrupted(f"task {task_id} {state}", named) from None
+    except MeshError as error:
+        error.metadata.update(named)
+        if isinstance(error, DeadlineExceeded | Unavailable) and not ended():
+            error.message += f"; the task goes on, follow it with: mesh task watch {task_id}"
+        raise
 
 
 def follow(created: Task, events: Iterable[TaskEvent]) -> None:
@@ -180,14 +218,14 @@ def list_(
 @app.command()
 def watch(
     task_id: TaskId,
-    cursor: Annotated[int, typer.Option(help="Only events after this cursor.", min=0)] = 0,
+    cursor: Annotated[int, typer.Option(help="Only events after this cursor.", min=0, max=2**64 - 1)] = 0,
     timeout: Annotated[float | None, typer.Option(help="Seconds to watch at most.")] = None,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Follow a task until it has ended. Exit status 1 unless it completed."""
     events: list[TaskEvent] = []
-    with connect(profile) as client:
+    with connect(profile) as client, _naming(task_id, lambda: bool(events) and events[-1].task.ended):
         for event in client.watch(task_id, cursor, timeout):
             events.append(event)
             if not as_json:
@@ -197,6 +235,8 @@ def watch(
                 sys.stdout.write(line + "\n")
                 sys.stdout.flush()
         status = events[-1].task.status if events else client.get(task_id).status
+    if not events and not as_json:
+        output.emit(None, f"task {task_id} is {status}; it has no events after {cursor}")
     if as_json:
         output.emit({"task_id": task_id, "status": status, "events": events})
     if status != "completed":
