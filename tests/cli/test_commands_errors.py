@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess, Popen
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 
 from computemesh.cli import task
+from computemesh.cli.cluster import Cluster
+from computemesh.client.ids import uuid7
 from tests.client.fake_market import FakeMarket, Running, ended, event
 
 Mesh = Callable[..., CompletedProcess[str]]
@@ -160,3 +163,17 @@ def test_a_request_id_typed_twice_is_sent_twice_the_same(mesh: Mesh, market: Fak
     refused = mesh("task", "submit", "noop", "--deadline", "0", "--json", profile=profile)
     assert (refused.returncode, error_of(refused)["violations"][0]["field"]) == (1, "deadline")
     assert len(market.named("CreateTask")) == 2
+
+
+def test_a_real_market_keeps_the_deadline_and_tells_the_end(cluster: Cluster, mesh: Mesh) -> None:
+    path = cluster.profile.path
+    words = ("task", "submit", "noop", "jobs=1", "--request-id", str(uuid.UUID(bytes=uuid7())), "--json")
+    made = json.loads(mesh(*words, "--wait", profile=path).stdout)
+    time.sleep(1.1)  # another second, which would be another default deadline
+    again = json.loads(mesh(*words, profile=path).stdout)
+    assert (again["task_id"], again["deadline"]) == (made["task_id"], made["deadline"])
+    events = json.loads(mesh("task", "watch", made["task_id"], "--json", profile=path).stdout)["events"]
+    began = time.monotonic()
+    rest = mesh("task", "watch", made["task_id"], "--cursor", str(events[-1]["cursor"]), profile=path)
+    assert (rest.returncode, "is completed" in rest.stdout) == (0, True)
+    assert time.monotonic() - began < 2
