@@ -250,6 +250,17 @@ async def test_drain_needs_the_worker_or_the_operator(bare: Cluster, customer: C
         assert missing.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_worker_its_owner_drains_is_shown_so_and_ready_again_when_taken_back(bare: Cluster) -> None:
+    async with worker(bare, "noop") as one, grpc.aio.insecure_channel(bare.profile.orchestrator) as channel:
+        await one.join(credits=1)
+        stub = orchestrator_pb2_grpc.OrchestratorServiceStub(channel)
+        for draining, shown in ((True, pb.WORKER_STATUS_DRAINING), (False, pb.WORKER_STATUS_READY)):
+            await one.send(heartbeat=pb.Heartbeat(draining=draining))
+            async with asyncio.timeout(10):
+                while (await stub.GetWorker(pb.GetWorkerRequest(worker=one.key.address))).worker.status != shown:
+                    await asyncio.sleep(0.02)
+
+
 def bearer(key: PrivateKey, bare: Cluster) -> tuple[str, str]:
     return ("authorization", f"Bearer {make_token(key, bare.profile.chain_id, 2**50)}")
 
