@@ -257,7 +257,7 @@ async def test_a_worker_its_owner_drains_is_shown_so_and_ready_again_when_taken_
         for draining, shown in ((True, pb.WORKER_STATUS_DRAINING), (False, pb.WORKER_STATUS_READY)):
             await one.send(heartbeat=pb.Heartbeat(draining=draining))
             async with asyncio.timeout(10):
-                while (await stub.GetWorker(pb.GetWorkerRequest(worker=one.key.address))).worker.status != shown:
+                while (await stub.GetWorker(pb.GetWorkerRequest(worker=one.key.address))).worker.status != shown:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
 
 
