@@ -44,7 +44,7 @@ DEMOS: dict[str, dict[str, Any]] = {
             "optimizer": "adamw", "learning_rate": 3e-3, "workers": 2, "rounds": 1},
     "cnn": {"model_architecture": "cnn", "epochs": 16, "examples": 1437, "optimizer": "momentum",
             "learning_rate": 0.02, "workers": 2, "rounds": 1},
-    "char_transformer": {"model_architecture": {"name": "char_transformer", "hidden": 64, "context": 64},
+    "char_transformer": {"model_architecture": {"name": "char_transformer", "hidden": 32, "layers": 1, "context": 64},
                          "batch_size": 16, "examples": 3840, "optimizer": "adamw", "learning_rate": 3e-3},
 }  # fmt: skip
 RATES = {"sgd": 0.1, "momentum": 0.02, "adam": 1e-3, "adamw": 1e-3}

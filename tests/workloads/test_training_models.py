@@ -25,7 +25,7 @@ from tests.workloads.training_tasks import (
     text,
 )
 
-LLAMA = {"name": "char_transformer", "hidden": 32, "layers": 2, "heads": 4, "key_value_heads": 2, "context": 32}
+LLAMA = {"name": "char_transformer", "hidden": 24, "layers": 2, "heads": 4, "key_value_heads": 2, "context": 32}
 LANGUAGE = {
     "model_architecture": LLAMA, "batch_size": 8, "examples": 480, "learning_rate": 1e-2, "seed": "text",
 }  # fmt: skip
@@ -136,9 +136,9 @@ def test_a_model_folder_that_does_not_fit_is_refused(language):
     tensors = load(made["model.safetensors"])
     missing = {name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}
     wrong = {**tensors, "model.norm.weight": np.ones(31, np.float32)}
-    nan = {**tensors, "model.norm.weight": np.full(32, np.nan, np.float32)}
+    nan = {**tensors, "model.norm.weight": np.full(24, np.nan, np.float32)}
     cases = {
-        "hidden_size is 48, model_architecture says hidden 32": hostile(made, hidden_size=48),
+        "hidden_size is 48, model_architecture says hidden 24": hostile(made, hidden_size=48),
         "model_type must be llama": hostile(made, model_type="gpt2"),
         "attention_bias false": hostile(made, attention_bias=True),
         "only the default rotary embedding": hostile(made, rope_scaling={"rope_type": "llama3"}),
