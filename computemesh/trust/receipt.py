@@ -106,7 +106,8 @@ def verify(receipt: Receipt, trusted_vkey: str | None = None) -> list[Check]:
 
     `trusted_vkey` is the log's verifier key as the reader knows it; without it the receipt's own is used,
     which shows consistency but not who keeps the log, and the step `checkpoint` says so. With it, the step
-    `log key` asks that the receipt names that key and no other. A step whose input is malformed fails. The receipt holds if `accepted(...)`.
+    `log key` asks that the receipt names that key and no other. A step whose input is malformed fails. The receipt
+    holds if `accepted(...)`.
     """
     return list(_steps(receipt, trusted_vkey))
 
