@@ -68,8 +68,9 @@ def mesh_process(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     def start(*arguments: str, profile: str | None = None) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if name != "COMPUTEMESH_PROFILE"}
         environment |= _environment(tmp_path) | ({"COMPUTEMESH_PROFILE": profile} if profile else {})
+        # Ctrl-C must mean something to it also where the tests run in the background, which ignores SIGINT.
         return subprocess.Popen(
-            [sys.executable, "-m", "computemesh.cli", *arguments],
+            ["env", "--default-signal=INT", sys.executable, "-m", "computemesh.cli", *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment,
         )  # fmt: skip
 
