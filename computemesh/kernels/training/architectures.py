@@ -186,7 +186,7 @@ ARCHITECTURES = {
     ),
     "char_transformer": Architecture(
         (
-            Size("vocabulary", 96, 2**15), Size("context", 64, 1024), Size("hidden", 64, 4096), Size("layers", 2, 64),
+            Size("vocabulary", 96, 2**15), Size("context", 64, 1024), Size("hidden", 32, 4096), Size("layers", 1, 64),
             Size("heads", 4, 256), Size("key_value_heads", 0, 256), Size("intermediate", 0, 2**14), Size("tied", 1, 1),
         ),
         _llama_shapes, _llama_products, problem=_llama_problem,
