@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.installed-tools
 DEMO := $(VENV)/.installed-demo
+DEBIAN := $(VENV)/.installed-debian
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?= data
 # The CUDA build of JAX where the machine has a GPU.
@@ -35,6 +36,18 @@ $(TOOLS): $(STAMP)
 	@$(PIP) -e '.[$(EXTRA)test,check]'
 	@touch $@
 
+# Programs from Debian that tests run as they are: verifiers, browsers and clients that others wrote.
+$(DEBIAN): deploy/debian-test-packages.txt $(STAMP)
+	@missing=$$(for p in $$(cat $<); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "installing from Debian:" $$missing; \
+	  if [ "$$(id -u)" = 0 ]; then run=; else run=sudo; fi; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  $$run apt-get -qq -o DPkg::Lock::Timeout=600 update && \
+	  $$run apt-get -qq -y -o DPkg::Lock::Timeout=600 install --no-install-recommends $$missing >/dev/null; \
+	fi
+	@touch $@
+
 run-cluster: $(STAMP)  ## run the whole mesh here: first task, verified receipt, then stay up until Ctrl-C
 	@exec $(BIN)/mesh up --data $(DATA) $(if $(HOST),--host $(HOST))
 
@@ -50,10 +63,10 @@ $(DEMO): $(STAMP)
 demo-all: $(DEMO)  ## one task of every type over two CPU workers; answers and receipts in demo/
 	@exec $(BIN)/python -m examples.demo_all --output demo
 
-test: $(TOOLS)  ## run the tests (what the CI runs)
+test: $(TOOLS) $(DEBIAN)  ## run the tests (what the CI runs)
 	@$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(TOOLS)  ## run every test, including those that take minutes
+test-long: $(TOOLS) $(DEBIAN)  ## run every test, including those that take minutes
 	@$(BIN)/python -m pytest
 
 check: $(TOOLS) check-proto  ## lint, types, contracts, generated code, architecture

@@ -54,9 +54,12 @@ def _next() -> int:
 
 
 def change(config: Config, statement: str) -> None:
+    """Damage the stored ledger; a statement that leaves the rows as they were is refused."""
     connection = sqlite3.connect(startup.database_path(config))
+    before = list(connection.iterdump())
     with connection:
-        assert connection.execute(statement).rowcount > 0
+        connection.execute(statement)
+    assert list(connection.iterdump()) != before
     connection.close()
 
 
@@ -77,7 +80,8 @@ LOG_DAMAGE = (
     "UPDATE transactions SET body = CAST(substr(body, 1, length(body) - 1) || x'7f' AS BLOB) WHERE no = 6",
     "UPDATE transactions SET digest = zeroblob(32) WHERE no = 2",
     "UPDATE blocks SET header = CAST(substr(header, 1, 184) || x'7f' AS BLOB) WHERE height = 2",
-    "UPDATE blocks SET note = replace(note, '2', '3') WHERE height = 2",
+    "UPDATE blocks SET note = (SELECT note FROM blocks WHERE height = 1) WHERE height = 2",
+    "UPDATE blocks SET note = substr(note, 1, length(note) - 9) || 'AAAAAAA=' || char(10) WHERE height = 2",
     "UPDATE log SET time_ms = time_ms + 1 WHERE seq = (SELECT max(seq) FROM log WHERE seal = 1)",
     "DELETE FROM transactions WHERE no = (SELECT max(no) FROM transactions)",
     "DELETE FROM log WHERE seq = 1",
