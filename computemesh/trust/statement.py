@@ -23,12 +23,14 @@ MAX_PRIORITY = 9
 ZERO_HASH = bytes(32)
 
 ORDER = struct.Struct(">B16s33s33s32s32sQQB")
+ORDER_TERMS = struct.Struct(">BBI20s32s")
 ASSIGNMENT = struct.Struct(">B32s33sII")
 COMMITMENT = struct.Struct(">B32sIII33s32sQ")
 RESULT = struct.Struct(">B32sI33s32s32sQ32s")
 HEADER = struct.Struct(">B32sQ32sQ32s32s32sII")
 
 ORDER_SIZE = 164
+ORDER_TERMS_SIZE = 222
 ASSIGNMENT_SIZE = 74
 COMMITMENT_SIZE = 118
 RESULT_SIZE = 174
@@ -36,6 +38,13 @@ HEADER_SIZE = 185
 
 CAUSE_CANCELLED = 1
 CAUSE_FAILED = 2
+
+DELIVERY_VERIFIED = 0
+DELIVERY_MANUAL = 1
+DELIVERY_FIRST_RESPONSE = 2
+MAX_RESPONSES = 8
+MAX_CONFIRM_WINDOW_S = 30 * 24 * 3600
+NO_ADDRESS = bytes(20)
 
 _COUNT_ROOT = struct.Struct(">I32s")
 _TO_AMOUNT = struct.Struct(">20sQ")
@@ -90,9 +99,41 @@ _HEADER_WIDTHS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What an order may ask for beyond the plain case; version 2 of the order has them.
+
+    `delivery` is VERIFIED (accepted when its audits pass), MANUAL (the customer picks among `responses` answers; its
+    silence for `confirm_window_s` seconds after the first picks that one) or FIRST_RESPONSE (accepted unaudited).
+    `payer` is the 20-byte account that pays where that is not the customer's own: an account that delegated the
+    customer's key, or a pool. `model` is the name hash of a registered model, whose owner gets its royalty.
+    """
+
+    delivery: int = DELIVERY_VERIFIED
+    responses: int = 1
+    confirm_window_s: int = 0
+    payer: bytes = NO_ADDRESS
+    model: bytes = ZERO_HASH
+
+    def problem(self) -> tuple[str, str] | None:
+        """The first field that is out of range, and why."""
+        manual = self.delivery == DELIVERY_MANUAL
+        if self.delivery not in (DELIVERY_VERIFIED, DELIVERY_MANUAL, DELIVERY_FIRST_RESPONSE):
+            return "delivery", f"is {self.delivery}, must be 0 (verified), 1 (manual) or 2 (first response)"
+        if not 1 <= self.responses <= (MAX_RESPONSES if manual else 1):
+            return "responses", f"is {self.responses}, must be 1, or 1..{MAX_RESPONSES} with manual confirmation"
+        low, high = (1, MAX_CONFIRM_WINDOW_S) if manual else (0, 0)
+        if not low <= self.confirm_window_s <= high:
+            return "confirm_window_s", f"is {self.confirm_window_s}, must be {low}..{high} seconds"
+        return None
+
+
+PLAIN = Terms()
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """What a customer buys; `reward_units` in base units, `deadline_ms` Unix milliseconds, `priority`
-    0..9.
+    0..9. Plain `terms` make version 1 (164 bytes), others version 2 (222 bytes).
     """
 
     request_id: bytes
@@ -103,16 +144,31 @@ class Order:
     reward_units: int
     deadline_ms: int
     priority: int = 0
+    terms: Terms = PLAIN
 
     def pack(self) -> bytes:
-        """The 164 bytes. Raises InvalidArgument naming a field of wrong width or range."""
+        """The 164 or 222 bytes. Raises InvalidArgument naming a field of wrong width or range."""
         self._check(InvalidArgument)
-        return _pack(ORDER, "order", _ORDER_WIDTHS, self)
+        packed = _pack(ORDER, "order", _ORDER_WIDTHS, self)
+        if self.terms == PLAIN:
+            return packed
+        terms = self.terms
+        values = (terms.delivery, terms.responses, terms.confirm_window_s, _exact("order.payer", terms.payer, 20),
+                  _exact("order.model", terms.model, 32))  # fmt: skip
+        return b"\x02" + packed[1:] + _packed(ORDER_TERMS.pack, *values)
 
     @classmethod
     def unpack(cls, data: bytes) -> Order:
-        """Read 164 bytes. Raises InvalidProof naming the field."""
-        order = cls(*_fields(ORDER, data, "order"))
+        """Read 164 or 222 bytes, as the version says. Raises InvalidProof naming the field."""
+        terms = PLAIN
+        if data[:1] == b"\x02":
+            if len(data) != ORDER_TERMS_SIZE:
+                raise _bad("order", f"has {len(data)} bytes, not {ORDER_TERMS_SIZE} as version 2 has")
+            terms = Terms(*ORDER_TERMS.unpack(data[ORDER_SIZE:]))
+            if terms == PLAIN:
+                raise _bad("order.version", "is 2 for plain terms, which version 1 says")
+            data = bytes([VERSION]) + data[1:ORDER_SIZE]
+        order = cls(*(*_fields(ORDER, data, "order"), terms))
         order._check(InvalidProof)
         return order
 
@@ -122,10 +178,18 @@ class Order:
             if not 0 <= value <= limit:
                 problem = f"is {value}, must be 0..{limit}"
                 raise error(f"order.{name} {problem}", violations=[(f"order.{name}", problem)])
+        found = self.terms.problem()
+        if found:
+            raise error(f"order.{found[0]} {found[1]}", violations=[(f"order.{found[0]}", found[1])])
 
     def task_id(self, chain: str) -> bytes:
         """The task's id: the 32-byte digest the customer signs (domain `order`)."""
         return envelope.digest("order", chain, self.pack())
+
+
+def order_size(version: bytes) -> int:
+    """Bytes of an order that begins with this version byte; 0 where there is no such version."""
+    return {b"\x01": ORDER_SIZE, b"\x02": ORDER_TERMS_SIZE}.get(version, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,35 @@ ESCROW_STATUS_REFUNDED: EscrowStatus.ValueType  # 3
 """What was unspent went back."""
 global___EscrowStatus = EscrowStatus
 
+class _DisputeStatus:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _DisputeStatusEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_DisputeStatus.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    DISPUTE_STATUS_UNSPECIFIED: _DisputeStatus.ValueType  # 0
+    DISPUTE_STATUS_VOTING: _DisputeStatus.ValueType  # 1
+    """Validators re-execute and send sealed votes."""
+    DISPUTE_STATUS_REVEALING: _DisputeStatus.ValueType  # 2
+    """Votes are opened."""
+    DISPUTE_STATUS_UPHELD: _DisputeStatus.ValueType  # 3
+    """The result was wrong: worker slashed, customer refunded."""
+    DISPUTE_STATUS_REJECTED: _DisputeStatus.ValueType  # 4
+    """The result stands (also on a tie or without a quorum): the contestant's bond is lost."""
+
+class DisputeStatus(_DisputeStatus, metaclass=_DisputeStatusEnumTypeWrapper): ...
+
+DISPUTE_STATUS_UNSPECIFIED: DisputeStatus.ValueType  # 0
+DISPUTE_STATUS_VOTING: DisputeStatus.ValueType  # 1
+"""Validators re-execute and send sealed votes."""
+DISPUTE_STATUS_REVEALING: DisputeStatus.ValueType  # 2
+"""Votes are opened."""
+DISPUTE_STATUS_UPHELD: DisputeStatus.ValueType  # 3
+"""The result was wrong: worker slashed, customer refunded."""
+DISPUTE_STATUS_REJECTED: DisputeStatus.ValueType  # 4
+"""The result stands (also on a tie or without a quorum): the contestant's bond is lost."""
+global___DisputeStatus = DisputeStatus
+
 @typing.final
 class Transaction(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -117,6 +146,7 @@ class Transaction(google.protobuf.message.Message):
     ASSIGN_FIELD_NUMBER: builtins.int
     REFUND_FIELD_NUMBER: builtins.int
     SETTLE_FIELD_NUMBER: builtins.int
+    ACT_FIELD_NUMBER: builtins.int
     id: builtins.bytes
     """UUIDv7, 16 bytes, made by the client. For an open it is the order's request_id."""
     public_key: builtins.bytes
@@ -134,6 +164,8 @@ class Transaction(google.protobuf.message.Message):
     def refund(self) -> global___EscrowRefund: ...
     @property
     def settle(self) -> global___Settle: ...
+    @property
+    def act(self) -> global___Act: ...
     def __init__(
         self,
         *,
@@ -146,12 +178,35 @@ class Transaction(google.protobuf.message.Message):
         assign: global___EscrowAssign | None = ...,
         refund: global___EscrowRefund | None = ...,
         settle: global___Settle | None = ...,
+        act: global___Act | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["assign", b"assign", "body", b"body", "deposit", b"deposit", "open", b"open", "refund", b"refund", "settle", b"settle", "transfer", b"transfer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["assign", b"assign", "body", b"body", "deposit", b"deposit", "id", b"id", "open", b"open", "public_key", b"public_key", "refund", b"refund", "settle", b"settle", "signature", b"signature", "transfer", b"transfer"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["deposit", "transfer", "open", "assign", "refund", "settle"] | None: ...
+    def HasField(self, field_name: typing.Literal["act", b"act", "assign", b"assign", "body", b"body", "deposit", b"deposit", "open", b"open", "refund", b"refund", "settle", b"settle", "transfer", b"transfer"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["act", b"act", "assign", b"assign", "body", b"body", "deposit", b"deposit", "id", b"id", "open", b"open", "public_key", b"public_key", "refund", b"refund", "settle", b"settle", "signature", b"signature", "transfer", b"transfer"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["deposit", "transfer", "open", "assign", "refund", "settle", "act"] | None: ...
 
 global___Transaction = Transaction
+
+@typing.final
+class Act(google.protobuf.message.Message):
+    """Everything accounts declare besides: stake, unstake, contest, vote, reveal, confirm, retract, delegate, model, pool,
+    withdraw, pause, beacon, beacon_reveal, orders. Bodies are the fixed layouts of docs/PROTOCOL.md section 4.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    BODY_FIELD_NUMBER: builtins.int
+    kind: builtins.str
+    body: builtins.bytes
+    def __init__(
+        self,
+        *,
+        kind: builtins.str = ...,
+        body: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["body", b"body", "kind", b"kind"]) -> None: ...
+
+global___Act = Act
 
 @typing.final
 class Deposit(google.protobuf.message.Message):
@@ -197,7 +252,7 @@ class EscrowOpen(google.protobuf.message.Message):
 
     ORDER_FIELD_NUMBER: builtins.int
     order: builtins.bytes
-    """The order, 164 bytes; the transaction's signature is the customer's on the order."""
+    """The order, 164 or 222 bytes; the transaction's signature is the customer's on the order."""
     def __init__(
         self,
         *,
@@ -409,6 +464,9 @@ class Account(google.protobuf.message.Message):
     EARNED_UNITS_FIELD_NUMBER: builtins.int
     SPENT_UNITS_FIELD_NUMBER: builtins.int
     HIGHEST_NONCE_FIELD_NUMBER: builtins.int
+    PENDING_UNITS_FIELD_NUMBER: builtins.int
+    STAKED_UNITS_FIELD_NUMBER: builtins.int
+    RESULTS_FIELD_NUMBER: builtins.int
     address: builtins.str
     balance_units: builtins.int
     escrow_units: builtins.int
@@ -420,6 +478,12 @@ class Account(google.protobuf.message.Message):
     spent_units: builtins.int
     highest_nonce: builtins.int
     """Highest result nonce accepted from this key's worker; 0: none yet."""
+    pending_units: builtins.int
+    """Earned, and not yet free: settled in blocks whose dispute window is open."""
+    staked_units: builtins.int
+    """At stake and unbonding."""
+    results: builtins.int
+    """Results of this key's worker that were settled."""
     def __init__(
         self,
         *,
@@ -430,8 +494,11 @@ class Account(google.protobuf.message.Message):
         earned_units: builtins.int = ...,
         spent_units: builtins.int = ...,
         highest_nonce: builtins.int = ...,
+        pending_units: builtins.int = ...,
+        staked_units: builtins.int = ...,
+        results: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "balance", b"balance", "balance_units", b"balance_units", "earned_units", b"earned_units", "escrow_units", b"escrow_units", "highest_nonce", b"highest_nonce", "spent_units", b"spent_units"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "balance", b"balance", "balance_units", b"balance_units", "earned_units", b"earned_units", "escrow_units", b"escrow_units", "highest_nonce", b"highest_nonce", "pending_units", b"pending_units", "results", b"results", "spent_units", b"spent_units", "staked_units", b"staked_units"]) -> None: ...
 
 global___Account = Account
 
@@ -459,6 +526,14 @@ class GetLedgerResponse(google.protobuf.message.Message):
     TREASURY_PERCENT_FIELD_NUMBER: builtins.int
     BLOCK_HEIGHT_FIELD_NUMBER: builtins.int
     BLOCK_HASH_FIELD_NUMBER: builtins.int
+    DISPUTE_WINDOW_BLOCKS_FIELD_NUMBER: builtins.int
+    VOTE_BLOCKS_FIELD_NUMBER: builtins.int
+    UNBONDING_BLOCKS_FIELD_NUMBER: builtins.int
+    DISPUTE_BOND_UNITS_FIELD_NUMBER: builtins.int
+    VALIDATOR_STAKE_UNITS_FIELD_NUMBER: builtins.int
+    SLASH_PERCENT_FIELD_NUMBER: builtins.int
+    PAUSED_FIELD_NUMBER: builtins.int
+    RETRACT_WAIT_MS_FIELD_NUMBER: builtins.int
     chain_id: builtins.str
     vkey: builtins.str
     """C2SP verifier key of the checkpoints."""
@@ -473,6 +548,21 @@ class GetLedgerResponse(google.protobuf.message.Message):
     block_height: builtins.int
     block_hash: builtins.str
     """Hash of the newest block, hexadecimal."""
+    dispute_window_blocks: builtins.int
+    """A settled result may be contested in so many blocks after its own; then its reward is free."""
+    vote_blocks: builtins.int
+    """Validators vote for so many blocks, and then reveal for as many."""
+    unbonding_blocks: builtins.int
+    dispute_bond_units: builtins.int
+    """Stake that a contest holds."""
+    validator_stake_units: builtins.int
+    """Least stake of a validator who may vote."""
+    slash_percent: builtins.int
+    """Of stake and unbonding, taken from the loser of a dispute."""
+    paused: builtins.bool
+    """The authority stopped new escrows and stakes."""
+    retract_wait_ms: builtins.int
+    """A customer may retract a task nobody has been assigned after this long."""
     def __init__(
         self,
         *,
@@ -486,8 +576,16 @@ class GetLedgerResponse(google.protobuf.message.Message):
         treasury_percent: builtins.int = ...,
         block_height: builtins.int = ...,
         block_hash: builtins.str = ...,
+        dispute_window_blocks: builtins.int = ...,
+        vote_blocks: builtins.int = ...,
+        unbonding_blocks: builtins.int = ...,
+        dispute_bond_units: builtins.int = ...,
+        validator_stake_units: builtins.int = ...,
+        slash_percent: builtins.int = ...,
+        paused: builtins.bool = ...,
+        retract_wait_ms: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["authority_key", b"authority_key", "block_hash", b"block_hash", "block_height", b"block_height", "burn_percent", b"burn_percent", "chain_id", b"chain_id", "treasury_address", b"treasury_address", "treasury_percent", b"treasury_percent", "validator_percent", b"validator_percent", "vkey", b"vkey", "worker_percent", b"worker_percent"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["authority_key", b"authority_key", "block_hash", b"block_hash", "block_height", b"block_height", "burn_percent", b"burn_percent", "chain_id", b"chain_id", "dispute_bond_units", b"dispute_bond_units", "dispute_window_blocks", b"dispute_window_blocks", "paused", b"paused", "retract_wait_ms", b"retract_wait_ms", "slash_percent", b"slash_percent", "treasury_address", b"treasury_address", "treasury_percent", b"treasury_percent", "unbonding_blocks", b"unbonding_blocks", "validator_percent", b"validator_percent", "validator_stake_units", b"validator_stake_units", "vkey", b"vkey", "vote_blocks", b"vote_blocks", "worker_percent", b"worker_percent"]) -> None: ...
 
 global___GetLedgerResponse = GetLedgerResponse
 
@@ -612,7 +710,7 @@ global___GetSupplyRequest = GetSupplyRequest
 
 @typing.final
 class GetSupplyResponse(google.protobuf.message.Message):
-    """minted = accounts + escrowed + burned, always."""
+    """minted = accounts + escrowed + maturing + staked + burned, always."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -620,10 +718,16 @@ class GetSupplyResponse(google.protobuf.message.Message):
     ACCOUNTS_UNITS_FIELD_NUMBER: builtins.int
     ESCROWED_UNITS_FIELD_NUMBER: builtins.int
     BURNED_UNITS_FIELD_NUMBER: builtins.int
+    MATURING_UNITS_FIELD_NUMBER: builtins.int
+    STAKED_UNITS_FIELD_NUMBER: builtins.int
     minted_units: builtins.int
     accounts_units: builtins.int
     escrowed_units: builtins.int
     burned_units: builtins.int
+    maturing_units: builtins.int
+    """Settled, the dispute window still open, or contested."""
+    staked_units: builtins.int
+    """At stake, unbonding, and bonds of disputes."""
     def __init__(
         self,
         *,
@@ -631,8 +735,10 @@ class GetSupplyResponse(google.protobuf.message.Message):
         accounts_units: builtins.int = ...,
         escrowed_units: builtins.int = ...,
         burned_units: builtins.int = ...,
+        maturing_units: builtins.int = ...,
+        staked_units: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accounts_units", b"accounts_units", "burned_units", b"burned_units", "escrowed_units", b"escrowed_units", "minted_units", b"minted_units"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accounts_units", b"accounts_units", "burned_units", b"burned_units", "escrowed_units", b"escrowed_units", "maturing_units", b"maturing_units", "minted_units", b"minted_units", "staked_units", b"staked_units"]) -> None: ...
 
 global___GetSupplyResponse = GetSupplyResponse
 
@@ -1304,3 +1410,432 @@ class WatchBlocksResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["block", b"block"]) -> None: ...
 
 global___WatchBlocksResponse = WatchBlocksResponse
+
+@typing.final
+class Stake(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: builtins.int
+    UNITS_FIELD_NUMBER: builtins.int
+    UNBONDING_UNITS_FIELD_NUMBER: builtins.int
+    UNBONDED_HEIGHT_FIELD_NUMBER: builtins.int
+    COOLDOWN_HEIGHT_FIELD_NUMBER: builtins.int
+    DISPUTES_WON_FIELD_NUMBER: builtins.int
+    DISPUTES_LOST_FIELD_NUMBER: builtins.int
+    SLASHED_UNITS_FIELD_NUMBER: builtins.int
+    RESULTS_FIELD_NUMBER: builtins.int
+    REPUTATION_FIELD_NUMBER: builtins.int
+    REPUTATION_REASONS_FIELD_NUMBER: builtins.int
+    address: builtins.str
+    units: builtins.int
+    unbonding_units: builtins.int
+    """Leaving; free at `unbonded_height` at the latest, slashable until then."""
+    unbonded_height: builtins.int
+    cooldown_height: builtins.int
+    """Gets no credit for its past before this height; 0: no dispute lost."""
+    disputes_won: builtins.int
+    disputes_lost: builtins.int
+    slashed_units: builtins.int
+    results: builtins.int
+    """Settled results, the ground of reputation."""
+    reputation: builtins.int
+    """0..1000, from the fields above alone (docs/PROTOCOL.md section 9)."""
+    @property
+    def reputation_reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """One sentence per ground."""
+
+    def __init__(
+        self,
+        *,
+        address: builtins.str = ...,
+        units: builtins.int = ...,
+        unbonding_units: builtins.int = ...,
+        unbonded_height: builtins.int = ...,
+        cooldown_height: builtins.int = ...,
+        disputes_won: builtins.int = ...,
+        disputes_lost: builtins.int = ...,
+        slashed_units: builtins.int = ...,
+        results: builtins.int = ...,
+        reputation: builtins.int = ...,
+        reputation_reasons: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "cooldown_height", b"cooldown_height", "disputes_lost", b"disputes_lost", "disputes_won", b"disputes_won", "reputation", b"reputation", "reputation_reasons", b"reputation_reasons", "results", b"results", "slashed_units", b"slashed_units", "unbonded_height", b"unbonded_height", "unbonding_units", b"unbonding_units", "units", b"units"]) -> None: ...
+
+global___Stake = Stake
+
+@typing.final
+class GetStakeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: builtins.int
+    address: builtins.str
+    def __init__(
+        self,
+        *,
+        address: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address"]) -> None: ...
+
+global___GetStakeRequest = GetStakeRequest
+
+@typing.final
+class GetStakeResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STAKE_FIELD_NUMBER: builtins.int
+    @property
+    def stake(self) -> global___Stake: ...
+    def __init__(
+        self,
+        *,
+        stake: global___Stake | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["stake", b"stake"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["stake", b"stake"]) -> None: ...
+
+global___GetStakeResponse = GetStakeResponse
+
+@typing.final
+class ListStakesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    page_token: builtins.str
+    def __init__(
+        self,
+        *,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+global___ListStakesRequest = ListStakesRequest
+
+@typing.final
+class ListStakesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STAKES_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    total: builtins.int
+    @property
+    def stakes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Stake]: ...
+    def __init__(
+        self,
+        *,
+        stakes: collections.abc.Iterable[global___Stake] | None = ...,
+        next_page_token: builtins.str = ...,
+        total: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "stakes", b"stakes", "total", b"total"]) -> None: ...
+
+global___ListStakesResponse = ListStakesResponse
+
+@typing.final
+class DisputeVote(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: builtins.int
+    WEIGHT_UNITS_FIELD_NUMBER: builtins.int
+    REVEALED_FIELD_NUMBER: builtins.int
+    VALID_FIELD_NUMBER: builtins.int
+    address: builtins.str
+    weight_units: builtins.int
+    """Stake that counts, after the cap; set when the dispute is decided."""
+    revealed: builtins.bool
+    valid: builtins.bool
+    """The voter holds the result valid; meaningless unless revealed."""
+    def __init__(
+        self,
+        *,
+        address: builtins.str = ...,
+        weight_units: builtins.int = ...,
+        revealed: builtins.bool = ...,
+        valid: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "revealed", b"revealed", "valid", b"valid", "weight_units", b"weight_units"]) -> None: ...
+
+global___DisputeVote = DisputeVote
+
+@typing.final
+class Dispute(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    TASK_ID_FIELD_NUMBER: builtins.int
+    JOB_FIELD_NUMBER: builtins.int
+    CONTESTANT_FIELD_NUMBER: builtins.int
+    ACCUSED_FIELD_NUMBER: builtins.int
+    ORCHESTRATOR_KEY_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    VOTE_HEIGHT_FIELD_NUMBER: builtins.int
+    REVEAL_HEIGHT_FIELD_NUMBER: builtins.int
+    BOND_UNITS_FIELD_NUMBER: builtins.int
+    REWARD_UNITS_FIELD_NUMBER: builtins.int
+    SLASHED_UNITS_FIELD_NUMBER: builtins.int
+    VOTES_FIELD_NUMBER: builtins.int
+    RESULT_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """Id of the contest transaction, 32 hexadecimal characters."""
+    task_id: builtins.str
+    job: builtins.int
+    contestant: builtins.str
+    """Who contests, and the worker whose result it is."""
+    accused: builtins.str
+    orchestrator_key: builtins.str
+    """Key of the orchestrator that settled it, hexadecimal."""
+    status: global___DisputeStatus.ValueType
+    vote_height: builtins.int
+    """Heights of the last blocks that take votes, and revelations."""
+    reveal_height: builtins.int
+    bond_units: builtins.int
+    reward_units: builtins.int
+    """The job's reward, held until the decision."""
+    slashed_units: builtins.int
+    result: builtins.bytes
+    """The contested result statement, 174 bytes."""
+    detail: builtins.str
+    """Why it was decided so, for people."""
+    @property
+    def votes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DisputeVote]: ...
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        task_id: builtins.str = ...,
+        job: builtins.int = ...,
+        contestant: builtins.str = ...,
+        accused: builtins.str = ...,
+        orchestrator_key: builtins.str = ...,
+        status: global___DisputeStatus.ValueType = ...,
+        vote_height: builtins.int = ...,
+        reveal_height: builtins.int = ...,
+        bond_units: builtins.int = ...,
+        reward_units: builtins.int = ...,
+        slashed_units: builtins.int = ...,
+        votes: collections.abc.Iterable[global___DisputeVote] | None = ...,
+        result: builtins.bytes = ...,
+        detail: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accused", b"accused", "bond_units", b"bond_units", "contestant", b"contestant", "detail", b"detail", "id", b"id", "job", b"job", "orchestrator_key", b"orchestrator_key", "result", b"result", "reveal_height", b"reveal_height", "reward_units", b"reward_units", "slashed_units", b"slashed_units", "status", b"status", "task_id", b"task_id", "vote_height", b"vote_height", "votes", b"votes"]) -> None: ...
+
+global___Dispute = Dispute
+
+@typing.final
+class GetDisputeRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+
+global___GetDisputeRequest = GetDisputeRequest
+
+@typing.final
+class GetDisputeResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DISPUTE_FIELD_NUMBER: builtins.int
+    @property
+    def dispute(self) -> global___Dispute: ...
+    def __init__(
+        self,
+        *,
+        dispute: global___Dispute | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["dispute", b"dispute"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["dispute", b"dispute"]) -> None: ...
+
+global___GetDisputeResponse = GetDisputeResponse
+
+@typing.final
+class ListDisputesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPEN_ONLY_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    open_only: builtins.bool
+    """Only those that are not decided."""
+    page_size: builtins.int
+    page_token: builtins.str
+    def __init__(
+        self,
+        *,
+        open_only: builtins.bool = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["open_only", b"open_only", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+global___ListDisputesRequest = ListDisputesRequest
+
+@typing.final
+class ListDisputesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DISPUTES_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    @property
+    def disputes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Dispute]: ...
+    def __init__(
+        self,
+        *,
+        disputes: collections.abc.Iterable[global___Dispute] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["disputes", b"disputes", "next_page_token", b"next_page_token"]) -> None: ...
+
+global___ListDisputesResponse = ListDisputesResponse
+
+@typing.final
+class GetPoolRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+global___GetPoolRequest = GetPoolRequest
+
+@typing.final
+class GetPoolResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
+    ACTIVE_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    BALANCE_UNITS_FIELD_NUMBER: builtins.int
+    CATEGORY_HASH_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    owner: builtins.str
+    active: builtins.bool
+    address: builtins.str
+    """A transfer to this account funds the pool."""
+    balance_units: builtins.int
+    category_hash: builtins.str
+    """SHA-256 of the category's name, hexadecimal."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        owner: builtins.str = ...,
+        active: builtins.bool = ...,
+        address: builtins.str = ...,
+        balance_units: builtins.int = ...,
+        category_hash: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active", b"active", "address", b"address", "balance_units", b"balance_units", "category_hash", b"category_hash", "name", b"name", "owner", b"owner"]) -> None: ...
+
+global___GetPoolResponse = GetPoolResponse
+
+@typing.final
+class GetModelTermsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    model_id: builtins.str
+    def __init__(
+        self,
+        *,
+        model_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model_id", b"model_id"]) -> None: ...
+
+global___GetModelTermsRequest = GetModelTermsRequest
+
+@typing.final
+class GetModelTermsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
+    ACTIVE_FIELD_NUMBER: builtins.int
+    ARTIFACT_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    ROYALTY_BPS_FIELD_NUMBER: builtins.int
+    PRICE_PER_FIELD_NUMBER: builtins.int
+    PRICE_UNITS_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    model_id: builtins.str
+    owner: builtins.str
+    active: builtins.bool
+    artifact: builtins.str
+    """SHA-256 of the artifact, hexadecimal."""
+    version: builtins.int
+    royalty_bps: builtins.int
+    """Hundredths of a percent of the worker's share."""
+    price_per: builtins.int
+    """0: per task, 1: per token, 2: per byte."""
+    price_units: builtins.int
+    memory_bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        model_id: builtins.str = ...,
+        owner: builtins.str = ...,
+        active: builtins.bool = ...,
+        artifact: builtins.str = ...,
+        version: builtins.int = ...,
+        royalty_bps: builtins.int = ...,
+        price_per: builtins.int = ...,
+        price_units: builtins.int = ...,
+        memory_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active", b"active", "artifact", b"artifact", "memory_bytes", b"memory_bytes", "model_id", b"model_id", "owner", b"owner", "price_per", b"price_per", "price_units", b"price_units", "royalty_bps", b"royalty_bps", "version", b"version"]) -> None: ...
+
+global___GetModelTermsResponse = GetModelTermsResponse
+
+@typing.final
+class GetBeaconRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ORCHESTRATOR_KEY_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    orchestrator_key: builtins.str
+    epoch: builtins.int
+    def __init__(
+        self,
+        *,
+        orchestrator_key: builtins.str = ...,
+        epoch: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "orchestrator_key", b"orchestrator_key"]) -> None: ...
+
+global___GetBeaconRequest = GetBeaconRequest
+
+@typing.final
+class GetBeaconResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SEALED_FIELD_NUMBER: builtins.int
+    SECRET_FIELD_NUMBER: builtins.int
+    sealed: builtins.bytes
+    """32 bytes each; the secret is empty until revealed."""
+    secret: builtins.bytes
+    def __init__(
+        self,
+        *,
+        sealed: builtins.bytes = ...,
+        secret: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["sealed", b"sealed", "secret", b"secret"]) -> None: ...
+
+global___GetBeaconResponse = GetBeaconResponse

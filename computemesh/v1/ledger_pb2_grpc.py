@@ -111,6 +111,41 @@ class LedgerServiceStub(object):
                 request_serializer=computemesh_dot_v1_dot_ledger__pb2.GetCheckpointRequest.SerializeToString,
                 response_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetCheckpointResponse.FromString,
                 _registered_method=True)
+        self.GetStake = channel.unary_unary(
+                '/computemesh.v1.LedgerService/GetStake',
+                request_serializer=computemesh_dot_v1_dot_ledger__pb2.GetStakeRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetStakeResponse.FromString,
+                _registered_method=True)
+        self.ListStakes = channel.unary_unary(
+                '/computemesh.v1.LedgerService/ListStakes',
+                request_serializer=computemesh_dot_v1_dot_ledger__pb2.ListStakesRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_ledger__pb2.ListStakesResponse.FromString,
+                _registered_method=True)
+        self.GetDispute = channel.unary_unary(
+                '/computemesh.v1.LedgerService/GetDispute',
+                request_serializer=computemesh_dot_v1_dot_ledger__pb2.GetDisputeRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetDisputeResponse.FromString,
+                _registered_method=True)
+        self.ListDisputes = channel.unary_unary(
+                '/computemesh.v1.LedgerService/ListDisputes',
+                request_serializer=computemesh_dot_v1_dot_ledger__pb2.ListDisputesRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_ledger__pb2.ListDisputesResponse.FromString,
+                _registered_method=True)
+        self.GetPool = channel.unary_unary(
+                '/computemesh.v1.LedgerService/GetPool',
+                request_serializer=computemesh_dot_v1_dot_ledger__pb2.GetPoolRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetPoolResponse.FromString,
+                _registered_method=True)
+        self.GetModelTerms = channel.unary_unary(
+                '/computemesh.v1.LedgerService/GetModelTerms',
+                request_serializer=computemesh_dot_v1_dot_ledger__pb2.GetModelTermsRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetModelTermsResponse.FromString,
+                _registered_method=True)
+        self.GetBeacon = channel.unary_unary(
+                '/computemesh.v1.LedgerService/GetBeacon',
+                request_serializer=computemesh_dot_v1_dot_ledger__pb2.GetBeaconRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetBeaconResponse.FromString,
+                _registered_method=True)
         self.WatchBlocks = channel.unary_stream(
                 '/computemesh.v1.LedgerService/WatchBlocks',
                 request_serializer=computemesh_dot_v1_dot_ledger__pb2.WatchBlocksRequest.SerializeToString,
@@ -237,6 +272,56 @@ class LedgerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStake(self, request, context):
+        """Stake, disputes and reputation of an account; one never staked has zeros. INVALID_ARGUMENT: not an address.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListStakes(self, request, context):
+        """Accounts that ever staked, in address order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDispute(self, request, context):
+        """NOT_FOUND / DISPUTE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDisputes(self, request, context):
+        """In the order of their contests.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPool(self, request, context):
+        """NOT_FOUND / POOL_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModelTerms(self, request, context):
+        """A model's terms as its owner registered them. NOT_FOUND / MODEL_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBeacon(self, request, context):
+        """What an orchestrator committed its audits to in an epoch, and the secret once it is out.
+        NOT_FOUND / BEACON_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchBlocks(self, request, context):
         """Every block from `from_height` on, then new ones as they are sealed. INVALID_ARGUMENT: from_height beyond the
         next block.
@@ -322,6 +407,41 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.GetCheckpoint,
                     request_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetCheckpointRequest.FromString,
                     response_serializer=computemesh_dot_v1_dot_ledger__pb2.GetCheckpointResponse.SerializeToString,
+            ),
+            'GetStake': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStake,
+                    request_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetStakeRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_ledger__pb2.GetStakeResponse.SerializeToString,
+            ),
+            'ListStakes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStakes,
+                    request_deserializer=computemesh_dot_v1_dot_ledger__pb2.ListStakesRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_ledger__pb2.ListStakesResponse.SerializeToString,
+            ),
+            'GetDispute': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDispute,
+                    request_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetDisputeRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_ledger__pb2.GetDisputeResponse.SerializeToString,
+            ),
+            'ListDisputes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDisputes,
+                    request_deserializer=computemesh_dot_v1_dot_ledger__pb2.ListDisputesRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_ledger__pb2.ListDisputesResponse.SerializeToString,
+            ),
+            'GetPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPool,
+                    request_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetPoolRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_ledger__pb2.GetPoolResponse.SerializeToString,
+            ),
+            'GetModelTerms': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelTerms,
+                    request_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetModelTermsRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_ledger__pb2.GetModelTermsResponse.SerializeToString,
+            ),
+            'GetBeacon': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBeacon,
+                    request_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetBeaconRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_ledger__pb2.GetBeaconResponse.SerializeToString,
             ),
             'WatchBlocks': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchBlocks,
@@ -736,6 +856,195 @@ class LedgerService(object):
             '/computemesh.v1.LedgerService/GetCheckpoint',
             computemesh_dot_v1_dot_ledger__pb2.GetCheckpointRequest.SerializeToString,
             computemesh_dot_v1_dot_ledger__pb2.GetCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStake(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.LedgerService/GetStake',
+            computemesh_dot_v1_dot_ledger__pb2.GetStakeRequest.SerializeToString,
+            computemesh_dot_v1_dot_ledger__pb2.GetStakeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStakes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.LedgerService/ListStakes',
+            computemesh_dot_v1_dot_ledger__pb2.ListStakesRequest.SerializeToString,
+            computemesh_dot_v1_dot_ledger__pb2.ListStakesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDispute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.LedgerService/GetDispute',
+            computemesh_dot_v1_dot_ledger__pb2.GetDisputeRequest.SerializeToString,
+            computemesh_dot_v1_dot_ledger__pb2.GetDisputeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDisputes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.LedgerService/ListDisputes',
+            computemesh_dot_v1_dot_ledger__pb2.ListDisputesRequest.SerializeToString,
+            computemesh_dot_v1_dot_ledger__pb2.ListDisputesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.LedgerService/GetPool',
+            computemesh_dot_v1_dot_ledger__pb2.GetPoolRequest.SerializeToString,
+            computemesh_dot_v1_dot_ledger__pb2.GetPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelTerms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.LedgerService/GetModelTerms',
+            computemesh_dot_v1_dot_ledger__pb2.GetModelTermsRequest.SerializeToString,
+            computemesh_dot_v1_dot_ledger__pb2.GetModelTermsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBeacon(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.LedgerService/GetBeacon',
+            computemesh_dot_v1_dot_ledger__pb2.GetBeaconRequest.SerializeToString,
+            computemesh_dot_v1_dot_ledger__pb2.GetBeaconResponse.FromString,
             options,
             channel_credentials,
             insecure,
