@@ -15,18 +15,19 @@ from computemesh.trust.amount import MAX_UNITS
 from computemesh.trust.checkpoint import Checkpoint
 from ledger import core
 from ledger.evidence import Examined
+from ledger.records import leaf
 from ledger.state import WINDOW, Account, Effects, Escrow, State, Touched, Window
 
-_ACCOUNT = struct.Struct(">B20sQQQQ")
+_ACCOUNT = struct.Struct(">B20sQQQQQQ")
 _ESCROW = struct.Struct(">B32sBQQIII33s32s")
 _WORKER = struct.Struct(f">B33sQ{WINDOW // 8}s")
-_SUPPLY = struct.Struct(">BQQQ")
+_SUPPLY = struct.Struct(">BQQQQQB")
 
 
 def account_record(address: bytes, account: Account) -> bytes:
-    """u8 1 | 20 address | u64 balance | u64 held | u64 earned | u64 spent; the last two stop at 2^63 - 1."""
+    """u8 1 | 20 address | u64 balance | held | earned | spent | pending | results; those two sums stop at 2^63 - 1."""
     earned, spent = min(account.earned, MAX_UNITS), min(account.spent, MAX_UNITS)
-    return _ACCOUNT.pack(1, address, account.balance, account.held, earned, spent)
+    return _ACCOUNT.pack(1, address, account.balance, account.held, earned, spent, account.pending, account.results)
 
 
 def escrow_record(escrow: Escrow) -> bytes:
@@ -43,23 +44,26 @@ def worker_record(key: bytes, window: Window) -> bytes:
 
 
 def supply_record(state: State) -> bytes:
-    """u8 4 | u64 minted | u64 burned | u64 escrowed: in every block."""
-    return _SUPPLY.pack(4, state.minted, state.burned, state.escrowed)
+    """u8 4 | u64 minted | burned | escrowed | maturing | staked | u8 paused: in every block."""
+    return _SUPPLY.pack(4, state.minted, state.burned, state.escrowed, state.maturing, state.staked, state.paused)
 
 
 def touched_root(state: State, touched: Touched) -> bytes:
-    """The root over the touched records in key order: the kind's byte, then the key."""
+    """The root over the touched records in the order of kind and key; the supply's, kind 4, is always among them."""
     records = [account_record(key, state.accounts[key]) for key in sorted(touched.accounts)]
     records += [escrow_record(state.escrows[key]) for key in sorted(touched.escrows)]
     records += [worker_record(key, state.workers[key]) for key in sorted(touched.workers)]
-    return merkle.root([merkle.leaf_hash(record) for record in (*records, supply_record(state))])
+    records.append(supply_record(state))
+    records += [leaf(key, state.records.get(key)) for key in sorted(touched.records)]
+    return merkle.root([merkle.leaf_hash(record) for record in records])
 
 
 @dataclass(frozen=True, slots=True)
 class SealedBlock:
     """A block and what it added to the log tree. `last_tx` is the number of the last transaction up to here.
 
-    `leaves` are the result leaf hashes in order, `nodes` the log tree's new perfect nodes (level, index, hash).
+    `leaves` are the result leaf hashes in order, `nodes` the log tree's new perfect nodes (level, index, hash),
+    `touched` is what changed because the block closed.
     """
 
     height: int
@@ -70,6 +74,7 @@ class SealedBlock:
     last_tx: int
     burned: int
     minted: int
+    touched: Touched
 
 
 def appended_nodes(tree: merkle.CompactRange, leaf: bytes) -> list[tuple[int, int, bytes]]:
@@ -113,8 +118,8 @@ class Chain:
 
     @property
     def dirty(self) -> bool:
-        """Whether anything happened since the last seal."""
-        return bool(self._transactions or self._touched.accounts)
+        """Whether anything happened since the last seal, or waits for blocks to come."""
+        return bool(self._transactions or self._touched.accounts or self.state.due)
 
     def advance(self, time_ms: int) -> int:
         """Moves block time forward; returns how many escrows expired. Their touch counts as something that happened."""
@@ -129,23 +134,25 @@ class Chain:
         return effects
 
     def collect(self) -> Touched:
-        """What changed since the last call: what a projection has to write. To be called before `dirty` and `seal`."""
+        """What changed since the last call: what a projection has to write. To be called before `dirty`."""
         touched = self.state.take_touched()
         self._touched.update(touched)
         return touched
 
     def seal(self) -> SealedBlock:
         """Ends the open block and begins the next."""
-        state = self.state
+        state, compute_root = self.state, merkle.root(self._leaves)
+        core.close_block(state, compute_root, len(self._leaves))
+        touched = self.collect()
         self.state_root = statement.state_root(self.state_root, touched_root(state, self._touched))
         header = statement.Header(
             self._chain_hash, self.height, self.previous, state.time_ms, merkle.root(self._transactions),
-            merkle.root(self._leaves), self.state_root, len(self._transactions), len(self._leaves)).pack()  # fmt: skip
+            compute_root, self.state_root, len(self._transactions), len(self._leaves)).pack()  # fmt: skip
         self.previous = merkle.leaf_hash(header)
         height, nodes = self.height, appended_nodes(self.tree, self.previous)
         self.tree.append(self.previous)
         sealed = SealedBlock(
             height, header, tuple(self._leaves), tuple(nodes), Checkpoint(self._origin, self.tree.size, self.tree.root),
-            state.next_tx - 1, state.burned - self._burned, state.minted - self._minted)  # fmt: skip
+            state.next_tx - 1, state.burned - self._burned, state.minted - self._minted, touched)  # fmt: skip
         self._begin()
         return sealed

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Config:
     """`authority_key` is the hexadecimal public key that may mint; `log_key_file` holds an Ed25519 seed in hexadecimal.
 
-    Authority, treasury, chain id and shares belong to the chain: they are fixed by its first start. Intervals and
-    limits may change at any restart.
+    Authority, treasury, chain id, shares and rules (`Rules` in state.py says what they are) belong to the chain: they
+    are fixed by its first start. Intervals and limits may change at any restart.
     """
 
     listen: str
@@ -25,3 +25,15 @@ class Config:
     worker_percent: int = 25
     validator_percent: int = 10
     treasury_percent: int = 5
+    dispute_window_blocks: int = 2
+    vote_blocks: int = 200
+    unbonding_blocks: int = 1000
+    cooldown_blocks: int = 1000
+    dispute_bond_units: int = 1_000_000
+    validator_stake_units: int = 10_000_000
+    slash_percent: int = 50
+    winner_percent: int = 50
+    voters_percent: int = 25
+    vote_cap_percent: int = 40
+    quorum: int = 3
+    retract_wait_ms: int = 0

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
-from computemesh.trust import envelope, identity, merkle, statement
+from computemesh.trust import acts, envelope, identity, merkle, statement
 from computemesh.trust.statement import COMMITMENT_SIZE, RESULT_SIZE
 
 MAX_RESULTS = 4096
@@ -83,7 +83,7 @@ class Settle:
     batches: tuple[Batch, ...]
 
 
-Body = Deposit | Transfer | Open | Assign | Refund | Settle
+Body = Deposit | Transfer | Open | Assign | Refund | Settle | acts.Act
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,8 @@ class Examined:
     digest: bytes
     signed: bool
     batches: tuple[BatchEvidence, ...] = ()
+    orders: tuple[tuple[bytes, statement.Order], ...] = ()
+    """(task id, order) of each order an `orders` act opens."""
 
     @property
     def results(self) -> int:
@@ -172,7 +174,13 @@ def examine(chain: str, transaction: Transaction) -> Examined:
     """The digest and verdicts of `transaction` on `chain`. Deterministic; raises nothing on what is well shaped."""
     body = transaction.body
     batches: tuple[BatchEvidence, ...] = ()
+    orders: tuple[tuple[bytes, statement.Order], ...] = ()
     match body:
+        case acts.Act():
+            digest = acts.digest(body, chain, transaction.id)
+            if isinstance(body, acts.Orders):
+                orders = tuple((envelope.digest("order", chain, one), statement.Order.unpack(one))
+                               for one in body.orders)  # fmt: skip
         case Deposit(to, amount):
             digest = _digest("deposit", chain, transaction, statement.deposit_body(to, amount))
         case Transfer(to, amount):
@@ -188,7 +196,7 @@ def examine(chain: str, transaction: Transaction) -> Examined:
             leaves = [leaf for batch in batches for leaf in batch.leaves]
             digest = _digest("settle", chain, transaction, statement.settle_body(len(leaves), merkle.root(leaves)))
     signed = identity.verify(transaction.public_key, digest, transaction.signature)
-    return Examined(transaction, digest, signed, batches)
+    return Examined(transaction, digest, signed, batches, orders)
 
 
 def _digest(kind: str, chain: str, transaction: Transaction, body: bytes) -> bytes:

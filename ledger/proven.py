@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from functools import cached_property, lru_cache
 
 from computemesh.trust import computechain, identity, merkle, statement
-from computemesh.trust.amount import Shares, job_reward, split
+from computemesh.trust.amount import Shares, job_reward
 from computemesh.trust.errors import Internal, NotFound
 from computemesh.trust.statement import COMMITMENT_SIZE
 from computemesh.v1 import ledger_pb2 as pb
 from ledger import proofs, store, wire
 from ledger.evidence import Batch, Settle, batch_tree, result_statements
+from ledger.settling import parts_of
+from ledger.state import PLACES
 
 
 class _SignedBatch:
@@ -107,7 +109,7 @@ class Library:
 
     def result(self, place: int, escrow: store.Row | None = None) -> pb.Result:
         """One settled result; block_height 0 until it is sealed."""
-        number, position = divmod(place, store.PLACES)
+        number, position = divmod(place, PLACES)
         settlement = self._settlement(number)
         batch, index = settlement.find(position)
         commitment = statement.Commitment.unpack(batch.commitment(index))
@@ -122,14 +124,14 @@ class Library:
             proof=proof.hex(), nonce=commitment.nonce, signature=batch.batch.worker_signature.hex(),
             block_height=store.height_of(self._connection, number) or 0,
             leaf_index=settlement.leaf_index(position), reward_units=units,
-            worker_units=split(units, self._shares).worker)
+            worker_units=parts_of(units, self._shares, escrow[14]).worker)
 
     def proven(self, place: int, log_size: int) -> pb.ProvenResult:
         """One sealed result with all its evidence, up to the log's first `log_size` headers.
 
         Raises NotFound where its block is not among them.
         """
-        number, position = divmod(place, store.PLACES)
+        number, position = divmod(place, PLACES)
         height = store.height_of(self._connection, number)
         if height is None or height >= log_size:
             raise NotFound("the result is not in a sealed block yet", reason="RESULT_NOT_FOUND")
@@ -165,7 +167,7 @@ class Library:
         for number, _ in store.transaction_ids(self._connection, first_tx, last_tx):
             if self.message(number).WhichOneof("body") == "settle":
                 for position in self._settlement(number).settled():
-                    yield self.result(number * store.PLACES + position)
+                    yield self.result(number * PLACES + position)
 
     def legacy_root(self, first_tx: int, last_tx: int) -> str:
         """ComputeChain's root over the same results, as the seed's ComputeResults: a view, never trusted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import fields
 
 from google.protobuf.message import DecodeError
 
@@ -16,7 +17,7 @@ from ledger import store, wire
 from ledger.block import Chain, SealedBlock
 from ledger.config import Config
 from ledger.evidence import Assign, Examined, examine
-from ledger.state import Account, Effects, Escrow, State
+from ledger.state import PLACES, Account, Effects, Escrow, Rules, State, Touched
 
 
 class Corrupt(InvalidState):
@@ -29,7 +30,13 @@ def new_state(config: Config) -> State:
     """The state before the first transaction. Raises InvalidArgument on a bad key, address or share."""
     shares = Shares(config.burn_percent, config.worker_percent, config.validator_percent, config.treasury_percent)
     return State(
-        config.chain_id, bytes.fromhex(config.authority_key), identity.decode_address(config.treasury_address), shares)
+        config.chain_id, bytes.fromhex(config.authority_key), identity.decode_address(config.treasury_address), shares,
+        rules_of(config))
+
+
+def rules_of(config: Config) -> Rules:
+    """The chain's rules: those settings of the same names."""
+    return Rules(**{one.name: getattr(config, one.name) for one in fields(Rules)})
 
 
 def identity_of(config: Config, signer: NoteSigner) -> dict[str, str]:
@@ -38,6 +45,7 @@ def identity_of(config: Config, signer: NoteSigner) -> dict[str, str]:
     return {
         "chain_id": config.chain_id, "authority_key": config.authority_key.lower(),
         "treasury_address": config.treasury_address, "shares": "/".join(map(str, shares)), "vkey": signer.vkey,
+        "rules": "/".join(f"{one.name}={getattr(config, one.name)}" for one in fields(Rules)),
     }  # fmt: skip
 
 
@@ -54,7 +62,8 @@ def check_identity(connection: sqlite3.Connection, expected: dict[str, str]) -> 
 def account_row(address: bytes, account: Account) -> store.Row:
     """The account as its table has it."""
     earned, spent = min(account.earned, MAX_UNITS), min(account.spent, MAX_UNITS)
-    return (address, account.balance, account.held, earned, spent, account.highest_nonce.to_bytes(8, "big"))
+    return (address, account.balance, account.held, earned, spent, account.highest_nonce.to_bytes(8, "big"),
+            account.pending, account.results)  # fmt: skip
 
 
 def escrow_row(escrow: Escrow) -> store.Row:
@@ -62,7 +71,12 @@ def escrow_row(escrow: Escrow) -> store.Row:
     return (
         escrow.no, escrow.task_id, escrow.customer, int(escrow.phase), escrow.reward, escrow.settled, escrow.refunded,
         escrow.deadline_ms, escrow.jobs, escrow.jobs_settled, escrow.epoch, escrow.orchestrator, escrow.open_tx,
-        escrow.assign_tx)  # fmt: skip
+        escrow.assign_tx, escrow.royalty_bps)  # fmt: skip
+
+
+def supply_row(state: State) -> store.Row:
+    """The totals as their table has them."""
+    return (state.minted, state.escrowed, state.burned, state.maturing, state.staked, int(state.paused))
 
 
 def transaction_row(examined: Examined, effects: Effects, body: bytes, first_leaf: int) -> store.Row:
@@ -115,12 +129,13 @@ class Replay:
                 if problem:
                     yield self._at(problem)
                     return
-            self.chain.collect()
-            if seal:
-                problem = self._block(self.chain.seal())
-                if problem:
-                    yield problem
-                    return
+            problem = self._new_results(self.chain.collect())
+            if not problem and seal:
+                sealed = self.chain.seal()
+                problem = self._block(sealed) or self._new_results(sealed.touched)
+            if problem:
+                yield self._at(problem)
+                return
         if next(self._transactions, None) is not None or next(self._blocks, None) is not None:
             yield self._at("transactions or blocks go on after the end of the log")
         yield from self._tables()
@@ -146,11 +161,15 @@ class Replay:
         assignment = assignment_row(self.chain.state, examined, number)
         if assignment:
             self._assignments.add(assignment)
-        self._results += len(effects.settled)
+        return ""
+
+    def _new_results(self, touched: Touched) -> str:
+        self._results += len(touched.results)
         if self._thorough:
-            for escrow, job, position in effects.settled:
-                if store.place(self._connection, escrow, job) != number * store.PLACES + position:
-                    return f"transaction {number}: the table `results` has job {job} of escrow {escrow} elsewhere"
+            for escrow, job, place in touched.results:
+                if store.place(self._connection, escrow, job) != place:
+                    return (f"transaction {place // PLACES}: the table `results` has job {job} of escrow {escrow} "
+                            "elsewhere")  # fmt: skip
         return ""
 
     def _block(self, sealed: SealedBlock) -> str:
@@ -189,15 +208,19 @@ class Replay:
                 yield f"table escrows: task {row[1].hex()} differs"
         if set(store.assignment_rows(connection)) != self._assignments:
             yield "table assignments: differs"
-        if store.supply(connection) != (state.minted, state.escrowed, state.burned):
+        if store.supply(connection) != supply_row(state):
             yield "table supply: differs"
+        records = [(*key, found.pack()) for key, found in sorted(state.records.items())]
+        if list(store.record_rows(connection)) != records:
+            yield "table records: differs"
         sizes = {"accounts": len(state.accounts), "escrows": len(state.escrows), "results": self._results,
                  "nodes": self._nodes}  # fmt: skip
         for table, size in sizes.items():
             if store.count(connection, table) != size:
                 yield f"table {table}: {store.count(connection, table)} rows, the replay gives {size}"
-        if accounts and sum(a.balance for a in state.accounts.values()) + state.escrowed + state.burned != state.minted:
-            yield "supply: accounts, escrow and burned do not sum to what was minted"
+        held = state.escrowed + state.maturing + state.staked + state.burned
+        if accounts and sum(account.balance for account in state.accounts.values()) + held != state.minted:
+            yield "supply: accounts, escrow, maturing, stake and burned do not sum to what was minted"
 
 
 def _header_difference(stored: bytes, replayed: bytes) -> str:

@@ -15,14 +15,17 @@ from computemesh.trust.amount import Shares
 from computemesh.trust.errors import InvalidArgument, NotFound
 from computemesh.v1 import ledger_pb2 as pb
 from computemesh.v1 import ledger_pb2_grpc
-from ledger import proofs, store, views, wire
+from ledger import economy, proofs, store, views, wire
 from ledger.config import Config
 from ledger.evidence import examine
 from ledger.proven import Library
+from ledger.state import PLACES
 from ledger.writer import Verdict, Writer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _WATCH_PAGE = 100
+_RULES = ("dispute_window_blocks", "vote_blocks", "unbonding_blocks", "dispute_bond_units", "validator_stake_units",
+          "slash_percent", "retract_wait_ms")  # fmt: skip
 # Last job of a page, and the size of the log that all pages' proofs lead to (0: the listing has no proofs).
 _RESULTS_KEY = struct.Struct(">IQ")
 
@@ -32,6 +35,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
 
     def __init__(self, config: Config, writer: Writer, reader: sqlite3.Connection, vkey: str) -> None:
         self._config, self._writer, self._reader, self._vkey = config, writer, reader, vkey
+        self._economy = economy.Economy(reader)
         self._library = Library(reader, Shares(
             config.burn_percent, config.worker_percent, config.validator_percent, config.treasury_percent))  # fmt: skip
 
@@ -73,7 +77,8 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             treasury_address=config.treasury_address, burn_percent=config.burn_percent,
             worker_percent=config.worker_percent, validator_percent=config.validator_percent,
             treasury_percent=config.treasury_percent, block_height=newest[0],
-            block_hash=merkle.leaf_hash(newest[2]).hex())
+            block_hash=merkle.leaf_hash(newest[2]).hex(), paused=bool(store.supply(self._reader)[5]),
+            **{name: getattr(config, name) for name in _RULES})
 
     async def GetTransaction(self, request: pb.GetTransactionRequest, context: Context) -> pb.GetTransactionResponse:
         """An applied transaction; refused ones are not kept."""
@@ -89,7 +94,11 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     async def GetAccount(self, request: pb.GetAccountRequest, context: Context) -> pb.GetAccountResponse:
         """Balance and sums of an address."""
         address = identity.decode_address(request.address)
-        return pb.GetAccountResponse(account=views.account(address, store.account(self._reader, address)))
+        return pb.GetAccountResponse(account=self._account(address, store.account(self._reader, address)))
+
+    def _account(self, address: bytes, row: store.Row | None) -> pb.Account:
+        stake = self._economy.stake(address)
+        return views.account(address, row, stake.units + stake.unbonding_units)
 
     async def ListAccounts(self, request: pb.ListAccountsRequest, context: Context) -> pb.ListAccountsResponse:
         """In address order."""
@@ -98,14 +107,15 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         rows = store.accounts_after(self._reader, after, size + 1)
         token = views.page_token("accounts", rows[size - 1][0]) if len(rows) > size else ""
         return pb.ListAccountsResponse(
-            accounts=[views.account(row[0], row) for row in rows[:size]], next_page_token=token,
+            accounts=[self._account(row[0], row) for row in rows[:size]], next_page_token=token,
             total=store.count(self._reader, "accounts"))
 
     async def GetSupply(self, request: pb.GetSupplyRequest, context: Context) -> pb.GetSupplyResponse:
         """Where every minted unit is."""
-        minted, accounts, escrowed, burned = store.balances(self._reader)
+        minted, accounts, escrowed, burned, maturing, staked = store.balances(self._reader)
         return pb.GetSupplyResponse(
-            minted_units=minted, accounts_units=accounts, escrowed_units=escrowed, burned_units=burned)
+            minted_units=minted, accounts_units=accounts, escrowed_units=escrowed, burned_units=burned,
+            maturing_units=maturing, staked_units=staked)
 
     def _escrow(self, task_id: str) -> store.Row:
         row = store.escrow(self._reader, bytes.fromhex(task_id))
@@ -117,8 +127,39 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         """A task's money, with the signed order and the newest assignment."""
         row = self._escrow(request.task_id)
         opened, assigned = row[12], row[13]
-        return pb.GetEscrowResponse(escrow=views.escrow(
-            row, self._library.message(opened), self._library.message(assigned) if assigned else None))  # fmt: skip
+        escrow = views.escrow(
+            row, self._library.message(opened), self._library.message(assigned) if assigned else None,
+            self._config.chain_id)
+        escrow.responses.extend(self._economy.responses(row[1], self._library.result))
+        return pb.GetEscrowResponse(escrow=escrow)
+
+    async def GetStake(self, request: pb.GetStakeRequest, context: Context) -> pb.GetStakeResponse:
+        """Stake and standing of an address."""
+        return pb.GetStakeResponse(stake=self._economy.stake(identity.decode_address(request.address)))
+
+    async def ListStakes(self, request: pb.ListStakesRequest, context: Context) -> pb.ListStakesResponse:
+        """In address order."""
+        return self._economy.stakes(request)
+
+    async def GetDispute(self, request: pb.GetDisputeRequest, context: Context) -> pb.GetDisputeResponse:
+        """One contest and its votes."""
+        return pb.GetDisputeResponse(dispute=self._economy.dispute(request.id))
+
+    async def ListDisputes(self, request: pb.ListDisputesRequest, context: Context) -> pb.ListDisputesResponse:
+        """In the order of their ids."""
+        return self._economy.disputes(request)
+
+    async def GetPool(self, request: pb.GetPoolRequest, context: Context) -> pb.GetPoolResponse:
+        """A pool and its balance."""
+        return self._economy.pool(request.name)
+
+    async def GetModelTerms(self, request: pb.GetModelTermsRequest, context: Context) -> pb.GetModelTermsResponse:
+        """A model's terms."""
+        return self._economy.model(request.model_id)
+
+    async def GetBeacon(self, request: pb.GetBeaconRequest, context: Context) -> pb.GetBeaconResponse:
+        """An epoch's sealed secret."""
+        return self._economy.beacon(request.orchestrator_key, request.epoch)
 
     def _block(self, height: int) -> store.Row:
         row = store.block(self._reader, height) if height < 2**63 else None
@@ -189,7 +230,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         response = pb.ListResultsResponse(total=escrow[9])
         places = [place for _, place in rows[:size]]
         if request.with_proofs:
-            await self._until_sealed(max(places, default=0) // store.PLACES)
+            await self._until_sealed(max(places, default=0) // PLACES)
             response.checkpoint.CopyFrom(self._checkpoint(log_size))
         if len(rows) > size:
             next_key = _RESULTS_KEY.pack(rows[size - 1][0], response.checkpoint.size)
@@ -211,7 +252,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     ) -> pb.GetInclusionProofResponse:
         """Waits until the result's block is sealed."""
         place = self._place(request.task_id, request.job)
-        await self._until_sealed(place // store.PLACES)
+        await self._until_sealed(place // PLACES)
         checkpoint = self._checkpoint()
         return pb.GetInclusionProofResponse(
             result=self._library.proven(place, checkpoint.size), checkpoint=checkpoint)

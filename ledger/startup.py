@@ -54,6 +54,18 @@ def check(config: Config) -> None:
         raise refuse("block_interval_ms", f"{config.block_interval_ms} must be 1..60000")
     if not 1 <= config.block_max_results <= 2**20:
         raise refuse("block_max_results", f"{config.block_max_results} must be 1..{2**20}")
+    window = config.dispute_window_blocks + 2 * config.vote_blocks
+    if config.unbonding_blocks <= window:
+        raise refuse("unbonding_blocks", f"{config.unbonding_blocks} must be more than {window}, the dispute window "
+                                         "and its votes: stake must not leave before it can be slashed")
+    for name in ("slash_percent", "winner_percent", "voters_percent", "vote_cap_percent"):
+        if not 0 <= getattr(config, name) <= 100:
+            raise refuse(name, f"{getattr(config, name)} must be 0..100")
+    if config.winner_percent + config.voters_percent > 100:
+        raise refuse("voters_percent", f"{config.voters_percent} and winner_percent {config.winner_percent} exceed 100")
+    for name in ("dispute_window_blocks", "vote_blocks", "quorum", "dispute_bond_units", "validator_stake_units"):
+        if not 0 <= getattr(config, name) < 2**31 * (10**6 if name.endswith("units") else 1):
+            raise refuse(name, f"{getattr(config, name)} is out of range")
     replay.new_state(config)  # address and shares name themselves
 
 
@@ -77,7 +89,7 @@ def _found(connection: sqlite3.Connection, config: Config, signer: NoteSigner, n
     sealed = chain.seal()
     rows = store.Rows(
         log=[(0, now_ms, 1, 0)], blocks=[replay.block_row(sealed, signer)], nodes=list(sealed.nodes),
-        supply=[(0, 0, 0)])  # fmt: skip
+        supply=[replay.supply_row(chain.state)])  # fmt: skip
     connection.execute("BEGIN IMMEDIATE")
     store.write_meta(connection, replay.identity_of(config, signer))
     store.write(connection, rows)

@@ -31,12 +31,17 @@ SCHEMA = (
         PRIMARY KEY (level, position)) STRICT, WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS accounts (
         address BLOB PRIMARY KEY, balance INTEGER NOT NULL, held INTEGER NOT NULL, earned INTEGER NOT NULL,
-        spent INTEGER NOT NULL, highest_nonce BLOB NOT NULL) STRICT, WITHOUT ROWID""",
+        spent INTEGER NOT NULL, highest_nonce BLOB NOT NULL, pending INTEGER NOT NULL,
+        results INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
+    # Stakes, disputes, models, ... as `records.py` encodes them.
+    """CREATE TABLE IF NOT EXISTS records (
+        kind INTEGER NOT NULL, key BLOB NOT NULL, body BLOB NOT NULL,
+        PRIMARY KEY (kind, key)) STRICT, WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS escrows (
         no INTEGER PRIMARY KEY, task_id BLOB NOT NULL UNIQUE, customer BLOB NOT NULL, phase INTEGER NOT NULL,
         reward INTEGER NOT NULL, settled INTEGER NOT NULL, refunded INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
         jobs INTEGER NOT NULL, jobs_settled INTEGER NOT NULL, epoch INTEGER NOT NULL, orchestrator BLOB NOT NULL,
-        open_tx INTEGER NOT NULL, assign_tx INTEGER NOT NULL) STRICT""",
+        open_tx INTEGER NOT NULL, assign_tx INTEGER NOT NULL, royalty_bps INTEGER NOT NULL) STRICT""",
     """CREATE TABLE IF NOT EXISTS assignments (
         escrow INTEGER NOT NULL, epoch INTEGER NOT NULL, tx INTEGER NOT NULL,
         PRIMARY KEY (escrow, epoch)) STRICT, WITHOUT ROWID""",
@@ -46,10 +51,8 @@ SCHEMA = (
         PRIMARY KEY (escrow, job)) STRICT, WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS supply (
         one INTEGER PRIMARY KEY CHECK (one = 1), minted INTEGER NOT NULL, escrowed INTEGER NOT NULL,
-        burned INTEGER NOT NULL) STRICT""",
+        burned INTEGER NOT NULL, maturing INTEGER NOT NULL, staked INTEGER NOT NULL, paused INTEGER NOT NULL) STRICT""",
 )
-
-PLACES = 4096
 
 
 @dataclass(slots=True)
@@ -65,6 +68,8 @@ class Rows:
     assignments: list[Row] = field(default_factory=list)
     results: list[Row] = field(default_factory=list)
     supply: list[Row] = field(default_factory=list)
+    records: list[Row] = field(default_factory=list)
+    gone: list[Row] = field(default_factory=list)
 
 
 _WRITES = (
@@ -72,11 +77,13 @@ _WRITES = (
     ("transactions", "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?)"),
     ("blocks", "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)"),
     ("nodes", "INSERT INTO nodes VALUES (?, ?, ?)"),
-    ("accounts", "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?)"),
-    ("escrows", "INSERT OR REPLACE INTO escrows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"),
+    ("accounts", "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"),
+    ("escrows", "INSERT OR REPLACE INTO escrows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"),
     ("assignments", "INSERT INTO assignments VALUES (?, ?, ?)"),
     ("results", "INSERT INTO results VALUES (?, ?, ?)"),
-    ("supply", "INSERT OR REPLACE INTO supply VALUES (1, ?, ?, ?)"),
+    ("supply", "INSERT OR REPLACE INTO supply VALUES (1, ?, ?, ?, ?, ?, ?)"),
+    ("records", "INSERT OR REPLACE INTO records VALUES (?, ?, ?)"),
+    ("gone", "DELETE FROM records WHERE kind = ? AND key = ?"),
 )
 
 
@@ -199,7 +206,7 @@ def node(connection: sqlite3.Connection, level: int, position: int) -> bytes:
 
 
 def account(connection: sqlite3.Connection, address: bytes) -> Row | None:
-    """(address, balance, held, earned, spent, highest_nonce)."""
+    """(address, balance, held, earned, spent, highest_nonce, pending, results)."""
     return _one(connection, "SELECT * FROM accounts WHERE address = ?", address)
 
 
@@ -216,18 +223,40 @@ def count(connection: sqlite3.Connection, table: str) -> int:
     return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
 
-def balances(connection: sqlite3.Connection) -> tuple[int, int, int, int]:
-    """(minted, sum of all balances, escrowed, burned), of one moment."""
+def balances(connection: sqlite3.Connection) -> Row:
+    """(minted, sum of all balances, escrowed, burned, maturing, staked), of one moment."""
     row = _one(
-        connection,
-        "SELECT minted, (SELECT coalesce(sum(balance), 0) FROM accounts), escrowed, burned FROM supply")
-    return (0, 0, 0, 0) if row is None else (row[0], row[1], row[2], row[3])
+        connection, "SELECT minted, (SELECT coalesce(sum(balance), 0) FROM accounts), escrowed, burned, maturing, "
+        "staked FROM supply")  # fmt: skip
+    return (0, 0, 0, 0, 0, 0) if row is None else row
 
 
-def supply(connection: sqlite3.Connection) -> tuple[int, int, int]:
-    """(minted, escrowed, burned)."""
-    row = _one(connection, "SELECT minted, escrowed, burned FROM supply")
-    return (0, 0, 0) if row is None else (row[0], row[1], row[2])
+def supply(connection: sqlite3.Connection) -> Row:
+    """(minted, escrowed, burned, maturing, staked, paused)."""
+    row = _one(connection, "SELECT minted, escrowed, burned, maturing, staked, paused FROM supply")
+    return (0, 0, 0, 0, 0, 0) if row is None else row
+
+
+def record(connection: sqlite3.Connection, kind: int, key: bytes) -> bytes | None:
+    """The body of one record."""
+    row = _one(connection, "SELECT body FROM records WHERE kind = ? AND key = ?", kind, key)
+    return None if row is None else bytes(row[0])
+
+
+def records_after(connection: sqlite3.Connection, kind: int, key: bytes, limit: int) -> list[Row]:
+    """(key, body) of records of a kind in key order, above `key`."""
+    return connection.execute(
+        "SELECT key, body FROM records WHERE kind = ? AND key > ? ORDER BY key LIMIT ?", (kind, key, limit)).fetchall()
+
+
+def record_rows(connection: sqlite3.Connection) -> Iterator[Row]:
+    """(kind, key, body) of all records."""
+    return connection.execute("SELECT kind, key, body FROM records ORDER BY kind, key")
+
+
+def records_count(connection: sqlite3.Connection, kind: int) -> int:
+    """How many records of a kind there are."""
+    return int(connection.execute("SELECT count(*) FROM records WHERE kind = ?", (kind,)).fetchone()[0])
 
 
 def escrow(connection: sqlite3.Connection, task_id: bytes) -> Row | None:

@@ -6,7 +6,7 @@ import base64
 import binascii
 from hashlib import sha256
 
-from computemesh.trust import identity, merkle, statement
+from computemesh.trust import acts, envelope, identity, merkle, statement
 from computemesh.trust.amount import format_cpc
 from computemesh.trust.checkpoint import Checkpoint
 from computemesh.trust.errors import InvalidArgument
@@ -46,12 +46,13 @@ def read_token(token: str, kind: str, size: int) -> bytes | None:
     return raw[6:]
 
 
-def account(address: bytes, row: Row | None) -> pb.Account:
-    """An account's row, or the account that was never used."""
-    _, balance, held, earned, spent, nonce = row or (address, 0, 0, 0, 0, b"")
+def account(address: bytes, row: Row | None, staked: int) -> pb.Account:
+    """An account's row, or the account that was never used; `staked` units are at stake or unbonding."""
+    _, balance, held, earned, spent, nonce, pending, results = row or (address, 0, 0, 0, 0, b"", 0, 0)
     return pb.Account(
         address=identity.encode_address(address), balance_units=balance, escrow_units=held, balance=format_cpc(balance),
-        earned_units=earned, spent_units=spent, highest_nonce=int.from_bytes(nonce, "big"))
+        earned_units=earned, spent_units=spent, highest_nonce=int.from_bytes(nonce, "big"), pending_units=pending,
+        staked_units=staked, results=results)
 
 
 def outcome(verdict: Verdict, height: int | None) -> pb.Outcome:
@@ -79,16 +80,28 @@ def checkpoint(note: str) -> pb.Checkpoint:
     return pb.Checkpoint(note=note, origin=parsed.origin, size=parsed.size, root=parsed.root)
 
 
-def escrow(row: Row, opened: pb.Transaction, assigned: pb.Transaction | None) -> pb.Escrow:
+def _signed_in_a_batch(view: pb.Escrow, opened: pb.Transaction, task_id: bytes, chain: str) -> None:
+    """The order of an escrow that an `orders` act opened, and its path to the root that was signed."""
+    packed = acts.Orders.unpack(opened.act.body).orders
+    at = next(at for at, one in enumerate(packed) if envelope.digest("order", chain, one) == task_id)
+    view.order = packed[at]
+    view.orders_id = opened.id
+    view.orders_count, view.orders_position = len(packed), at
+    view.orders_path.extend(merkle.Tree([merkle.leaf_hash(one) for one in packed]).path(at))
+
+
+def escrow(row: Row, opened: pb.Transaction, assigned: pb.Transaction | None, chain: str) -> pb.Escrow:
     """An escrow's row with the transactions that opened and last assigned it."""
     (_, task_id, customer, phase, reward, settled, refunded, deadline_ms, jobs, jobs_settled, epoch, orchestrator,
-     _, _) = row  # fmt: skip
+     _, _, _) = row  # fmt: skip
     status, cause = _STATUS[Phase(phase)]
     view = pb.Escrow(
         task_id=task_id.hex(), customer=identity.encode_address(customer), status=status, refund_cause=cause,
         reward_units=reward, settled_units=settled, refunded_units=refunded, deadline_ms=deadline_ms, jobs=jobs,
         jobs_settled=jobs_settled, epoch=epoch, orchestrator_key=orchestrator.hex(),
         order=opened.open.order, order_signature=opened.signature)
+    if opened.WhichOneof("body") == "act":
+        _signed_in_a_batch(view, opened, task_id, chain)
     if assigned is not None:
         view.assignment = assigned.assign.assignment
         view.assignment_id = assigned.id

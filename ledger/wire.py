@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from computemesh.trust import identity, statement
+from computemesh.trust import acts, identity, statement
 from computemesh.trust.errors import InvalidArgument
 from computemesh.trust.statement import COMMITMENT_SIZE
 from computemesh.v1 import ledger_pb2 as pb
@@ -35,6 +35,8 @@ _REFUSAL = struct.Struct(">IB")
 _CODES: tuple[Reason, ...] = (
     Reason.WRONG_ADDRESS, Reason.INVALID_SIGNATURE, Reason.NONCE_REPLAYED, Reason.UNKNOWN_TASK, Reason.UNFUNDED_TASK,
     Reason.DUPLICATE_RESULT, Reason.EXPIRED_EPOCH, Reason.UNAUTHORIZED, Reason.TASK_EXPIRED, Reason.INVALID_RESULT,
+    Reason.PAUSED, Reason.DUPLICATE_TASK, Reason.INVALID_ORDER, Reason.INSUFFICIENT_FUNDS, Reason.POOL_INACTIVE,
+    Reason.UNKNOWN_MODEL, Reason.MODEL_INACTIVE, Reason.UNDERPRICED,
 )  # fmt: skip
 """Stored: append only."""
 
@@ -58,7 +60,7 @@ def transaction(message: pb.Transaction, path: str = "transaction") -> Transacti
             raise _bad(f"{path}.{name}", f"has {len(getattr(message, name))} bytes, must have {size}")
     kind = message.WhichOneof("body")
     if kind is None:
-        raise _bad(f"{path}.body", "is required: one of deposit, transfer, open, assign, refund, settle")
+        raise _bad(f"{path}.body", "is required: one of deposit, transfer, open, assign, refund, settle, act")
     body = _BODIES[kind](getattr(message, kind), f"{path}.{kind}")
     return Transaction(message.id, message.public_key, message.signature, body)
 
@@ -98,6 +100,10 @@ def _refund(message: pb.EscrowRefund, path: str) -> Body:
     return Refund(message.task_id, message.cause)
 
 
+def _act(message: pb.Act, path: str) -> Body:
+    return _named(path, lambda: acts.unpack(message.kind, message.body))
+
+
 def _settle(message: pb.Settle, path: str) -> Body:
     if not message.batches:
         raise _bad(f"{path}.batches", "is empty")
@@ -135,7 +141,7 @@ def _batch(message: pb.ResultBatch, path: str) -> Batch:
 
 _BODIES: dict[str, Callable[..., Body]] = {
     "deposit": _deposit, "transfer": _transfer, "open": _open,
-    "assign": _assign, "refund": _refund, "settle": _settle,
+    "assign": _assign, "refund": _refund, "settle": _settle, "act": _act,
 }  # fmt: skip
 
 

@@ -207,7 +207,14 @@ class Writer:
         state = self._chain.state
         rows.accounts = [replay.account_row(key, state.accounts[key]) for key in touched.accounts]
         rows.escrows = [replay.escrow_row(state.escrows[key]) for key in touched.escrows]
-        rows.supply = [(state.minted, state.escrowed, state.burned)]
+        rows.supply = [replay.supply_row(state)]
+        rows.results = touched.results
+        for key in touched.records:
+            record = state.records.get(key)
+            if record is None:
+                rows.gone.append(key)
+            else:
+                rows.records.append((*key, record.pack()))
 
     def _announce(self) -> None:
         self.news.set()
@@ -255,8 +262,6 @@ class _Group:
         """Notes an applied transaction."""
         rows, number = self._rows, effects.number
         rows.transactions.append(replay.transaction_row(examined, effects, body, first_leaf))
-        base = number * store.PLACES
-        rows.results.extend([(escrow, job, base + position) for escrow, job, position in effects.settled])
         assignment = replay.assignment_row(self._writer._chain.state, examined, number)
         if assignment:
             rows.assignments.append(assignment)
@@ -273,4 +278,5 @@ class _Group:
             sealed = chain.seal()
             self._rows.blocks.append(replay.block_row(sealed, writer._signer))
             self._rows.nodes.extend(sealed.nodes)
-            writer._unsealed_since = None
+            self._touched.update(sealed.touched)
+            writer._unsealed_since = time.monotonic() if chain.dirty else None

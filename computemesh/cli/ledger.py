@@ -152,10 +152,10 @@ def supply(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
 
     with connect(profile) as client:
         found = client.ledger("GetSupply", ledger_pb2.GetSupplyRequest())
-    conserved = found.minted_units == found.accounts_units + found.escrowed_units + found.burned_units
-    parts = {name: f"{format_cpc(getattr(found, f'{name}_units'))} CPC"
-             for name in ("minted", "accounts", "escrowed", "burned")}  # fmt: skip
-    verdict = "minted = accounts + escrowed + burned" if conserved else "the parts do NOT sum to what was minted"
+    places = ("accounts", "escrowed", "maturing", "staked", "burned")
+    conserved = found.minted_units == sum(getattr(found, f"{name}_units") for name in places)
+    parts = {name: f"{format_cpc(getattr(found, f'{name}_units'))} CPC" for name in ("minted", *places)}
+    verdict = f"minted = {' + '.join(places)}" if conserved else "the parts do NOT sum to what was minted"
     output.emit({**plain(found), "conserved": conserved}, f"{output.pairs(parts)}\n{verdict}")
     if not conserved:
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ from computemesh.cli import output
 if TYPE_CHECKING:
     from computemesh.cli.cluster import Cluster
     from computemesh.client import Client
+    from computemesh.v1.ledger_pb2 import GetSupplyResponse
 
 FIRST_PAYLOAD = {"matrix_size": 1024}
 FIRST_REWARD = "10.0"
@@ -160,6 +162,7 @@ def _client(cluster: Cluster) -> Client:
 def _balances(cluster: Cluster, client: Client) -> dict[str, int]:
     from computemesh.v1 import ledger_pb2
 
+    supply = _matured(client)
     held: dict[str, int] = {}
     token = ""
     while True:
@@ -169,8 +172,19 @@ def _balances(cluster: Cluster, client: Client) -> dict[str, int]:
         token = page.next_page_token
         if not token:
             break
-    supply = client.ledger("GetSupply", ledger_pb2.GetSupplyRequest())
     return {**dict(sorted(held.items())), "held for tasks": supply.escrowed_units, "burned": supply.burned_units}
+
+
+def _matured(client: Client) -> GetSupplyResponse:
+    """The supply once the dispute windows of what was settled are closed, or after a while."""
+    from computemesh.v1 import ledger_pb2
+
+    for _ in range(100):
+        supply = client.ledger("GetSupply", ledger_pb2.GetSupplyRequest())
+        if not supply.maturing_units:
+            break
+        time.sleep(0.05)
+    return supply
 
 
 def _changes(before: dict[str, int], after: dict[str, int]) -> str:

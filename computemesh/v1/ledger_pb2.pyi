@@ -118,7 +118,7 @@ class _DisputeStatusEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     DISPUTE_STATUS_UPHELD: _DisputeStatus.ValueType  # 3
     """The result was wrong: worker slashed, customer refunded."""
     DISPUTE_STATUS_REJECTED: _DisputeStatus.ValueType  # 4
-    """The result stands (also on a tie or without a quorum): the contestant's bond is lost."""
+    """The result stands: the contestant's bond is lost, also on a tie. Without a quorum nobody judged, and it goes back."""
 
 class DisputeStatus(_DisputeStatus, metaclass=_DisputeStatusEnumTypeWrapper): ...
 
@@ -130,7 +130,7 @@ DISPUTE_STATUS_REVEALING: DisputeStatus.ValueType  # 2
 DISPUTE_STATUS_UPHELD: DisputeStatus.ValueType  # 3
 """The result was wrong: worker slashed, customer refunded."""
 DISPUTE_STATUS_REJECTED: DisputeStatus.ValueType  # 4
-"""The result stands (also on a tie or without a quorum): the contestant's bond is lost."""
+"""The result stands: the contestant's bond is lost, also on a tie. Without a quorum nobody judged, and it goes back."""
 global___DisputeStatus = DisputeStatus
 
 @typing.final
@@ -763,6 +763,11 @@ class Escrow(google.protobuf.message.Message):
     ASSIGNMENT_FIELD_NUMBER: builtins.int
     ASSIGNMENT_ID_FIELD_NUMBER: builtins.int
     ASSIGNMENT_SIGNATURE_FIELD_NUMBER: builtins.int
+    ORDERS_ID_FIELD_NUMBER: builtins.int
+    ORDERS_COUNT_FIELD_NUMBER: builtins.int
+    ORDERS_POSITION_FIELD_NUMBER: builtins.int
+    ORDERS_PATH_FIELD_NUMBER: builtins.int
+    RESPONSES_FIELD_NUMBER: builtins.int
     task_id: builtins.str
     customer: builtins.str
     status: global___EscrowStatus.ValueType
@@ -783,6 +788,18 @@ class Escrow(google.protobuf.message.Message):
     """The newest assignment, with its transaction id and signature."""
     assignment_id: builtins.bytes
     assignment_signature: builtins.bytes
+    orders_id: builtins.bytes
+    """Where the order was signed in a batch: the transaction's id, how many orders it holds, this one's place, and its
+    path to the root that `order_signature` covers. Absent: the order was signed alone.
+    """
+    orders_count: builtins.int
+    orders_position: builtins.int
+    @property
+    def orders_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    @property
+    def responses(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___JobResponses]:
+        """Jobs with responses that the customer may pick from (MANUAL delivery)."""
+
     def __init__(
         self,
         *,
@@ -803,10 +820,46 @@ class Escrow(google.protobuf.message.Message):
         assignment: builtins.bytes = ...,
         assignment_id: builtins.bytes = ...,
         assignment_signature: builtins.bytes = ...,
+        orders_id: builtins.bytes = ...,
+        orders_count: builtins.int = ...,
+        orders_position: builtins.int = ...,
+        orders_path: collections.abc.Iterable[builtins.bytes] | None = ...,
+        responses: collections.abc.Iterable[global___JobResponses] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "assignment_id", b"assignment_id", "assignment_signature", b"assignment_signature", "customer", b"customer", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "jobs", b"jobs", "jobs_settled", b"jobs_settled", "orchestrator_key", b"orchestrator_key", "order", b"order", "order_signature", b"order_signature", "refund_cause", b"refund_cause", "refunded_units", b"refunded_units", "reward_units", b"reward_units", "settled_units", b"settled_units", "status", b"status", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "assignment_id", b"assignment_id", "assignment_signature", b"assignment_signature", "customer", b"customer", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "jobs", b"jobs", "jobs_settled", b"jobs_settled", "orchestrator_key", b"orchestrator_key", "order", b"order", "order_signature", b"order_signature", "orders_count", b"orders_count", "orders_id", b"orders_id", "orders_path", b"orders_path", "orders_position", b"orders_position", "refund_cause", b"refund_cause", "refunded_units", b"refunded_units", "responses", b"responses", "reward_units", b"reward_units", "settled_units", b"settled_units", "status", b"status", "task_id", b"task_id"]) -> None: ...
 
 global___Escrow = Escrow
+
+@typing.final
+class JobResponses(google.protobuf.message.Message):
+    """Responses to one job of a MANUAL task, in order of arrival."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: builtins.int
+    DUE_MS_FIELD_NUMBER: builtins.int
+    WORKER_KEYS_FIELD_NUMBER: builtins.int
+    RESULT_HASHES_FIELD_NUMBER: builtins.int
+    job: builtins.int
+    due_ms: builtins.int
+    """Without a pick the first is paid at this block time, Unix ms."""
+    @property
+    def worker_keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Keys of the workers, hexadecimal, and their result hashes."""
+
+    @property
+    def result_hashes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        job: builtins.int = ...,
+        due_ms: builtins.int = ...,
+        worker_keys: collections.abc.Iterable[builtins.str] | None = ...,
+        result_hashes: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["due_ms", b"due_ms", "job", b"job", "result_hashes", b"result_hashes", "worker_keys", b"worker_keys"]) -> None: ...
+
+global___JobResponses = JobResponses
 
 @typing.final
 class GetEscrowRequest(google.protobuf.message.Message):

@@ -45,7 +45,14 @@ def conserved(state: State) -> bool:
     held = sum(account.held for account in state.accounts.values())
     balances = [account.balance for account in state.accounts.values()]
     return min(balances, default=0) >= 0 and held == state.escrowed and (
-        sum(balances) + state.escrowed + state.burned == state.minted)
+        sum(balances) + state.escrowed + state.maturing + state.staked + state.burned == state.minted)
+
+
+def mature(chain: Chain) -> Chain:
+    """Closes the dispute windows of everything settled so far."""
+    for _ in range(chain.state.rules.dispute_window_blocks + 1):
+        chain.seal()
+    return chain
 
 
 def funded(chain: Chain, reward: int = 1000, jobs: int = 4, market: identity.PrivateKey = MARKET) -> bytes:
@@ -73,6 +80,8 @@ def test_reward_is_split_60_25_10_5_and_remainders_burn(reward: int, jobs: int) 
     chain = new_chain()
     task = funded(chain, reward, jobs)
     run(chain, parties.settle([parties.batch([parties.commitment(task, job, job + 1) for job in range(jobs)])]))
+    assert balance(chain, WORKER) == chain.state.burned == 0  # the dispute window is open
+    mature(chain)
     parts = [reward * (job + 1) // jobs - reward * job // jobs for job in range(jobs)]
     assert balance(chain, WORKER) == sum(part * 25 // 100 for part in parts)
     assert balance(chain, ORCHESTRATOR) == sum(part * 10 // 100 for part in parts)
@@ -242,7 +251,7 @@ def test_batch_boundaries_change_headers_but_no_balance() -> None:
             if at % every == every - 1:
                 chain.collect()
                 chain.seal()
-        states.append(chain.state)
+        states.append(mature(chain).state)
     assert all(state.accounts == states[0].accounts and state.escrows == states[0].escrows for state in states)
     assert all((s.minted, s.burned, s.escrowed, s.workers) == (
         states[0].minted, states[0].burned, states[0].escrowed, states[0].workers) for s in states)

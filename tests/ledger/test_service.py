@@ -19,6 +19,7 @@ from ledger import startup, writer
 from tests.ledger import parties
 from tests.ledger.conftest import make_config, serving
 from tests.ledger.parties import CUSTOMER, ORCHESTRATOR, OTHER, TREASURY, WORKER
+from tests.money import conserved
 
 HOUR = 3_600_000
 
@@ -39,6 +40,16 @@ async def funded_task(submit: Any, reward: int = 10_000_000, jobs: int = 4, dead
 async def balance(ledger: Any, key: Any) -> int:
     reply = await ledger.GetAccount(pb.GetAccountRequest(address=key.address))
     return int(reply.account.balance_units)
+
+
+async def matured(ledger: Any) -> pb.GetSupplyResponse:
+    """The supply once no reward waits for its dispute window; conserved all the while."""
+    while True:
+        supply = await ledger.GetSupply(pb.GetSupplyRequest())
+        assert conserved(supply), supply
+        if not supply.maturing_units:
+            return supply
+        await asyncio.sleep(0.01)
 
 
 async def receipt_checks(ledger: Any, escrow: pb.Escrow, proven: Any, note: str) -> list[receipt.Check]:
@@ -70,11 +81,11 @@ async def test_settled_task_pays_60_25_10_5_and_its_receipt_verifies(ledger: Any
     assert all(one.kind == pb.OUTCOME_KIND_APPLIED and not one.refusals for one in reply.outcomes), reply
     assert all(0 < one.block_height < reply.checkpoint.size for one in reply.outcomes)
 
+    supply = await matured(ledger)
     assert await balance(ledger, WORKER) == 2_500_000
     assert await balance(ledger, ORCHESTRATOR) == 1_000_000
     assert await balance(ledger, TREASURY) == 500_000
     assert await balance(ledger, CUSTOMER) == 0
-    supply = await ledger.GetSupply(pb.GetSupplyRequest())
     assert (supply.minted_units, supply.accounts_units, supply.escrowed_units, supply.burned_units) == (
         10_000_000, 4_000_000, 0, 6_000_000)
     escrow = (await ledger.GetEscrow(pb.GetEscrowRequest(task_id=task.hex()))).escrow
@@ -126,8 +137,7 @@ async def test_retry_has_the_first_outcome_and_other_content_is_a_conflict(ledge
     assert (conflict.kind, conflict.reason) == (pb.OUTCOME_KIND_REFUSED, "ID_CONFLICT")
     stored = await ledger.GetTransaction(pb.GetTransactionRequest(id=tx_id.hex()))
     assert stored.transaction == mixed
-    supply = await ledger.GetSupply(pb.GetSupplyRequest())
-    assert supply.minted_units == supply.accounts_units + supply.escrowed_units + supply.burned_units
+    await matured(ledger)
 
 
 async def test_refused_transaction_may_be_tried_again_with_its_id(submit: Any) -> None:
@@ -208,7 +218,10 @@ async def test_block_lists_its_results_and_both_roots(ledger: Any, submit: Any) 
     height = outcomes[0].block_height
     reply = await ledger.GetBlock(pb.GetBlockRequest(height=height, full=True))
     assert [(one.job, one.leaf_index, one.worker_units) for one in reply.results] == [(j, j, 50) for j in range(5)]
-    assert reply.block.burned_units == 600
+    await matured(ledger)
+    window = (await ledger.GetLedger(pb.GetLedgerRequest())).dispute_window_blocks
+    closed = await ledger.GetBlock(pb.GetBlockRequest(height=height + window))
+    assert (reply.block.burned_units, closed.block.burned_units) == (0, 600)
     assert reply.block.tx_count == len(reply.transaction_ids)
     roots = await ledger.GetComputeRoot(pb.GetComputeRootRequest(height=height))
     assert roots.compute_root == reply.block.compute_root != merkle.EMPTY_ROOT.hex()
