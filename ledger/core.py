@@ -101,6 +101,8 @@ RULES: dict[type, _Rule] = {
     acts.Stake: lambda state, tx, body, _: staking.stake(state, tx.public_key, body.units),
     acts.Unstake: lambda state, tx, body, _: staking.unstake(state, tx.public_key, body.units),
     acts.Contest: lambda state, tx, body, _: disputes.contest(state, tx.id, tx.public_key, body),
+    acts.Accuse: lambda state, tx, body, _: disputes.accuse(state, tx.id, tx.public_key, body),
+    acts.Appeal: lambda state, tx, body, _: disputes.appeal(state, tx.public_key, body),
     acts.Vote: lambda state, tx, body, _: disputes.vote(state, tx.public_key, body),
     acts.Reveal: lambda state, tx, body, _: disputes.reveal(state, tx.public_key, body),
     acts.Delegate: lambda state, tx, body, _: registry.delegate(state, tx.public_key, body),

@@ -1,7 +1,8 @@
 """Disputes: a settled result is contested, validators vote sealed and then open, the loser's stake pays. PURE.
 
 The money of a contested job waits until the decision. A tie goes to the accused; without a quorum nobody has judged, so
-the result stands and the bond goes back.
+the result stands and the bond goes back. An orchestrator accuses a worker of a commitment that failed its audit: unless
+the worker appeals while the window is open, that counts as judged.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from computemesh.trust import acts, identity, merkle, statement
 from computemesh.trust.amount import job_reward
 from ledger import money
 from ledger.money import Book, post
-from ledger.records import Bucket, Dispute, Stake, Status, Vote
+from ledger.records import Bucket, Dispute, Parts, Stake, Status, Vote
 from ledger.settling import parts_of
 from ledger.staking import put_up, require_stake, slash, stake_of
 from ledger.state import Due, Escrow, Reason, Refused, State
@@ -66,6 +67,51 @@ def _evidence(state: State, act: acts.Contest, result: statement.Result) -> Escr
     return escrow
 
 
+def accuse(state: State, tx_id: bytes, signer: bytes, act: acts.Accuse) -> None:
+    """Holds the orchestrator's bond; without an appeal the worker is slashed when the window closes. Raises Refused."""
+    row = statement.Commitment.unpack(act.commitment)
+    escrow = state.escrows.get(row.task_id)
+    if escrow is None or (signer, row.task_epoch) != (escrow.orchestrator, escrow.epoch):
+        raise Refused(Reason.UNAUTHORIZED, "public_key: not the orchestrator the task was assigned to in this epoch")
+    leaf = merkle.leaf_hash(act.commitment)
+    path = [act.path[at : at + 32] for at in range(0, len(act.path), 32)]
+    if not merkle.verify_inclusion(leaf, act.position, act.count, path, act.root):
+        raise Refused(Reason.INVALID_EVIDENCE, "path: does not lead from the commitment to the root")
+    if not statement.verify_commitments(row.worker_key, state.chain, act.count, act.root, act.worker_signature):
+        raise Refused(Reason.INVALID_EVIDENCE, "worker_signature: not the worker's over this batch")
+    window = state.workers.get(row.worker_key)
+    if window is not None and window.seen(row.nonce):
+        raise Refused(Reason.NOT_CONTESTABLE, "commitment: was settled, or its nonce was used for another")
+    if leaf in state.accused:
+        raise Refused(Reason.NOT_CONTESTABLE, "commitment: was accused before")
+    accuser, bond = identity.address_bytes(signer), state.rules.dispute_bond_units
+    require_stake(state, accuser, bond, "bond")
+    stake_of(state, accuser).units -= bond
+    result = statement.Result(
+        row.task_id, row.job, row.worker_key, row.result_hash, act.transcript, row.nonce,
+        statement.authorisation(signer, act.root, act.position)).pack()  # fmt: skip
+    closes = state.height + state.rules.dispute_window_blocks
+    state.put(Dispute.key(tx_id), Dispute(
+        accuser, identity.address_bytes(row.worker_key), signer, result, state.height, closes, closes, bond, Parts(),
+        judged=False))  # fmt: skip
+    state.accused.add(leaf)
+    heapq.heappush(state.due, (closes, Due.DECIDE, tx_id))
+
+
+def appeal(state: State, signer: bytes, act: acts.Appeal) -> None:
+    """The accused has validators decide. Raises Refused."""
+    dispute = _open_dispute(state, act.accusation)
+    if identity.address_bytes(signer) != dispute.accused:
+        raise Refused(Reason.UNAUTHORIZED, "public_key: only the accused may appeal")
+    if dispute.judged:
+        raise Refused(Reason.DUPLICATE_VOTE, "accusation: validators judge it already")
+    dispute.judged = True
+    dispute.vote_height = state.height + state.rules.vote_blocks
+    dispute.reveal_height = dispute.vote_height + state.rules.vote_blocks
+    heapq.heappush(state.due, (dispute.reveal_height, Due.DECIDE, act.accusation))
+    state.touched.records.add(Dispute.key(act.accusation))
+
+
 def _take_back(state: State, height: int, bucket: Bucket, payees: list[tuple[bytes, int]], burn: int) -> None:
     """The job's share leaves the bucket; it stays among what is maturing, but no clock frees it."""
     bucket.burn -= burn
@@ -87,8 +133,9 @@ def _open_dispute(state: State, contest_id: bytes) -> Dispute:
 def vote(state: State, signer: bytes, act: acts.Vote) -> None:
     """A validator's sealed verdict. Raises Refused."""
     dispute, voter = _open_dispute(state, act.contest), identity.address_bytes(signer)
-    if state.height > dispute.vote_height:
-        raise Refused(Reason.VOTING_CLOSED, f"contest: votes were taken up to block {dispute.vote_height}")
+    if not dispute.judged or state.height > dispute.vote_height:
+        raise Refused(Reason.VOTING_CLOSED, f"contest: votes are taken up to block {dispute.vote_height}, on an "
+                                            "accusation once its worker appealed")
     if voter in (dispute.contestant, dispute.accused, identity.address_bytes(dispute.orchestrator)):
         raise Refused(Reason.INELIGIBLE_VOTER, "public_key: a party of the dispute has no vote")
     if voter in dispute.votes:
@@ -125,8 +172,14 @@ def reveal(state: State, signer: bytes, act: acts.Reveal) -> None:
 
 def decide(state: State, contest_id: bytes) -> None:
     """The time to reveal is over: the verdict with more weight, the accused on a tie."""
-    dispute = _open_dispute(state, contest_id)
+    dispute = state.records[Dispute.key(contest_id)]
+    assert isinstance(dispute, Dispute)
+    if dispute.status is not Status.OPEN or dispute.reveal_height > state.height:
+        return  # an appeal gave it another time
     state.touched.records.add(Dispute.key(contest_id))
+    if not dispute.judged:
+        _uphold(state, dispute)
+        return
     cast = [one for one in dispute.votes.values() if one.verdict]
     cap = max(sum(one.stake for one in cast) * state.rules.vote_cap_percent // 100, 1)
     for one in cast:
@@ -150,7 +203,7 @@ def _uphold(state: State, dispute: Dispute) -> None:
     state.account(escrow.customer).spent -= units
     state.touched.escrows.add(result.task_id)
     accused = state.account(dispute.accused)
-    accused.results = max(accused.results - 1, 0)
+    accused.results = max(accused.results - bool(units), 0)
     taken = dispute.slashed = slash(state, dispute.accused, state.rules.slash_percent)
     loser, winner = stake_of(state, dispute.accused), stake_of(state, dispute.contestant)
     loser.lost += 1

@@ -84,12 +84,13 @@ class Economy:
     def _dispute(self, key: bytes, found: Dispute) -> pb.Dispute:
         result = statement.Result.unpack(found.result)
         status = pb.DisputeStatus.ValueType(found.status)
-        if found.status is Status.OPEN and self._height() > found.vote_height:
+        if found.status is Status.OPEN and found.judged and self._height() > found.vote_height:
             status = pb.DISPUTE_STATUS_REVEALING
         return pb.Dispute(
             id=key.hex(), task_id=result.task_id.hex(), job=result.job,
             contestant=identity.encode_address(found.contestant), accused=identity.encode_address(found.accused),
-            orchestrator_key=found.orchestrator.hex(), status=status, vote_height=found.vote_height,
+            orchestrator_key=found.orchestrator.hex(), accusation=not found.parts.total, judged=found.judged,
+            status=status, vote_height=found.vote_height,
             reveal_height=found.reveal_height, bond_units=found.bond, reward_units=found.parts.total,
             slashed_units=found.slashed, result=found.result, detail=_detail(found),
             votes=[pb.DisputeVote(address=identity.encode_address(who), weight_units=vote.weight,
@@ -145,6 +146,8 @@ class Economy:
 def _detail(found: Dispute) -> str:
     """Why it stands so, for people."""
     cast = [vote for vote in found.votes.values() if vote.verdict]
+    if not found.judged:
+        return "the worker may appeal" if found.status is Status.OPEN else "the worker did not appeal in time"
     if found.status is Status.OPEN:
         return f"{len(found.votes)} sealed votes, {len(cast)} revealed"
     against = sum(vote.weight for vote in cast if vote.verdict == acts.VERDICT_INVALID)

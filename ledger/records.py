@@ -109,10 +109,14 @@ class Parts:
 
 @dataclass(slots=True)
 class Dispute:
-    """A contest and the votes on it. `height` is the contest's block; addresses have 20 bytes, keys 33."""
+    """A contest or an accusation, and the votes on it. `height` is that of its block; addresses have 20 bytes, keys 33.
+
+    `judged` says whether validators decide: for an accusation only once its worker appealed. What is accused was never
+    settled, so its parts are nothing.
+    """
 
     KIND: ClassVar = Kind.DISPUTE
-    _HEAD: ClassVar = struct.Struct(">B20s20s33s174sQQQQQQQQQQI")
+    _HEAD: ClassVar = struct.Struct(">BB20s20s33s174sQQQQQQQQQQI")
     _VOTE: ClassVar = struct.Struct(">20s32sQBQ")
     contestant: bytes
     accused: bytes
@@ -123,6 +127,7 @@ class Dispute:
     reveal_height: int
     bond: int
     parts: Parts
+    judged: bool = True
     status: Status = Status.OPEN
     slashed: int = 0
     votes: dict[bytes, Vote] = field(default_factory=dict)
@@ -133,29 +138,30 @@ class Dispute:
         return cls.KIND, contest
 
     def pack(self) -> bytes:
-        """u8 status | 20 contestant | 20 accused | 33 orchestrator | 174 result | u64 heights: contest, vote, reveal |
-        u64 bond | u64 burn, worker, royalty, validator, treasury | u64 slashed | u32 n, then the votes by address:
+        """u8 status | u8 judged | 20 contestant | 20 accused | 33 orchestrator | 174 result |
+        u64 heights: contest, vote, reveal | u64 bond | u64 burn, worker, royalty, validator, treasury | u64 slashed |
+        u32 n, then the votes by address:
         20 voter | 32 sealed | u64 stake | u8 verdict | u64 weight."""
         parts = self.parts
         head = self._HEAD.pack(
-            self.status, self.contestant, self.accused, self.orchestrator, self.result, self.height, self.vote_height,
-            self.reveal_height, self.bond, parts.burn, parts.worker, parts.royalty, parts.validator, parts.treasury,
-            self.slashed, len(self.votes))  # fmt: skip
+            self.status, self.judged, self.contestant, self.accused, self.orchestrator, self.result, self.height,
+            self.vote_height, self.reveal_height, self.bond, parts.burn, parts.worker, parts.royalty, parts.validator,
+            parts.treasury, self.slashed, len(self.votes))  # fmt: skip
         rows = sorted(self.votes.items())
         return head + b"".join(self._VOTE.pack(who, v.sealed, v.stake, v.verdict, v.weight) for who, v in rows)
 
     @classmethod
     def unpack(cls, body: bytes) -> Self:
         """Reads what `pack` packed."""
-        (status, contestant, accused, orchestrator, result, height, vote_height, reveal_height, bond, burn, worker,
-         royalty, validator, treasury, slashed, _) = cls._HEAD.unpack_from(body)  # fmt: skip
+        (status, judged, contestant, accused, orchestrator, result, height, vote_height, reveal_height, bond, burn,
+         worker, royalty, validator, treasury, slashed, _) = cls._HEAD.unpack_from(body)  # fmt: skip
         votes = {
             who: Vote(sealed, stake, verdict, weight)
             for who, sealed, stake, verdict, weight in cls._VOTE.iter_unpack(body[cls._HEAD.size :])
         }
         parts = Parts(burn, worker, royalty, validator, treasury)
         return cls(contestant, accused, orchestrator, result, height, vote_height, reveal_height, bond, parts,
-                   Status(status), slashed, votes)  # fmt: skip
+                   bool(judged), Status(status), slashed, votes)  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -280,6 +280,7 @@ class State:
     due: list[tuple[int, Due, bytes]] = field(default_factory=list)
     roots: dict[int, tuple[bytes, int]] = field(default_factory=dict)
     contested: dict[tuple[bytes, int], bytes] = field(default_factory=dict)
+    accused: set[bytes] = field(default_factory=set)
     pools: dict[bytes, bytes] = field(default_factory=dict)
     touched: Touched = field(default_factory=Touched)
 

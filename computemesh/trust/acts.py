@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, fields
 from hashlib import sha256
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from computemesh.trust import merkle, statement
 from computemesh.trust.amount import MAX_UNITS
@@ -91,6 +91,29 @@ def _one_of(act: Act, name: str, value: int, allowed: tuple[int, ...]) -> None:
         raise _refuse(act.KIND, name, f"is {value}, must be one of {', '.join(map(str, allowed))}")
 
 
+_A = TypeVar("_A", bound=Act)
+
+
+def _pack_with_path(act: Act) -> bytes:
+    """The fixed fields, then the hashes of a Merkle path, the last field. Raises InvalidArgument."""
+    *values, path = (getattr(act, one.name) for one in fields(act))  # type: ignore[arg-type]
+    try:
+        body: bytes = act.LAYOUT.pack(*values) + path
+    except struct.error as error:
+        raise InvalidArgument(f"{act.KIND}: a field is out of range: {error}") from None
+    if type(act).unpack(body) != act:
+        raise InvalidArgument(f"{act.KIND}: a field has the wrong width")
+    return body
+
+
+def _unpack_with_path(kind: type[_A], body: bytes) -> _A:
+    size = kind.LAYOUT.size
+    path = body[size:]
+    if len(body) < size or len(path) % 32 or len(path) > 32 * 64:
+        raise _refuse(kind.KIND, "body", f"has {len(body)} bytes, not {size} and up to 64 hashes of 32")
+    return kind(*(*kind.LAYOUT.unpack(body[:size]), path))
+
+
 @dataclass(frozen=True, slots=True)
 class Stake(Act):
     """The signer puts `units` of its balance at stake."""
@@ -133,25 +156,51 @@ class Contest(Act):
 
     def pack(self) -> bytes:
         """The body. Raises InvalidArgument."""
-        try:
-            fixed = self.LAYOUT.pack(self.result, self.orchestrator_key, self.commitment_root, self.position,
-                                     self.height, self.leaf_index)  # fmt: skip
-        except struct.error as error:
-            raise InvalidArgument(f"contest: a field is out of range: {error}") from None
-        if type(self).unpack(fixed + self.path) != self:
-            raise InvalidArgument("contest: a field has the wrong width")
-        return fixed + self.path
+        return _pack_with_path(self)
 
     @classmethod
     def unpack(cls, body: bytes) -> Self:
         """Reads a body. Raises InvalidProof."""
-        size = cls.LAYOUT.size
-        path = body[size:]
-        if len(body) < size or len(path) % 32 or len(path) > 32 * 64:
-            raise _refuse("contest", "body", f"has {len(body)} bytes, not {size} and up to 64 hashes of 32")
-        act = cls(*(*cls.LAYOUT.unpack(body[:size]), path))
+        act = _unpack_with_path(cls, body)
         statement.Result.unpack(act.result)
         return act
+
+
+@dataclass(frozen=True, slots=True)
+class Accuse(Act):
+    """The assigned orchestrator says that a signed commitment failed its audit, and stakes the bond on it.
+
+    `commitment` (118 bytes) stands at `position` of `count` under `root`, which the worker signed; `path` proves it.
+    `transcript` is the audit's transcript digest.
+    """
+
+    KIND, LAYOUT = "accuse", struct.Struct(">118s32sII64s32s")
+    commitment: bytes
+    root: bytes
+    position: int
+    count: int
+    worker_signature: bytes
+    transcript: bytes
+    path: bytes
+
+    def pack(self) -> bytes:
+        """The body. Raises InvalidArgument."""
+        return _pack_with_path(self)
+
+    @classmethod
+    def unpack(cls, body: bytes) -> Self:
+        """Reads a body. Raises InvalidProof."""
+        act = _unpack_with_path(cls, body)
+        statement.Commitment.unpack(act.commitment)
+        return act
+
+
+@dataclass(frozen=True, slots=True)
+class Appeal(Act):
+    """The accused worker has validators decide on an accusation (named by its transaction id)."""
+
+    KIND, LAYOUT = "appeal", struct.Struct(">16s")
+    accusation: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,8 +387,8 @@ class Orders(Act):
 
 ACTS: dict[str, type[Act]] = {
     act.KIND: act
-    for act in (Stake, Unstake, Contest, Vote, Reveal, Confirm, Retract, Delegate, Model, Pool, Withdraw, Pause, Beacon,
-                BeaconReveal, Orders)
+    for act in (Stake, Unstake, Contest, Accuse, Appeal, Vote, Reveal, Confirm, Retract, Delegate, Model, Pool,
+                Withdraw, Pause, Beacon, BeaconReveal, Orders)
 }  # fmt: skip
 
 

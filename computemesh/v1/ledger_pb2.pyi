@@ -188,7 +188,7 @@ global___Transaction = Transaction
 
 @typing.final
 class Act(google.protobuf.message.Message):
-    """Everything accounts declare besides: stake, unstake, contest, vote, reveal, confirm, retract, delegate, model, pool,
+    """Everything accounts declare besides: stake, unstake, contest, accuse, appeal, vote, reveal, confirm, retract, delegate, model, pool,
     withdraw, pause, beacon, beacon_reveal, orders. Bodies are the fixed layouts of docs/PROTOCOL.md section 4.
     """
 
@@ -1633,6 +1633,8 @@ class Dispute(google.protobuf.message.Message):
     VOTES_FIELD_NUMBER: builtins.int
     RESULT_FIELD_NUMBER: builtins.int
     DETAIL_FIELD_NUMBER: builtins.int
+    ACCUSATION_FIELD_NUMBER: builtins.int
+    JUDGED_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Id of the contest transaction, 32 hexadecimal characters."""
     task_id: builtins.str
@@ -1654,6 +1656,10 @@ class Dispute(google.protobuf.message.Message):
     """The contested result statement, 174 bytes."""
     detail: builtins.str
     """Why it was decided so, for people."""
+    accusation: builtins.bool
+    """An orchestrator's accusation of a commitment that failed its audit, rather than a contest of a settled result."""
+    judged: builtins.bool
+    """Validators decide. False for an accusation without an appeal: it is upheld when its window closes."""
     @property
     def votes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DisputeVote]: ...
     def __init__(
@@ -1674,8 +1680,10 @@ class Dispute(google.protobuf.message.Message):
         votes: collections.abc.Iterable[global___DisputeVote] | None = ...,
         result: builtins.bytes = ...,
         detail: builtins.str = ...,
+        accusation: builtins.bool = ...,
+        judged: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accused", b"accused", "bond_units", b"bond_units", "contestant", b"contestant", "detail", b"detail", "id", b"id", "job", b"job", "orchestrator_key", b"orchestrator_key", "result", b"result", "reveal_height", b"reveal_height", "reward_units", b"reward_units", "slashed_units", b"slashed_units", "status", b"status", "task_id", b"task_id", "vote_height", b"vote_height", "votes", b"votes"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accusation", b"accusation", "accused", b"accused", "bond_units", b"bond_units", "contestant", b"contestant", "detail", b"detail", "id", b"id", "job", b"job", "judged", b"judged", "orchestrator_key", b"orchestrator_key", "result", b"result", "reveal_height", b"reveal_height", "reward_units", b"reward_units", "slashed_units", b"slashed_units", "status", b"status", "task_id", b"task_id", "vote_height", b"vote_height", "votes", b"votes"]) -> None: ...
 
 global___Dispute = Dispute
 

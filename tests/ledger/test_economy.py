@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from computemesh.trust import acts, identity, statement
+from computemesh.trust import acts, identity, merkle, statement
 from computemesh.v1 import ledger_pb2 as pb
 from ledger.records import Status
 from ledger.state import Phase, Reason
@@ -161,6 +161,56 @@ def test_a_contest_needs_evidence_stake_and_time(court: World) -> None:
 def court_result(court: World, transaction: object, which: int, height: int) -> acts.Contest:
     """The evidence of another result of a block that is sealed already."""
     return replace(court.evidence(transaction, which), height=height)  # type: ignore[arg-type]
+
+
+# ---- accusations ---------------------------------------------------------------------------------------------------
+def accusation(task: bytes, nonce: int = 1, worker: identity.PrivateKey = WORKER) -> acts.Accuse:
+    """What the orchestrator says of the second of two commitments."""
+    rows = [parties.commitment(task, job, nonce + job, worker=worker) for job in range(2)]
+    tree = merkle.Tree([merkle.leaf_hash(row) for row in rows])
+    return acts.Accuse(rows[1], tree.root, 1, 2, parties.batch(rows, worker).worker_signature, b"t" * 32,
+                       b"".join(tree.path(1)))  # fmt: skip
+
+
+def test_an_accusation_without_an_appeal_costs_the_worker_its_share_of_stake(court: World) -> None:
+    court.staked(ORCHESTRATOR, 100)
+    task = court.task(1000, 2)
+    message = act(accusation(task), ORCHESTRATOR)
+    court.do(message)
+    court.seal(RULES.dispute_window_blocks + 1)
+    assert court.dispute(message.id).status is Status.UPHELD
+    assert (court.stake(WORKER).units, court.stake(WORKER).lost) == (1_000, 1)
+    assert (court.balance(ORCHESTRATOR), court.stake(ORCHESTRATOR).units) == (500, 100)
+    assert court.state.burned == 500
+    assert court.totals()[0] == court.totals()[1]
+
+
+def test_validators_decide_on_an_appeal(court: World) -> None:
+    court.staked(ORCHESTRATOR, 100)
+    message = act(accusation(court.task(1000, 2)), ORCHESTRATOR)
+    court.do(message)
+    assert court.reason(act(acts.Vote(message.id, bytes(32)), VALIDATORS[0])) is Reason.VOTING_CLOSED
+    assert court.reason(act(acts.Appeal(message.id), OTHER)) is Reason.UNAUTHORIZED
+    court.do(act(acts.Appeal(message.id), WORKER))
+    assert court.reason(act(acts.Appeal(message.id), WORKER)) is Reason.DUPLICATE_VOTE
+    court.judge(message.id, dict.fromkeys(VALIDATORS, VALID))
+    assert court.dispute(message.id).status is Status.REJECTED
+    assert (court.stake(WORKER).units, court.balance(WORKER), court.stake(ORCHESTRATOR).units) == (2_000, 50, 0)
+
+
+def test_an_accusation_needs_the_workers_signature_and_the_assignment(court: World) -> None:
+    court.staked(ORCHESTRATOR, 1_000)
+    task = court.task(1000, 2)
+    told = accusation(task)
+    assert court.reason(act(told, OTHER)) is Reason.UNAUTHORIZED
+    for wrong in (replace(told, worker_signature=bytes(64)), replace(told, position=0), replace(told, count=3)):
+        assert court.reason(act(wrong, ORCHESTRATOR)) is Reason.INVALID_EVIDENCE
+    court.do(act(told, ORCHESTRATOR))
+    assert court.reason(act(told, ORCHESTRATOR)) is Reason.NOT_CONTESTABLE
+    court.settle(task, [0])  # takes nonce 1; what is settled cannot be accused
+    rows = [parties.commitment(task, 0, 1)]
+    again = acts.Accuse(rows[0], merkle.leaf_hash(rows[0]), 0, 1, parties.batch(rows).worker_signature, bytes(32), b"")
+    assert court.reason(act(again, ORCHESTRATOR)) is Reason.NOT_CONTESTABLE
 
 
 # ---- delivery ------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from computemesh.trust import acts, identity, statement
+from computemesh.trust import acts, identity, merkle, statement
 from computemesh.trust.amount import Shares
 from computemesh.v1 import ledger_pb2 as pb
 from ledger import evidence, wire
@@ -38,7 +38,7 @@ MODEL_OFF, POOL_ON, POOL_OFF = replace(MODEL_ON, active=0), acts.Pool(POOL, byte
 DEPUTY = acts.Delegate(CUSTOMER.public, acts.MAY_PUBLISH, 2**40)
 CONTESTANTS = (CONTESTANT, CONTESTANT, WORKER, VALIDATORS[0])
 KINDS = (
-    *["publish"] * 6, *["settle"] * 10, *["contest"] * 4, *["judge"] * 3, *["confirm"] * 2, *["seal"] * 4,
+    *["publish"] * 6, *["settle"] * 10, *["contest"] * 4, *["judge"] * 3, "accuse", *["confirm"] * 2, *["seal"] * 4,
     "wait", "wait", "deposit", "transfer", "assign", "refund", "retract", "stake", "unstake", "declare", "pause",
 )  # fmt: skip
 STEPS = 50
@@ -114,7 +114,7 @@ class Economy(RuleBasedStateMachine):
         """Half of the histories begin where everybody has money and stake, and model, pool and deputy are known."""
         if not established:
             return
-        for who in PEOPLE:
+        for who in (*PEOPLE, ORCHESTRATOR):
             self.submit(parties.deposit(who, 5_000))
             self.submit(act(acts.Stake(500), who))
         self.fund_pool(1_000)
@@ -208,6 +208,19 @@ class Economy(RuleBasedStateMachine):
         if self.submit(transaction):
             self.contests.append(transaction.id)
 
+    def accuse(self, pick: Pick) -> None:
+        who, nonce = pick.of(WORKERS), 1 + pick.below(2_000)
+        task = self.task(pick)
+        escrow = self.world.state.escrows.get(task)
+        row = parties.commitment(task, pick.below(3), nonce, who, escrow.epoch if escrow else 1)
+        leaf = merkle.leaf_hash(row)
+        told = acts.Accuse(row, leaf, 0, 1, parties.batch([row], who).worker_signature, bytes(32), b"")
+        transaction = act(told, ORCHESTRATOR if pick.below(4) else OTHER)
+        if self.submit(transaction):
+            if pick.below(2):
+                self.submit(act(acts.Appeal(transaction.id), who))
+            self.contests.append(transaction.id)
+
     def judge(self, pick: Pick) -> None:
         """Validators vote on a contest and, mostly, reveal in time and let it be decided."""
         contest = self.contests[-1 - pick.below(min(len(self.contests), 2))]
@@ -289,8 +302,6 @@ class Economy(RuleBasedStateMachine):
 
 def _evidence(world: World, message: pb.Transaction, row: int, height: int) -> acts.Contest:
     """What a contest of a settled result would say, if this was the block's only settlement."""
-    from computemesh.trust import merkle
-
     columns = message.settle.batches[0]
     batch = evidence.Batch(columns.worker_key, columns.worker_signature, columns.commitments, columns.proof_hashes)
     results = list(evidence.result_statements(

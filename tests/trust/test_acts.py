@@ -12,9 +12,11 @@ from tests.trust.test_statement import SAMPLES
 
 ORDER = next(sample for sample in SAMPLES if isinstance(sample, statement.Order))
 RESULT = next(sample for sample in SAMPLES if isinstance(sample, statement.Result))
+COMMITMENT = next(sample for sample in SAMPLES if isinstance(sample, statement.Commitment))
 TERMS = statement.Terms(statement.DELIVERY_MANUAL, 3, 60, bytes(range(20)), bytes(range(32)))
 EXAMPLES: list[acts.Act] = [
     acts.Stake(1), acts.Unstake(2**63 - 1), acts.Contest(RESULT.pack(), b"\x02" * 33, b"r" * 32, 3, 9, 1, b"p" * 64),
+    acts.Accuse(COMMITMENT.pack(), b"r" * 32, 3, 9, b"s" * 64, b"t" * 32, b"p" * 64), acts.Appeal(b"i" * 16),
     acts.Vote(b"i" * 16, b"s" * 32), acts.Reveal(b"i" * 16, acts.VERDICT_INVALID, b"s" * 32),
     acts.Confirm(b"t" * 32, 7, b"\x03" * 33), acts.Retract(b"t" * 32), acts.Delegate(b"\x02" * 33, 1, 2**40),
     acts.Model(b"m" * 32, b"a" * 32, 2, 500, acts.PRICE_PER_TOKEN, 10, 2**33, 1), acts.Pool(b"p" * 32, b"c" * 32, 1),
