@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from computemesh.trust import merkle, statement
-from computemesh.trust.checkpoint import Checkpoint, NoteVerifier, open_note
-from computemesh.trust.errors import InvalidProof, MeshError
+from computemesh.trust.checkpoint import NoteVerifier, block_checkpoint, log_origin, open_checkpoint
+from computemesh.trust.errors import MeshError
 from computemesh.trust.receipt import Check
 from computemesh.v1 import ledger_pb2
-
-
-def open_checkpoint(note: str, vkey: str, chain: str) -> Checkpoint:
-    """The checkpoint in a note that the key of `vkey` signed, of `chain`'s log of blocks. Raises InvalidProof."""
-    point = Checkpoint.parse(open_note(note, [NoteVerifier(vkey)]))
-    if point.origin != f"{chain}/blocks":
-        raise InvalidProof(f"the checkpoint is of {point.origin!r}, not of {chain}/blocks")
-    return point
 
 
 def check_inclusion(proof: ledger_pb2.GetInclusionProofResponse, vkey: str, chain: str) -> list[Check]:
@@ -32,7 +24,7 @@ def check_inclusion(proof: ledger_pb2.GetInclusionProofResponse, vkey: str, chai
     where = f"result of job {result.job} is {proven.leaf_index} of {header.result_count} in block {header.height}"
     checks.append(Check("block", held, where))
     try:
-        point = open_checkpoint(proof.checkpoint.note, vkey, chain)
+        point = open_checkpoint(proof.checkpoint.note, NoteVerifier(vkey), log_origin(chain))
     except MeshError as error:
         return [*checks, Check("checkpoint", False, str(error))]
     held = merkle.verify_inclusion(

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from computemesh.trust import envelope, identity, merkle, statement
-from computemesh.trust.checkpoint import Checkpoint, NoteVerifier, open_note
+from computemesh.trust.checkpoint import Checkpoint, NoteVerifier, log_origin, open_checkpoint
 from computemesh.trust.digest import payload_digest
 from computemesh.trust.errors import InvalidProof, MeshError
 
@@ -274,10 +274,7 @@ def _check_block(receipt: Receipt, job: JobEvidence) -> str:
 
 def _checkpoint(receipt: Receipt, trusted_vkey: str | None) -> Checkpoint:
     verifier = NoteVerifier(receipt.vkey if trusted_vkey is None else trusted_vkey)
-    point = Checkpoint.parse(open_note(receipt.checkpoint, [verifier]))
-    origin = f"{receipt.chain}/blocks"
-    _need(point.origin == origin, f"the checkpoint is of {point.origin!r}, not of {origin!r}")
-    return point
+    return open_checkpoint(receipt.checkpoint, verifier, log_origin(receipt.chain))
 
 
 def _check_log(job: JobEvidence, point: Checkpoint) -> str:
