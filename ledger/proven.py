@@ -194,7 +194,7 @@ class Library:
             assignment_header_path=paths.inclusion(self.node, assigned_at, log_size))
 
     def _assignment(self, commitment: bytes) -> int:
-        """Number of the assignment in force when this was settled: that of the commitment's epoch, or it had been refused."""
+        """Number of the assignment in force at its settlement: that of the commitment's epoch, or it was refused."""
         parsed = statement.Commitment.unpack(commitment)
         escrow = store.escrow(self._connection, parsed.task_id)
         number = None if escrow is None else store.assignment_tx(self._connection, escrow[0], parsed.task_epoch)
