@@ -94,7 +94,8 @@ def bundle(entries: Iterable[bytes]) -> bytes:
 
 def parse_bundle(data: bytes) -> list[bytes]:
     """The entries of a bundle. Raises InvalidProof where it ends inside one."""
-    entries, at = [], 0
+    entries: list[bytes] = []
+    at = 0
     while at < len(data):
         end = at + 2 + (_LENGTH.unpack_from(data, at)[0] if at + 2 <= len(data) else 0)
         if at + 2 > len(data) or end > len(data):
