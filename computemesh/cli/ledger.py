@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Read the ledger, and check what it says.", no_args_is_help=True)
 app.command()(export.tiles)
+app.command()(export.relay)
 LATEST = "latest"
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from computemesh.trust.receipt import Check, Receipt
     from computemesh.trust.tlog_proof import TlogProof
 
-_JOB = re.compile(r"jobs\[\d+\]\.(.+)")
+_EACH = re.compile(r"(jobs|transactions)\[\d+\]\.?(.*)")
 FAILURES_SHOWN = 5
 MAX_PROOF_BYTES = 2**20
 
@@ -160,12 +160,13 @@ def report(checks: list[Check]) -> str:
     lines: list[str] = []
     grouped: dict[str, list[Check]] = {}
     for check in checks:
-        of_job = _JOB.fullmatch(check.name)
-        grouped.setdefault(f"jobs.{of_job[1]}" if of_job else check.name, []).append(check)
+        each = _EACH.fullmatch(check.name)
+        grouped.setdefault(".".join(filter(None, each.groups())) if each else check.name, []).append(check)
     for name, group in grouped.items():
         bad = [check for check in group if not check.ok]
         mark = "FAIL" if bad else "ok"
-        detail = group[0].detail if len(group) == 1 else f"{len(group) - len(bad)} of {len(group)} jobs"
+        counted = f"{len(group) - len(bad)} of {len(group)} {name.partition('.')[0]}"
+        detail = group[0].detail if len(group) == 1 else counted
         lines.append(f"  {mark:<4} {name:<22} {detail}")
         if len(group) > 1:
             lines += [f"       {check.name}: {check.detail}" for check in bad[:FAILURES_SHOWN]]
