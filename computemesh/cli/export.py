@@ -92,7 +92,7 @@ def _relay_of(client: Client, height: int, keys: list[Path], nonces: list[str], 
     from computemesh.trust.errors import NotFound
     from computemesh.v1 import ledger_pb2 as pb
 
-    block = client.block(height, full=True)
+    block = client.ledger("GetBlock", pb.GetBlockRequest(height=height, full=True))
     if not block.results:
         raise NotFound(f"block {height} has no results: there is nothing to relay", reason="RESULT_NOT_FOUND")
     first = block.results[0]
