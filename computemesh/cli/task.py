@@ -279,7 +279,8 @@ def receipt(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The receipt of a completed task: JSON that `mesh verify FILE` checks offline."""
+    """The receipt of a completed task, or of the settled jobs of one that ended otherwise: JSON that `mesh verify FILE`
+    checks offline."""
     with connect(profile) as client:
         found = client.receipt(task_id)
     text = found.to_json()

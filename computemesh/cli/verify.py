@@ -57,8 +57,10 @@ def verify(
     ok = consistent and (trusted is not None or allow_unknown_log)
     output.emit(
         {"ok": ok, "consistent": consistent, "task_id": task_id_of(receipt), "jobs": len(receipt.jobs),
-         "trusted_key": trusted is not None, "checks": checks},
-        report(checks) + "\n" + _conclusion(consistent, trusted is not None, allow_unknown_log),
+         "partial": receipt.partial, "trusted_key": trusted is not None, "checks": checks},
+        report(checks) + "\n" + _conclusion(consistent, trusted is not None, allow_unknown_log)
+        + (f"; PARTIAL: the task ended with {len(receipt.jobs)} jobs shown here, and it is not complete"
+           if receipt.partial else ""),
     )  # fmt: skip
     if not ok:
         raise typer.Exit(1)

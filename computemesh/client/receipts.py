@@ -22,9 +22,11 @@ def evidence(proven: ledger_pb2.ProvenResult) -> JobEvidence:
 def assemble(
     chain: str, vkey: str, task: Task, proven: list[ledger_pb2.ProvenResult], checkpoint: str
 ) -> Receipt:
-    """A receipt from a completed task and all its proven results, whose header paths lead to `checkpoint`."""
+    """A receipt from a task that ended and all its proven results, whose header paths lead to `checkpoint`."""
     assignments = {
-        one.assignment_id: SignedAssignment(one.assignment, one.assignment_id, one.assignment_signature)
+        one.assignment_id: SignedAssignment(
+            one.assignment, one.assignment_id, one.assignment_signature, one.assignment_header, one.assignment_index,
+            tuple(one.assignment_tx_path), tuple(one.assignment_header_path))
         for one in proven
     }
     return Receipt(
@@ -37,4 +39,5 @@ def assemble(
         assignments=tuple(assignments.values()),
         jobs=tuple(evidence(one) for one in proven),
         checkpoint=checkpoint,
+        partial=task.status != "completed",
     )

@@ -15,7 +15,13 @@ from computemesh.trust.errors import InvalidProof
 from computemesh.trust.receipt import JobEvidence, Receipt, SignedAssignment
 from computemesh.trust.statement import ASSIGNMENT_SIZE, COMMITMENT_SIZE, HEADER_SIZE, ORDER_SIZE, RESULT_SIZE
 
-FORMAT = "computemesh.receipt.v1"
+FORMAT = "computemesh.receipt.v2"
+FIRST_FORMAT = "computemesh.receipt.v1"
+_SECOND = {
+    Receipt: {"partial"}, SignedAssignment: {"header", "tx_index", "tx_path", "header_path"},
+    JobEvidence: {"settle_index", "settle_tx_path"},
+}  # fmt: skip
+"""What the first format does not have. It is read for those who kept such receipts, and no longer issued."""
 MAX_BYTES = 64 * 2**20
 MAX_PATH = 64
 
@@ -28,24 +34,23 @@ _SIZES = {
 
 
 def dump(receipt: Receipt) -> str:
-    """The receipt as indented JSON."""
-    return (
-        json.dumps({"format": FORMAT, **_plain(receipt)}, indent=2, ensure_ascii=False, allow_nan=False)
-        + "\n"
-    )
+    """The receipt as indented JSON; in the first format only what was read in it."""
+    first = not receipt.shows_transactions and not receipt.partial
+    document = {"format": FIRST_FORMAT if first else FORMAT, **_plain(receipt, first)}
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _plain(record: Any) -> dict[str, Any]:
-    return {field.name: _plain_value(getattr(record, field.name)) for field in fields(record)}
+def _plain(record: Receipt | SignedAssignment | JobEvidence, first: bool) -> dict[str, Any]:
+    return {name: _plain_value(getattr(record, name), first) for name in _names(type(record), first)}
 
 
-def _plain_value(value: Any) -> Any:
+def _plain_value(value: Any, first: bool) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, tuple):
-        return [_plain_value(item) for item in value]
+        return [_plain_value(item, first) for item in value]
     if isinstance(value, SignedAssignment | JobEvidence):
-        return _plain(value)
+        return _plain(value, first)
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -57,9 +62,12 @@ def load(text: str | bytes) -> Receipt:
         raw = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise _bad("receipt", f"is not JSON: {error}") from None
-    document = _object(raw, "receipt", {"format", *(field.name for field in fields(Receipt))})
-    if document["format"] != FORMAT:
-        raise _bad("format", f"is not {FORMAT}")
+    first = isinstance(raw, dict) and raw.get("format") == FIRST_FORMAT
+    document = _object(raw, "receipt", {"format", *_names(Receipt, first)})
+    if document["format"] not in (FORMAT, FIRST_FORMAT):
+        raise _bad("format", f"is not {FORMAT} or {FIRST_FORMAT}")
+    if not isinstance(document.get("partial", False), bool):
+        raise _bad("partial", "is not true or false")
     if not isinstance(document["payload"], dict):
         raise _bad("payload", "is not an object")
     return Receipt(
@@ -70,15 +78,21 @@ def load(text: str | bytes) -> Receipt:
         order=_bytes(document["order"], "order", ORDER_SIZE),
         customer_signature=_bytes(document["customer_signature"], "customer_signature", 64),
         assignments=tuple(
-            SignedAssignment(**_record(item, f"assignments[{at}]", SignedAssignment))
+            SignedAssignment(**_record(item, f"assignments[{at}]", SignedAssignment, first))
             for at, item in enumerate(_list(document["assignments"], "assignments"))
         ),
         jobs=tuple(
-            JobEvidence(**_record(item, f"jobs[{at}]", JobEvidence))
+            JobEvidence(**_record(item, f"jobs[{at}]", JobEvidence, first))
             for at, item in enumerate(_list(document["jobs"], "jobs"))
         ),
         checkpoint=_text(document, "checkpoint"),
+        partial=document.get("partial", False),
     )
+
+
+def _names(kind: type[Receipt | SignedAssignment | JobEvidence], first: bool) -> dict[str, Any]:
+    """Fields of a record with their annotations, in the first format or the present one."""
+    return {field.name: field.type for field in fields(kind) if not first or field.name not in _SECOND[kind]}
 
 
 def _bad(path: str, problem: str) -> InvalidProof:
@@ -106,8 +120,8 @@ def _object(value: Any, path: str, names: set[str]) -> dict[str, Any]:
     return value
 
 
-def _record(value: Any, path: str, kind: type[SignedAssignment | JobEvidence]) -> dict[str, Any]:
-    names = {field.name: field.type for field in fields(kind)}
+def _record(value: Any, path: str, kind: type[SignedAssignment | JobEvidence], first: bool) -> dict[str, Any]:
+    names = _names(kind, first)
     document = _object(value, path, set(names))
     out: dict[str, Any] = {}
     for name, annotation in names.items():

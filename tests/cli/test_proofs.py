@@ -94,3 +94,27 @@ def test_a_relay_file_is_signed_with_the_workers_keys_and_judged_offline(
     assert empty.returncode == 1
     assert "nothing to relay" in empty.stderr
     assert here("ledger", "relay").returncode == 2
+
+
+def test_a_task_cancelled_in_between_has_a_receipt_of_its_settled_jobs(
+    cluster: Cluster, here: Mesh, mesh: Mesh, tmp_path: Path
+) -> None:
+    with Client(cluster.profile) as client:
+        handle = client.submit("synthetic", {"matrix_size": 512, "jobs": 400}, "40.0")
+        for event in handle.watch(timeout=120):
+            if event.task.jobs_settled:
+                break
+        assert handle.cancel().status == "cancelled"
+        task = client.get(handle.task_id)
+        assert 0 < task.jobs_settled < task.jobs_total
+    file = str(tmp_path / "part.json")
+    assert here("task", "receipt", handle.task_id, "--out", file).returncode == 0
+    judged = mesh("verify", file, "--vkey", cluster.profile.ledger_vkey)
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+    shown = json.loads(Path(file).read_text())
+    assert shown["partial"] is True
+    assert f"PARTIAL: {len(shown['jobs'])} of 400 jobs" in judged.stdout
+    Path(file).write_text(json.dumps({**shown, "partial": False}))
+    whole = mesh("verify", file, "--vkey", cluster.profile.ledger_vkey)
+    assert whole.returncode == 1
+    assert f"{len(shown['jobs'])} of 400 jobs are present" in whole.stdout

@@ -60,7 +60,9 @@ async def receipt_checks(ledger: Any, escrow: pb.Escrow, proven: Any, note: str)
             name: tuple(value) if name.endswith("_path") else value
             for name in receipt.JobEvidence.__dataclass_fields__ for value in [getattr(one, name)]})
         for one in proven)  # fmt: skip
-    signed = {(one.assignment, one.assignment_id, one.assignment_signature) for one in proven}
+    signed = {
+        (one.assignment, one.assignment_id, one.assignment_signature, one.assignment_header, one.assignment_index,
+         tuple(one.assignment_tx_path), tuple(one.assignment_header_path)) for one in proven}  # fmt: skip
     assignments = tuple(receipt.SignedAssignment(*one) for one in signed)
     document = receipt.Receipt(
         parties.CHAIN, vkey, "synthetic", parties.PAYLOAD, escrow.order, escrow.order_signature, assignments, jobs,
