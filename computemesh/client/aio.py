@@ -278,13 +278,9 @@ class AsyncClient:
 
     async def receipt(self, task_id: str) -> Receipt:
         """Everything a third party needs to believe a completed task, or the settled jobs of one that ended otherwise.
-
-        Raises InvalidState before the end, and where no job was settled.
-        """
+        Raises InvalidState before the end, and where no job was settled."""
         task = await self.get(task_id)
-        if not task.ended or not task.jobs_settled:
-            ended = "ended with no job settled" if task.ended else "has not ended"
-            raise InvalidState(f"task {task_id[:12]}.. is {task.status} and {ended}; a receipt needs settled jobs")
+        receipts.require_settled(task)
         info = await self.ledger_info()
         proven, checkpoint = await self._proven(task_id)
         return receipts.assemble(info.chain_id, info.vkey, task, proven, checkpoint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from computemesh.client.model import Task
+from computemesh.trust.errors import InvalidState
 from computemesh.trust.receipt import JobEvidence, Receipt, SignedAssignment
 from computemesh.v1 import ledger_pb2
 
@@ -17,6 +18,13 @@ def evidence(proven: ledger_pb2.ProvenResult) -> JobEvidence:
     values: dict[str, Any] = {name: getattr(proven, name) for name in _SAME}
     values |= {name: tuple(getattr(proven, name)) for name in _PATHS}
     return JobEvidence(**values)
+
+
+def require_settled(task: Task) -> None:
+    """Raises InvalidState where a task cannot have a receipt."""
+    if not task.ended or not task.jobs_settled:
+        ended = "ended with no job settled" if task.ended else "has not ended"
+        raise InvalidState(f"task {task.task_id[:12]}.. is {task.status} and {ended}; a receipt needs settled jobs")
 
 
 def assemble(
