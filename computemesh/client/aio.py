@@ -19,7 +19,7 @@ from computemesh.client.model import Account, Block, Model, Page, Quote, Task, T
 from computemesh.client.orders import Deadline, Wish
 from computemesh.client.profile import Profile
 from computemesh.client.rpc import Pauses, Transport, meaning, signed_token
-from computemesh.trust.errors import DeadlineExceeded, InvalidState, MeshError, Unauthenticated, Unavailable
+from computemesh.trust.errors import DeadlineExceeded, MeshError, Unauthenticated, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.receipt import Check, Receipt, verify
 from computemesh.v1 import (
