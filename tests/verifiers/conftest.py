@@ -186,7 +186,7 @@ class asking:
 def history(tmp_path_factory: pytest.TempPathFactory, go: Verifier) -> History:
     """Of a ledger process whose log and blocks took all the sizes."""
     folder = tmp_path_factory.mktemp("history")
-    config = make_config(folder, block_interval_ms=1)
+    config = make_config(folder, block_interval_ms=1, dispute_window_blocks=0)  # no blocks of its own
     process, port, lines = spawn(config_file(config, folder / "ledger.toml"))
     assert port, lines
     found = History(folder)
