@@ -282,8 +282,8 @@ class AsyncClient:
         task = await self.get(task_id)
         receipts.require_settled(task)
         info = await self.ledger_info()
-        proven, checkpoint = await self._proven(task_id)
-        return receipts.assemble(info.chain_id, info.vkey, task, proven, checkpoint)
+        escrow = (await self.ledger("GetEscrow", ledger_pb2.GetEscrowRequest(task_id=task_id))).escrow
+        return receipts.assemble(info.chain_id, info.vkey, task, escrow, *await self._proven(task_id))
 
     async def verify(self, receipt: Receipt) -> builtins.list[Check]:
         """Each step of a receipt's verification, against the log key the profile pins; see `trust.receipt`."""

@@ -28,9 +28,9 @@ def require_settled(task: Task) -> None:
 
 
 def assemble(
-    chain: str, vkey: str, task: Task, proven: list[ledger_pb2.ProvenResult], checkpoint: str
+    chain: str, vkey: str, task: Task, escrow: ledger_pb2.Escrow, proven: list[ledger_pb2.ProvenResult], checkpoint: str
 ) -> Receipt:
-    """A receipt from a task that ended and all its proven results, whose header paths lead to `checkpoint`."""
+    """A receipt from a task that ended, its escrow, and its proven results, whose header paths lead to `checkpoint`."""
     assignments = {
         one.assignment_id: SignedAssignment(
             one.assignment, one.assignment_id, one.assignment_signature, one.assignment_header, one.assignment_index,
@@ -42,10 +42,14 @@ def assemble(
         vkey=vkey,
         challenge_type=task.challenge_type,
         payload=task.payload,
-        order=task.order,
-        customer_signature=task.order_signature,
+        order=escrow.order,
+        customer_signature=escrow.order_signature,
         assignments=tuple(assignments.values()),
         jobs=tuple(evidence(one) for one in proven),
         checkpoint=checkpoint,
         partial=task.status != "completed",
+        orders_id=escrow.orders_id,
+        orders_count=escrow.orders_count,
+        orders_position=escrow.orders_position,
+        orders_path=tuple(escrow.orders_path),
     )

@@ -71,7 +71,9 @@ class Receipt:
     """A task and the evidence for each of its jobs, or if `partial` for those that were settled before it ended.
 
     `assignments` are the task's assignments in force, one unless it changed orchestrator; `vkey` is the log's
-    key as the issuer names it, which proves nothing unless the reader trusts it.
+    key as the issuer names it, which proves nothing unless the reader trusts it. Where the order was signed in a batch,
+    `orders_id` is that transaction's 16-byte id, and `orders_path` leads from the order at `orders_position` to
+    the root of the `orders_count` orders that was signed; else it is empty.
     """
 
     chain: str
@@ -84,6 +86,10 @@ class Receipt:
     jobs: tuple[JobEvidence, ...]
     checkpoint: str
     partial: bool = False
+    orders_id: bytes = b""
+    orders_count: int = 0
+    orders_position: int = 0
+    orders_path: tuple[bytes, ...] = ()
 
     @property
     def shows_transactions(self) -> bool:
@@ -179,11 +185,20 @@ def _task_id(receipt: Receipt) -> bytes:
 def _check_order(receipt: Receipt) -> str:
     order = statement.Order.unpack(receipt.order)
     task = _task_id(receipt)
+    batch = f" in a batch of {receipt.orders_count}" if receipt.orders_id else ""
     _need(
-        identity.verify(order.customer_key, task, receipt.customer_signature),
-        "the customer's signature is not over this order on this chain",
+        identity.verify(order.customer_key, _ordered(receipt) if batch else task, receipt.customer_signature),
+        f"the customer's signature is not over this order{batch} on this chain",
     )
-    return f"task {task.hex()} ordered by {identity.address_of(order.customer_key)}"
+    return f"task {task.hex()} ordered by {identity.address_of(order.customer_key)}{batch}"
+
+
+def _ordered(receipt: Receipt) -> bytes:
+    """What the customer of a batch of orders signed."""
+    leaf = merkle.leaf_hash(receipt.order)
+    root = merkle.root_from_path(leaf, receipt.orders_position, receipt.orders_count, receipt.orders_path)
+    body = statement.commitments_body(receipt.orders_count, root)
+    return statement.transaction_digest("orders", receipt.chain, receipt.orders_id, body)
 
 
 def _check_payload(receipt: Receipt) -> str:

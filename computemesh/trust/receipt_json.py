@@ -11,22 +11,23 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeGuard
 
+from computemesh.trust import statement
 from computemesh.trust.errors import InvalidProof
 from computemesh.trust.receipt import JobEvidence, Receipt, SignedAssignment
-from computemesh.trust.statement import ASSIGNMENT_SIZE, COMMITMENT_SIZE, HEADER_SIZE, ORDER_SIZE, RESULT_SIZE
+from computemesh.trust.statement import ASSIGNMENT_SIZE, COMMITMENT_SIZE, HEADER_SIZE, RESULT_SIZE
 
 FORMAT = "computemesh.receipt.v2"
 FIRST_FORMAT = "computemesh.receipt.v1"
 _SECOND = {
-    Receipt: {"partial"}, SignedAssignment: {"header", "tx_index", "tx_path", "header_path"},
-    JobEvidence: {"settle_index", "settle_tx_path"},
+    Receipt: {"partial", "orders_id", "orders_count", "orders_position", "orders_path"},
+    SignedAssignment: {"header", "tx_index", "tx_path", "header_path"}, JobEvidence: {"settle_index", "settle_tx_path"},
 }  # fmt: skip
 """What the first format does not have. It is read for those who kept such receipts, and no longer issued."""
 MAX_BYTES = 64 * 2**20
 MAX_PATH = 64
 
 _SIZES = {
-    "order": ORDER_SIZE, "customer_signature": 64,
+    "customer_signature": 64,
     "assignment": ASSIGNMENT_SIZE, "tx_id": 16, "signature": 64,
     "result": RESULT_SIZE, "commitment": COMMITMENT_SIZE, "worker_signature": 64, "orchestrator_key": 33,
     "settle_id": 16, "settle_signature": 64, "header": HEADER_SIZE,
@@ -75,7 +76,7 @@ def load(text: str | bytes) -> Receipt:
         vkey=_text(document, "vkey"),
         challenge_type=_text(document, "challenge_type"),
         payload=document["payload"],
-        order=_bytes(document["order"], "order", ORDER_SIZE),
+        order=_order(document["order"]),
         customer_signature=_bytes(document["customer_signature"], "customer_signature", 64),
         assignments=tuple(
             SignedAssignment(**_record(item, f"assignments[{at}]", SignedAssignment, first))
@@ -86,8 +87,25 @@ def load(text: str | bytes) -> Receipt:
             for at, item in enumerate(_list(document["jobs"], "jobs"))
         ),
         checkpoint=_text(document, "checkpoint"),
-        partial=document.get("partial", False),
+        **({} if first else _second(document)),
     )
+
+
+def _second(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a receipt that the first format lacks."""
+    alone = document["orders_id"] == ""
+    return {
+        "partial": document["partial"],
+        "orders_id": b"" if alone else _bytes(document["orders_id"], "orders_id", 16),
+        "orders_count": _count(document["orders_count"], "orders_count"),
+        "orders_position": _count(document["orders_position"], "orders_position"),
+        "orders_path": _hashes(document["orders_path"], "orders_path"),
+    }
+
+
+def _order(value: Any) -> bytes:
+    size = statement.order_size(bytes.fromhex(value[:2])) if _lower_hex(value) and len(value) > 1 else 0
+    return _bytes(value, "order", size or statement.ORDER_SIZE)
 
 
 def _names(kind: type[Receipt | SignedAssignment | JobEvidence], first: bool) -> dict[str, Any]:
@@ -131,11 +149,15 @@ def _record(value: Any, path: str, kind: type[SignedAssignment | JobEvidence], f
         elif annotation == "int":
             out[name] = _count(item, where)
         else:
-            hashes = _list(item, where)
-            if len(hashes) > MAX_PATH:
-                raise _bad(where, f"has more than {MAX_PATH} hashes")
-            out[name] = tuple(_bytes(one, f"{where}[{at}]", 32) for at, one in enumerate(hashes))
+            out[name] = _hashes(item, where)
     return out
+
+
+def _hashes(value: Any, path: str) -> tuple[bytes, ...]:
+    hashes = _list(value, path)
+    if len(hashes) > MAX_PATH:
+        raise _bad(path, f"has more than {MAX_PATH} hashes")
+    return tuple(_bytes(one, f"{path}[{at}]", 32) for at, one in enumerate(hashes))
 
 
 def _list(value: Any, path: str) -> list[Any]:

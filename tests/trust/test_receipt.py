@@ -236,39 +236,6 @@ def test_no_field_of_the_task_can_be_changed(name: str, value: Any, step: str) -
     assert step in failed(replace(GOOD, **{name: value}))
 
 
-def test_a_partial_receipt_says_which_jobs_it_shows_and_never_passes_for_a_whole_one() -> None:
-    part = replace(GOOD, jobs=GOOD.jobs[1:], partial=True)
-    assert not failed(Receipt.from_json(part.to_json()))
-    said = next(check.detail for check in verify(part, LOG.vkey) if check.name == "jobs")
-    assert said.startswith("PARTIAL: 1 of 2 jobs")
-    for wrong in (replace(part, partial=False), replace(GOOD, partial=True), replace(part, jobs=()),
-                  replace(part, jobs=(GOOD.jobs[0], GOOD.jobs[0]))):  # fmt: skip
-        assert "jobs" in failed(wrong)
-
-
-def first_format(whole: Receipt) -> dict[str, Any]:
-    """The receipt's document as it was issued before."""
-    document = json.loads(whole.to_json())
-    document["format"] = "computemesh.receipt.v1"
-    del document["partial"]
-    for signed in document["assignments"]:
-        for name in ("header", "tx_index", "tx_path", "header_path"):
-            del signed[name]
-    for job in document["jobs"]:
-        del job["settle_index"], job["settle_tx_path"]
-    return document
-
-
-def test_a_receipt_of_the_first_format_still_holds_and_stays_one() -> None:
-    old = Receipt.from_json(json.dumps(first_format(GOOD)))
-    assert not failed(old)
-    assert json.loads(old.to_json()) == first_format(GOOD)
-    assert not any(check.name.endswith(".transaction") for check in verify(old, LOG.vkey))
-    mixed = {**first_format(GOOD), "format": "computemesh.receipt.v2"}
-    with pytest.raises(InvalidProof, match="is missing"):
-        Receipt.from_json(json.dumps(mixed))
-
-
 def test_payload_may_be_written_another_way() -> None:
     rewritten = {"tags": ["a", None, True], "scene": {"name": "é", "seed": 7.0}, "width": 64.0}
     assert not failed(replace(GOOD, payload=rewritten))
