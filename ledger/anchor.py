@@ -54,7 +54,6 @@ class _Folder:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
-        folder.mkdir(parents=True, exist_ok=True)
 
     def read(self) -> tuple[bytes | None, Any]:
         try:
@@ -64,6 +63,7 @@ class _Folder:
         return data, data
 
     def swap(self, tag: Any, data: bytes) -> Any | None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
@@ -162,6 +162,18 @@ def reconcile(anchor: Anchor, connection: sqlite3.Connection, signer: NoteSigner
         _compare(anchor, connection, signer, size)
     if anchor.note != note:
         anchor.advance(note)
+
+
+def problems(anchor: Anchor, connection: sqlite3.Connection, signer: NoteSigner) -> list[str]:
+    """Why a start would be refused; changes nothing."""
+    newest = store.newest_block(connection)
+    if anchor.note is None or newest is None:
+        return []
+    try:
+        _compare(anchor, connection, signer, newest[0] + 1)
+    except (RolledBack, Forked) as error:
+        return [f"{error.reason}: {error}"]
+    return []
 
 
 def _compare(anchor: Anchor, connection: sqlite3.Connection, signer: NoteSigner, size: int) -> None:

@@ -206,6 +206,7 @@ def fsck(config: Config) -> list[str]:
     connection = store.open_reader(str(path))
     try:
         replay.check_identity(connection, replay.identity_of(config, signer))
-        return list(replay.Replay(connection, config, signer, thorough=True).run())
+        problems = list(replay.Replay(connection, config, signer, thorough=True).run())
+        return problems or anchor.problems(anchor.Anchor(anchor_url(config)), connection, signer)
     finally:
         connection.close()

@@ -69,13 +69,12 @@ def spawn(file: Path, *before: str) -> tuple[subprocess.Popen[str], int, list[st
     return process, 0, lines
 
 
-async def deposit(port: int, tx_id: bytes) -> int:
+async def deposit(stub: Any, tx_id: bytes) -> int:
     """Height of the block that sealed a deposit."""
-    async with dial(f"127.0.0.1:{port}") as channel:
-        reply = await LedgerServiceStub(channel).SubmitTransactions(pb.SubmitTransactionsRequest(
-            transactions=[parties.deposit(CUSTOMER, 7, tx_id=tx_id)], wait=pb.WAIT_SEALED))  # fmt: skip
-        assert reply.checkpoint.size > reply.outcomes[0].block_height
-        return int(reply.outcomes[0].block_height)
+    reply = await stub.SubmitTransactions(pb.SubmitTransactionsRequest(
+        transactions=[parties.deposit(CUSTOMER, 7, tx_id=tx_id)], wait=pb.WAIT_SEALED))  # fmt: skip
+    assert reply.checkpoint.size > reply.outcomes[0].block_height
+    return int(reply.outcomes[0].block_height)
 
 
 def kept_size(config: Config) -> int:
@@ -86,42 +85,37 @@ def kept_size(config: Config) -> int:
 
 async def test_a_database_restored_from_an_old_copy_is_refused(tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    file, data, copy = config_file(config, tmp_path / "ledger.toml"), Path(config.data_dir), tmp_path / "copy"
+    data, copy = Path(config.data_dir), tmp_path / "copy"
     for round_ in range(2):
-        process, port, _ = await asyncio.to_thread(spawn, file)
-        height = await deposit(port, bytes([round_]) * 16)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        async with serving(config) as stub:
+            height = await deposit(stub, bytes([round_]) * 16)
         if round_ == 0:
             shutil.copytree(data, copy)
     shutil.rmtree(data)
     shutil.copytree(copy, data)
-    process, port, lines = await asyncio.to_thread(spawn, file)
+    process, port, lines = await asyncio.to_thread(spawn, config_file(config, tmp_path / "ledger.toml"))
     assert (process.returncode, port) == (1, 0)
     said = lines[-1]
     for part in ("LEDGER_ROLLED_BACK", f"a checkpoint of {height + 1} blocks", "Put back a copy with at least"):
         assert part in said
     assert kept_size(config) == height + 1
+    assert "LEDGER_ROLLED_BACK" in startup.fsck(config)[0]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("nth", [1, 2])
 async def test_a_ledger_killed_around_the_anchors_write_starts_again(tmp_path: Path, when: str, nth: int) -> None:
     """The 1st write is that of block 0, before anything is served; the 2nd that of the deposit's block."""
-    config = make_config(tmp_path)
-    file, tx_id = config_file(config, tmp_path / "ledger.toml"), b"k" * 16
+    config, tx_id = make_config(tmp_path), b"k" * 16
+    file = config_file(config, tmp_path / "ledger.toml")
     process, port, _ = await asyncio.to_thread(spawn, file, "-c", CRASHING, when, str(nth))
     if nth == 2:
-        with pytest.raises(grpc.aio.AioRpcError):
-            await deposit(port, tx_id)
+        async with dial(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await deposit(LedgerServiceStub(channel), tx_id)
     assert process.wait(30) == -signal.SIGKILL
-    process, port, lines = await asyncio.to_thread(spawn, file)
-    assert port, lines
-    try:
-        assert await deposit(port, tx_id) == 1  # the first time's answer, where it was durable
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0
+    async with serving(config) as stub:
+        assert await deposit(stub, tx_id) == 1  # the first time's answer, where it was durable
     assert kept_size(config) == 2
     assert startup.fsck(config) == []
 
