@@ -91,6 +91,7 @@ class Library:
         self._settlement = lru_cache(maxsize=64)(self._load_settlement)
         self._block_tree = lru_cache(maxsize=16)(self._load_block_tree)
         self._tx_tree = lru_cache(maxsize=16)(self._load_tx_tree)
+        self._assigned = lru_cache(maxsize=64)(self._load_assigned)
         self._statements = lru_cache(maxsize=4)(self._load_statements)
 
     def _row(self, number: int) -> store.Row:
@@ -171,14 +172,8 @@ class Library:
         leaf_index = settlement.leaf_index(position)
         block = store.block(self._connection, height)
         assert block is not None
-        first, last = self.numbers(height)
-        assigned_no = self._assignment(batch.commitment(index))
-        assigned, assigned_at = self.message(assigned_no), store.height_of(self._connection, assigned_no)
-        assert assigned_at is not None  # before its settlement
-        assigned_first, assigned_last = self.numbers(assigned_at)
-        assigned_block = store.block(self._connection, assigned_at)
-        assert assigned_block is not None
-        return pb.ProvenResult(
+        settle_index, settle_tx_path = self._tx_place(number, height)
+        proven = pb.ProvenResult(
             result=batch.results[index], commitment=batch.commitment(index),
             commitment_position=commitment_position, commitment_count=batch.tree.size,
             commitment_path=batch.tree.path(commitment_position), worker_signature=batch.batch.worker_signature,
@@ -187,11 +182,26 @@ class Library:
             settle_signature=settlement.transaction.signature, header=block[2], leaf_index=leaf_index,
             compute_path=self._block_tree(height).path(leaf_index),
             header_path=paths.inclusion(self.node, height, log_size),
-            settle_index=number - first, settle_tx_path=self._tx_tree(first, last).path(number - first),
+            settle_index=settle_index, settle_tx_path=settle_tx_path)
+        proven.MergeFrom(self._assigned(self._assignment(batch.commitment(index)), log_size))
+        return proven
+
+    def _tx_place(self, number: int, height: int) -> tuple[int, list[bytes]]:
+        """A transaction's index under its block's transaction root, and its path there."""
+        first, last = self.numbers(height)
+        return number - first, self._tx_tree(first, last).path(number - first)
+
+    def _load_assigned(self, number: int, log_size: int) -> pb.ProvenResult:
+        """The part of a proven result that is about its assignment: the same for all results of it."""
+        assigned, height = self.message(number), store.height_of(self._connection, number)
+        block = None if height is None else store.block(self._connection, height)
+        if height is None or block is None:
+            raise Internal(f"assignment {number} is not in a block before its settlement")
+        index, path = self._tx_place(number, height)
+        return pb.ProvenResult(
             assignment=assigned.assign.assignment, assignment_id=assigned.id, assignment_signature=assigned.signature,
-            assignment_header=assigned_block[2], assignment_index=assigned_no - assigned_first,
-            assignment_tx_path=self._tx_tree(assigned_first, assigned_last).path(assigned_no - assigned_first),
-            assignment_header_path=paths.inclusion(self.node, assigned_at, log_size))
+            assignment_header=block[2], assignment_index=index, assignment_tx_path=path,
+            assignment_header_path=paths.inclusion(self.node, height, log_size))
 
     def _assignment(self, commitment: bytes) -> int:
         """Number of the assignment in force at its settlement: that of the commitment's epoch, or it was refused."""

@@ -120,6 +120,24 @@ async def test_a_ledger_killed_around_the_anchors_write_starts_again(tmp_path: P
     assert startup.fsck(config) == []
 
 
+async def test_of_two_ledgers_that_sign_one_log_the_second_ends(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    async with serving(config) as stub:
+        await deposit(stub, b"1" * 16)
+    shutil.copytree(config.data_dir, tmp_path / "copy")
+    other = make_config(tmp_path, data_dir=str(tmp_path / "copy"), anchor=startup.anchor_url(config))
+    process, port, lines = await asyncio.to_thread(spawn, config_file(other, tmp_path / "other.toml"))
+    assert port, lines
+    async with serving(config) as stub:
+        height = await deposit(stub, b"2" * 16)
+        async with dial(f"127.0.0.1:{port}") as channel:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await deposit(LedgerServiceStub(channel), b"3" * 16)
+        assert process.wait(30) == 70
+        assert kept_size(config) == height + 1
+        assert await deposit(stub, b"4" * 16) > height
+
+
 async def test_nothing_signed_is_seen_before_the_anchor_has_it(config: Config, monkeypatch: Any) -> None:
     """While the anchor does not answer, what is durable is acknowledged, and no checkpoint of it is given out."""
     reachable, advance = threading.Event(), Anchor.advance
