@@ -137,7 +137,7 @@ def go(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verifier]:
     command = shutil.which("go")
     assert command, "needs golang-go and golang-golang-x-mod-dev: `make test` installs deploy/debian-test-packages.txt"
     subprocess.run([command, "build", "-o", str(binary), str(PROGRAMS / "verify.go")], env=environment, check=True)
-    with asking([str(binary), "-"]) as ask:
+    with Asking([str(binary), "-"]) as ask:
         yield ask
 
 
@@ -146,18 +146,18 @@ def npm() -> Iterator[Verifier]:
     """@sigstore/verify."""
     package = ROOT / "build" / "node_modules" / "@sigstore" / "verify"
     assert package.is_dir(), "needs @sigstore/verify: `make test` installs it into build/node_modules"
-    with asking(["node", str(PROGRAMS / "verify.js"), "-"], SIGSTORE_VERIFY=str(package)) as ask:
+    with Asking(["node", str(PROGRAMS / "verify.js"), "-"], SIGSTORE_VERIFY=str(package)) as ask:
         yield ask
 
 
 @pytest.fixture(scope="session")
 def pypi() -> Iterator[Verifier]:
     """sigstore."""
-    with asking([sys.executable, str(PROGRAMS / "verify.py"), "-"]) as ask:
+    with Asking([sys.executable, str(PROGRAMS / "verify.py"), "-"]) as ask:
         yield ask
 
 
-class asking:
+class Asking:
     """A verifier's process; `ask(*arguments)` gives its one line of answer."""
 
     def __init__(self, command: list[str], **environment: str) -> None:

@@ -123,12 +123,12 @@ def test_a_changed_file_of_the_copy_is_refused(history: History, go: Verifier) -
              }  # fmt: skip
     for (folder, origin), names in files.items():
         for path in (folder / name for name in names):
-            with changed(path):
+            with Changed(path):
                 assert go("tiles", history.vkey, origin, str(folder)) != "ok", path
             assert go("tiles", history.vkey, origin, str(folder)) == "ok", path
 
 
-class changed:
+class Changed:
     """A file with one bit wrong, put right again."""
 
     def __init__(self, path: Path) -> None:
@@ -143,12 +143,12 @@ class changed:
 
 def test_an_old_folder_cannot_pass_for_the_newest(history: History, go: Verifier) -> None:
     for old, new in itertools.pairwise(SIZES[-6:]):
-        with written(history.tiles / "checkpoint", history.notes[old]):
+        with Written(history.tiles / "checkpoint", history.notes[old]):
             older = history.file("newer", history.notes[new])
             assert go("grown", history.vkey, LOG, older, str(history.tiles)) != "ok"
 
 
-class written(changed):
+class Written(Changed):
     """A file with other content, put right again."""
 
     def __init__(self, path: Path, text: str) -> None:
