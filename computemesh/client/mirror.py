@@ -1,4 +1,4 @@
-"""A ledger's log and its blocks' trees as static files, for any web server (c2sp.org/tlog-tiles, docs/PROTOCOL.md 9).
+"""A ledger's log and its blocks' trees as static files, for any web server (c2sp.org/tlog-tiles, docs/PROTOCOL.md 10).
 
 The folder is the prefix `<chain>/blocks`: `checkpoint` and `tile/...` are the log's, `<height>/checkpoint` and
 `<height>/tile/...` those of a block. No checkpoint is written before its tiles are there and under the root it signs: a

@@ -3,7 +3,7 @@
 The file carries the evidence of our own log beside the legacy form: the result statements, the header whose
 `compute_root` they give, and the header's place under a signed checkpoint. A reader believes that, and then only that
 the transactions say the same. The file has one encoding, which is compared byte by byte: its JSON is canonical because
-any other is refused (docs/PROTOCOL.md section 10).
+any other is refused (docs/PROTOCOL.md section 11).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A log as static files: names and contents of its tiles, c2sp.org/tlog-tiles (docs/PROTOCOL.md section 9).
+"""A log as static files: names and contents of its tiles, c2sp.org/tlog-tiles (docs/PROTOCOL.md section 10).
 
 A tile holds up to 256 consecutive hashes of every eighth level of the tree, an entry bundle the entries below a tile
 of level 0. A tile once full never changes; a partial one has its width in its name, so no file ever changes.

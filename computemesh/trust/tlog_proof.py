@@ -1,4 +1,4 @@
-"""Proofs of one log entry as text, c2sp.org/tlog-proof@v1 (docs/PROTOCOL.md section 9).
+"""Proofs of one log entry as text, c2sp.org/tlog-proof@v1 (docs/PROTOCOL.md section 10).
 
 The entry itself travels as the proof's `extra` data, so that a file needs nothing beside it but the log's key.
 """
