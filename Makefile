@@ -63,10 +63,10 @@ $(DEMO): $(STAMP)
 demo-all: $(DEMO)  ## one task of every type over two CPU workers; answers and receipts in demo/
 	@exec $(BIN)/python -m examples.demo_all --output demo
 
-test: $(TOOLS) $(DEBIAN)  ## run the tests (what the CI runs)
+test: $(TOOLS) $(DEBIAN) build/node_modules  ## run the tests (what the CI runs)
 	@$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(TOOLS) $(DEBIAN)  ## run every test, including those that take minutes
+test-long: $(TOOLS) $(DEBIAN) build/node_modules  ## run every test, including those that take minutes
 	@$(BIN)/python -m pytest
 
 check: $(TOOLS) check-proto  ## lint, types, contracts, generated code, architecture

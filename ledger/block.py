@@ -12,7 +12,7 @@ from hashlib import sha256
 
 from computemesh.trust import merkle, statement
 from computemesh.trust.amount import MAX_UNITS
-from computemesh.trust.checkpoint import Checkpoint
+from computemesh.trust.checkpoint import Checkpoint, log_origin
 from ledger import core
 from ledger.evidence import Examined
 from ledger.records import leaf
@@ -97,7 +97,7 @@ class Chain:
         self.previous = statement.ZERO_HASH
         self.state_root = statement.ZERO_HASH
         self._chain_hash = statement.chain_hash(state.chain)
-        self._origin = f"{state.chain}/blocks"
+        self._origin = log_origin(state.chain)
         self._begin()
 
     def _begin(self) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Config:
     """`authority_key` is the hexadecimal public key that may mint; `log_key_file` holds an Ed25519 seed in hexadecimal.
+    `anchor` is the URL of the store of the last signed checkpoint, a folder or a bucket that no restored `data_dir`
+    takes with it (`file:///folder`, `s3://bucket/prefix`, ...); empty: a folder beside `data_dir`.
 
     Authority, treasury, chain id, shares and rules (`Rules` in state.py says what they are) belong to the chain: they
     are fixed by its first start. Intervals and limits may change at any restart.
@@ -19,6 +21,7 @@ class Config:
     authority_key: str
     treasury_address: str
     log_key_file: str
+    anchor: str = ""
     block_interval_ms: int = 50
     block_max_results: int = 4096
     burn_percent: int = 60

@@ -12,12 +12,12 @@ import sqlite3
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 
-from computemesh.trust import computechain, identity, merkle, statement
+from computemesh.trust import computechain, identity, merkle, paths, statement
 from computemesh.trust.amount import Shares, job_reward
 from computemesh.trust.errors import Internal, NotFound
 from computemesh.trust.statement import COMMITMENT_SIZE
 from computemesh.v1 import ledger_pb2 as pb
-from ledger import proofs, store, wire
+from ledger import store, wire
 from ledger.evidence import Batch, Settle, batch_tree, result_statements
 from ledger.settling import parts_of
 from ledger.state import PLACES
@@ -67,6 +67,11 @@ class Settlement:
         at = bisect.bisect_right(self._starts, position) - 1
         return self._batches[at], position - self._starts[at]
 
+    def statement(self, position: int) -> bytes:
+        """The packed result."""
+        batch, index = self.find(position)
+        return batch.results[index]
+
     def leaf_index(self, position: int) -> int:
         """The settled result's leaf in its block: refused ones have none."""
         return self._first_leaf + position - bisect.bisect_left(self._refused, position)
@@ -85,6 +90,9 @@ class Library:
         self.message = lru_cache(maxsize=256)(self._message)
         self._settlement = lru_cache(maxsize=64)(self._load_settlement)
         self._block_tree = lru_cache(maxsize=16)(self._load_block_tree)
+        self._tx_tree = lru_cache(maxsize=16)(self._load_tx_tree)
+        self._assigned = lru_cache(maxsize=64)(self._load_assigned)
+        self._statements = lru_cache(maxsize=4)(self._load_statements)
 
     def _row(self, number: int) -> store.Row:
         row = store.transaction_by_number(self._connection, number)
@@ -102,6 +110,29 @@ class Library:
     def _load_block_tree(self, height: int) -> merkle.Tree:
         leaves = store.block_leaves(self._connection, height)
         return merkle.Tree([leaves[at : at + 32] for at in range(0, len(leaves), 32)])
+
+    def _load_tx_tree(self, first_tx: int, last_tx: int) -> merkle.Tree:
+        rows = store.transaction_leaves(self._connection, first_tx, last_tx)
+        return merkle.Tree([
+            merkle.leaf_hash(digest + pb.Transaction.FromString(body).signature) for digest, body in rows])  # fmt: skip
+
+    def _load_statements(self, first_tx: int, last_tx: int) -> list[bytes]:
+        return [
+            settlement.statement(position) for _, settlement in self._settlements(first_tx, last_tx)
+            for position in settlement.settled()
+        ]  # fmt: skip
+
+    def numbers(self, height: int) -> tuple[int, int]:
+        """First and last transaction number of a block that is there."""
+        before, row = (store.block(self._connection, at) for at in (height - 1, height))
+        assert row is not None
+        return (0 if before is None else before[1]) + 1, row[1]
+
+    def entries(self, height: int | None, start: int, count: int) -> list[bytes]:
+        """Leaf data: headers of the log, or result statements of a block."""
+        if height is None:
+            return [bytes(row[2]) for row in store.blocks_up(self._connection, start, count)]
+        return self._statements(*self.numbers(height))[start : start + count]
 
     def node(self, level: int, position: int) -> bytes:
         """A perfect node of the log tree."""
@@ -141,8 +172,8 @@ class Library:
         leaf_index = settlement.leaf_index(position)
         block = store.block(self._connection, height)
         assert block is not None
-        assigned = self._assignment(batch.commitment(index))
-        return pb.ProvenResult(
+        settle_index, settle_tx_path = self._tx_place(number, height)
+        proven = pb.ProvenResult(
             result=batch.results[index], commitment=batch.commitment(index),
             commitment_position=commitment_position, commitment_count=batch.tree.size,
             commitment_path=batch.tree.path(commitment_position), worker_signature=batch.batch.worker_signature,
@@ -150,24 +181,47 @@ class Library:
             settle_position=position, settle_count=settlement.count, settle_path=settlement.tree.path(position),
             settle_signature=settlement.transaction.signature, header=block[2], leaf_index=leaf_index,
             compute_path=self._block_tree(height).path(leaf_index),
-            header_path=proofs.inclusion(self.node, height, log_size),
-            assignment=assigned.assign.assignment, assignment_id=assigned.id, assignment_signature=assigned.signature)
+            header_path=paths.inclusion(self.node, height, log_size),
+            settle_index=settle_index, settle_tx_path=settle_tx_path)
+        proven.MergeFrom(self._assigned(self._assignment(batch.commitment(index)), log_size))
+        return proven
 
-    def _assignment(self, commitment: bytes) -> pb.Transaction:
-        """The assignment in force when this was settled: that of the commitment's epoch, or it had been refused."""
+    def _tx_place(self, number: int, height: int) -> tuple[int, list[bytes]]:
+        """A transaction's index under its block's transaction root, and its path there."""
+        first, last = self.numbers(height)
+        return number - first, self._tx_tree(first, last).path(number - first)
+
+    def _load_assigned(self, number: int, log_size: int) -> pb.ProvenResult:
+        """The part of a proven result that is about its assignment: the same for all results of it."""
+        assigned, height = self.message(number), store.height_of(self._connection, number)
+        block = None if height is None else store.block(self._connection, height)
+        if height is None or block is None:
+            raise Internal(f"assignment {number} is not in a block before its settlement")
+        index, path = self._tx_place(number, height)
+        return pb.ProvenResult(
+            assignment=assigned.assign.assignment, assignment_id=assigned.id, assignment_signature=assigned.signature,
+            assignment_header=block[2], assignment_index=index, assignment_tx_path=path,
+            assignment_header_path=paths.inclusion(self.node, height, log_size))
+
+    def _assignment(self, commitment: bytes) -> int:
+        """Number of the assignment in force at its settlement: that of the commitment's epoch, or it was refused."""
         parsed = statement.Commitment.unpack(commitment)
         escrow = store.escrow(self._connection, parsed.task_id)
         number = None if escrow is None else store.assignment_tx(self._connection, escrow[0], parsed.task_epoch)
         if number is None:
             raise Internal(f"the assignment of task {parsed.task_id.hex()} epoch {parsed.task_epoch} is missing")
-        return self.message(number)
+        return number
 
     def block_results(self, first_tx: int, last_tx: int) -> Iterator[pb.Result]:
         """The results of the transactions numbered first..last, in leaf order."""
+        for number, settlement in self._settlements(first_tx, last_tx):
+            for position in settlement.settled():
+                yield self.result(number * PLACES + position)
+
+    def _settlements(self, first_tx: int, last_tx: int) -> Iterator[tuple[int, Settlement]]:
         for number, _ in store.transaction_ids(self._connection, first_tx, last_tx):
             if self.message(number).WhichOneof("body") == "settle":
-                for position in self._settlement(number).settled():
-                    yield self.result(number * PLACES + position)
+                yield number, self._settlement(number)
 
     def legacy_root(self, first_tx: int, last_tx: int) -> str:
         """ComputeChain's root over the same results, as the seed's ComputeResults: a view, never trusted."""

@@ -10,12 +10,13 @@ from typing import Any
 
 import grpc
 
-from computemesh.trust import identity, merkle, statement
+from computemesh.trust import identity, merkle, paths, statement
 from computemesh.trust.amount import Shares
+from computemesh.trust.checkpoint import NoteSigner, block_checkpoint, sign_note
 from computemesh.trust.errors import InvalidArgument, NotFound
 from computemesh.v1 import ledger_pb2 as pb
 from computemesh.v1 import ledger_pb2_grpc
-from ledger import economy, proofs, store, views, wire
+from ledger import economy, store, views, wire
 from ledger.config import Config
 from ledger.evidence import examine
 from ledger.proven import Library
@@ -33,8 +34,8 @@ _RESULTS_KEY = struct.Struct(">IQ")
 class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     """Every read goes to the tables, and so shows only what is durable."""
 
-    def __init__(self, config: Config, writer: Writer, reader: sqlite3.Connection, vkey: str) -> None:
-        self._config, self._writer, self._reader, self._vkey = config, writer, reader, vkey
+    def __init__(self, config: Config, writer: Writer, reader: sqlite3.Connection, signer: NoteSigner) -> None:
+        self._config, self._writer, self._reader, self._signer = config, writer, reader, signer
         self._economy = economy.Economy(reader)
         self._library = Library(reader, Shares(
             config.burn_percent, config.worker_percent, config.validator_percent, config.treasury_percent))  # fmt: skip
@@ -63,17 +64,23 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         return store.height_of(self._reader, number) if 0 < number <= self._writer.sealed_tx else None
 
     def _checkpoint(self, size: int = 0) -> pb.Checkpoint:
-        """The signed checkpoint of the log's first `size` blocks; 0: the newest."""
-        note = store.note(self._reader, size - 1 if size else self._newest_height())
+        """The signed checkpoint of the log's first `size` blocks; 0: the newest. None that is not anchored."""
+        anchored = self._writer.anchored
+        note = store.note(self._reader, min(size or anchored, anchored) - 1)
         assert note is not None  # block 0 is made before anything is served
         return views.checkpoint(note)
+
+    def _block_checkpoint(self, header: bytes) -> pb.Checkpoint:
+        """That of a block's results; Ed25519 is deterministic, so nothing of it is stored."""
+        point = block_checkpoint(self._config.chain_id, statement.Header.unpack(header))
+        return views.checkpoint(sign_note(point.body(), self._signer))
 
     async def GetLedger(self, request: pb.GetLedgerRequest, context: Context) -> pb.GetLedgerResponse:
         """Which ledger this is."""
         config, newest = self._config, store.newest_block(self._reader)
         assert newest is not None
         return pb.GetLedgerResponse(
-            chain_id=config.chain_id, vkey=self._vkey, authority_key=config.authority_key.lower(),
+            chain_id=config.chain_id, vkey=self._signer.vkey, authority_key=config.authority_key.lower(),
             treasury_address=config.treasury_address, burn_percent=config.burn_percent,
             worker_percent=config.worker_percent, validator_percent=config.validator_percent,
             treasury_percent=config.treasury_percent, block_height=newest[0],
@@ -161,8 +168,8 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         """An epoch's sealed secret."""
         return self._economy.beacon(request.orchestrator_key, request.epoch)
 
-    def _block(self, height: int) -> store.Row:
-        row = store.block(self._reader, height) if height < 2**63 else None
+    def _block(self, height: int, below: int = 2**63) -> store.Row:
+        row = store.block(self._reader, height) if height < below else None
         if row is None:
             raise NotFound(
                 f"height: no block {height} yet, the newest is {self._newest_height()}", reason="BLOCK_NOT_FOUND")
@@ -172,17 +179,12 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         newest = store.newest_block(self._reader)
         return -1 if newest is None else int(newest[0])
 
-    def _numbers(self, row: store.Row) -> tuple[int, int]:
-        """First and last transaction number of a block."""
-        before = store.block(self._reader, row[0] - 1)
-        return (0 if before is None else before[1]) + 1, row[1]
-
     async def GetBlock(self, request: pb.GetBlockRequest, context: Context) -> pb.GetBlockResponse:
         """A block's header, and if asked what is in it."""
         row = self._block(request.height)
         response = pb.GetBlockResponse(block=views.block(row))
         if request.full:
-            first, last = self._numbers(row)
+            first, last = self._library.numbers(row[0])
             ids = store.transaction_ids(self._reader, first, last)
             response.transaction_ids.extend(tx_id.hex() for _, tx_id in ids)
             for at, result in enumerate(self._library.block_results(first, last)):
@@ -207,7 +209,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         header = statement.Header.unpack(row[2])
         return pb.GetComputeRootResponse(
             height=row[0], compute_root=header.compute_root.hex(), result_count=header.result_count,
-            legacy_poc_root=self._library.legacy_root(*self._numbers(row)))
+            legacy_poc_root=self._library.legacy_root(*self._library.numbers(row[0])))
 
     def _place(self, task_id: str, job: int) -> int:
         row = store.escrow(self._reader, bytes.fromhex(task_id))
@@ -254,8 +256,9 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         place = self._place(request.task_id, request.job)
         await self._until_sealed(place // PLACES)
         checkpoint = self._checkpoint()
+        proven = self._library.proven(place, checkpoint.size)
         return pb.GetInclusionProofResponse(
-            result=self._library.proven(place, checkpoint.size), checkpoint=checkpoint)
+            result=proven, checkpoint=checkpoint, block_checkpoint=self._block_checkpoint(proven.header))
 
     async def GetConsistencyProof(
         self, request: pb.GetConsistencyProofRequest, context: Context
@@ -268,12 +271,27 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             raise InvalidArgument(f"old_size: {problem}", violations=[("old_size", problem)])
         node = self._library.node
         return pb.GetConsistencyProofResponse(
-            old_size=old, new_size=new, old_root=proofs.root(node, old), new_root=proofs.root(node, new),
-            path=proofs.consistency(node, old, new))
+            old_size=old, new_size=new, old_root=paths.root(node, old), new_root=paths.root(node, new),
+            path=paths.consistency(node, old, new))
 
     async def GetCheckpoint(self, request: pb.GetCheckpointRequest, context: Context) -> pb.GetCheckpointResponse:
-        """The newest."""
-        return pb.GetCheckpointResponse(checkpoint=self._checkpoint())
+        """The log's newest, or a block's."""
+        if not request.HasField("block_height"):
+            return pb.GetCheckpointResponse(checkpoint=self._checkpoint())
+        row = self._block(request.block_height, self._writer.anchored)
+        return pb.GetCheckpointResponse(checkpoint=self._block_checkpoint(row[2]))
+
+    async def ListEntries(self, request: pb.ListEntriesRequest, context: Context) -> pb.ListEntriesResponse:
+        """Headers, or a block's result statements."""
+        height = request.block_height if request.HasField("block_height") else None
+        size = self._writer.anchored
+        if height is not None:
+            size = statement.Header.unpack(self._block(height)[2]).result_count
+        if request.start > size:
+            problem = f"{request.start} is beyond the end of the tree of {size} entries"
+            raise InvalidArgument(f"start: {problem}", violations=[("start", problem)])
+        count = min(request.count or views.ENTRIES, size - request.start)
+        return pb.ListEntriesResponse(entries=self._library.entries(height, request.start, count))
 
     async def WatchBlocks(
         self, request: pb.WatchBlocksRequest, context: Context

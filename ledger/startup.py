@@ -17,10 +17,10 @@ import structlog
 from computemesh.service.server import build_server, serve, stop_on_signals
 from computemesh.service.store import GroupCommit, open_sqlite
 from computemesh.trust import identity
-from computemesh.trust.checkpoint import NoteSigner
+from computemesh.trust.checkpoint import NoteSigner, log_origin
 from computemesh.trust.errors import InvalidArgument
 from computemesh.v1.ledger_pb2_grpc import add_LedgerServiceServicer_to_server
-from ledger import replay, store
+from ledger import anchor, replay, store
 from ledger.block import Chain
 from ledger.config import Config
 from ledger.service import LedgerService
@@ -35,6 +35,12 @@ _STREAMS = 128
 def database_path(config: Config) -> Path:
     """Where the ledger's only file is."""
     return Path(config.data_dir) / "ledger.sqlite"
+
+
+def anchor_url(config: Config) -> str:
+    """Where the last signed checkpoint is kept."""
+    beside = Path(config.data_dir).absolute()
+    return config.anchor or beside.with_name(f"{beside.name}-anchor").as_uri()
 
 
 def check(config: Config) -> None:
@@ -78,7 +84,7 @@ def load_signer(config: Config) -> NoteSigner:
         refusal = InvalidArgument(
             f"log_key_file: {problem}", violations=[("log_key_file", problem)], reason="INVALID_CONFIGURATION")
         raise refusal from None
-    return NoteSigner(f"{config.chain_id}/blocks", seed)
+    return NoteSigner(log_origin(config.chain_id), seed)
 
 
 def _found(connection: sqlite3.Connection, config: Config, signer: NoteSigner, now_ms: int) -> tuple[Chain, int]:
@@ -123,6 +129,8 @@ class Running:
         connection = open_sqlite(path, store.SCHEMA)
         try:
             chain, last_seq = recover(connection, config, signer, clock())
+            kept = anchor.Anchor(anchor_url(config))
+            anchor.reconcile(kept, connection, signer)
         except BaseException:
             connection.close()
             self._lock.close()
@@ -130,9 +138,9 @@ class Running:
         self._reader = store.open_reader(str(path))
         self._group = GroupCommit(connection)
         self.writer = Writer(
-            chain, last_seq, self._group, self._reader, signer, block_interval_ms=config.block_interval_ms,
+            chain, last_seq, self._group, self._reader, signer, kept, block_interval_ms=config.block_interval_ms,
             block_max_results=config.block_max_results, clock=clock)
-        self._service = LedgerService(config, self.writer, self._reader, signer.vkey)
+        self._service = LedgerService(config, self.writer, self._reader, signer)
         self._config = config
 
     async def start(self) -> None:
@@ -198,6 +206,7 @@ def fsck(config: Config) -> list[str]:
     connection = store.open_reader(str(path))
     try:
         replay.check_identity(connection, replay.identity_of(config, signer))
-        return list(replay.Replay(connection, config, signer, thorough=True).run())
+        problems = list(replay.Replay(connection, config, signer, thorough=True).run())
+        return problems or anchor.problems(anchor.Anchor(anchor_url(config)), connection, signer)
     finally:
         connection.close()

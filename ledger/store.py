@@ -149,6 +149,12 @@ def transaction_ids(connection: sqlite3.Connection, first: int, last: int) -> li
         "SELECT no, id FROM transactions WHERE no BETWEEN ? AND ? ORDER BY no", (first, last)).fetchall()
 
 
+def transaction_leaves(connection: sqlite3.Connection, first: int, last: int) -> list[Row]:
+    """(digest, body) of the transactions numbered first..last."""
+    return connection.execute(
+        "SELECT digest, body FROM transactions WHERE no BETWEEN ? AND ? ORDER BY no", (first, last)).fetchall()
+
+
 def height_of(connection: sqlite3.Connection, number: int) -> int | None:
     """Height of the block that holds the transaction of this number; None until sealed."""
     row = _one(

@@ -16,6 +16,7 @@ from ledger.store import Row
 from ledger.writer import Verdict
 
 DEFAULT_PAGE = 100
+ENTRIES = 256
 
 _STATUS = {
     Phase.FUNDED: (pb.ESCROW_STATUS_OPEN, pb.REFUND_CAUSE_UNSPECIFIED),

@@ -18,6 +18,7 @@ from computemesh.service.store import GroupCommit
 from computemesh.trust.checkpoint import NoteSigner
 from computemesh.trust.errors import ResourceExhausted, Unavailable
 from ledger import replay, store, wire
+from ledger.anchor import Anchor
 from ledger.block import Chain
 from ledger.core import next_deadline
 from ledger.evidence import Examined
@@ -30,6 +31,7 @@ MAX_QUEUED = 4096
 _MAX_COMMITS = 2
 _MAX_GROUP_RESULTS = 8192
 _RETRY_MS = 100
+_ANCHOR_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +68,31 @@ class Writer:
     """Owns the fold. `clock` gives Unix ms."""
 
     def __init__(
-        self, chain: Chain, last_seq: int, group: GroupCommit, reader: Connection, signer: NoteSigner, *,
-        block_interval_ms: int, block_max_results: int, clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        self, chain: Chain, last_seq: int, group: GroupCommit, reader: Connection, signer: NoteSigner, anchor: Anchor,
+        *, block_interval_ms: int, block_max_results: int,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:  # fmt: skip
         self._chain, self._seq, self._group, self._reader, self._signer = chain, last_seq + 1, group, reader, signer
+        self._anchor = anchor
         self._interval_ms, self._max_results, self._clock = block_interval_ms, block_max_results, clock
         self._queue: deque[Submission] = deque()
         self._queued_bytes = 0
         self._wake = asyncio.Event()
-        self.closing = False
+        self.closing = self._folded = False
         self._unsealed_since: float | None = time.monotonic() if chain.dirty else None
         self._pending: dict[bytes, Known] = {}
         self._slots = asyncio.Semaphore(_MAX_COMMITS)
         self._waiting: list[tuple[int, Submission, list[Verdict]]] = []
         self.news = asyncio.Event()
-        """Set once another block is sealed and durable, or the writer closes; then there is a new one."""
+        """Set once another block is sealed, durable and anchored, or the writer closes; then there is a new one."""
         newest = store.newest_block(reader)
-        self.sealed_tx: int = newest[1] if newest else 0
-        """Number of the last transaction in a durable block."""
+        assert newest is not None  # block 0 is made before
+        self.sealed_tx: int = newest[1]
+        """Number of the last transaction in a published block."""
+        self.anchored: int = newest[0] + 1
+        """Blocks whose checkpoint may be published: it is durable, and the anchor has it or a later one."""
+        self._durable_block: store.Row | None = None
+        self._anchor_due = asyncio.Event()
 
     # What callers use
 
@@ -117,6 +126,14 @@ class Writer:
 
     async def run(self) -> None:
         """Works until closed."""
+        async with asyncio.TaskGroup() as group:
+            anchoring = group.create_task(self._publish())
+            await self._fold()
+            self._folded = True
+            self._anchor_due.set()
+            await anchoring
+
+    async def _fold(self) -> None:
         while not (self.closing and not self._queue):
             await self._wait()
             await self._slots.acquire()
@@ -224,15 +241,41 @@ class Writer:
         self._slots.release()
         for row in rows.transactions:
             self._pending.pop(row[1], None)
-        if rows.blocks:
-            newest, before = rows.blocks[-1], self.sealed_tx
-            self.sealed_tx = newest[1]
-            log.info(
-                "blocks sealed", height=newest[0], blocks=len(rows.blocks), transactions=self.sealed_tx - before)
-            self._announce()
         for submission, verdicts in done:
             last = max((verdict.number for verdict in verdicts), default=0) if submission.sealed else 0
             self._waiting.append((last, submission, verdicts))
+        if rows.blocks:
+            self._durable_block = rows.blocks[-1]
+            self._anchor_due.set()
+        self._answer()
+
+    async def _publish(self) -> None:
+        """Anchors the newest durable block, then lets it be seen; while one is being anchored the next collect."""
+        while not self._folded or self._durable_block is not None:
+            await self._anchor_due.wait()
+            self._anchor_due.clear()
+            newest, self._durable_block = self._durable_block, None
+            if newest is None or not await self._anchored(newest[4]):
+                continue
+            blocks, transactions = newest[0] + 1 - self.anchored, newest[1] - self.sealed_tx
+            self.anchored, self.sealed_tx = newest[0] + 1, newest[1]
+            log.info("blocks sealed", height=newest[0], blocks=blocks, transactions=transactions)
+            self._announce()
+            self._answer()
+
+    async def _anchored(self, note: str) -> bool:
+        """False where the anchor cannot be reached while we stop: the next start makes it good."""
+        while True:
+            try:
+                await asyncio.to_thread(self._anchor.advance, note)
+                return True
+            except Unavailable as error:
+                log.error("blocks stay unpublished until the anchor answers", problem=str(error))
+                if self.closing:
+                    return False
+                await asyncio.sleep(_ANCHOR_RETRY_S)
+
+    def _answer(self) -> None:
         waiting, self._waiting = self._waiting, []
         for last, submission, verdicts in waiting:
             if last > self.sealed_tx:

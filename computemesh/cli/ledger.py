@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import time
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from computemesh.cli import output
-from computemesh.cli.options import JsonOption, ProfileOption, connect
+from computemesh.cli import export, output
+from computemesh.cli.options import JsonOption, ProfileOption, connect, save
+from computemesh.cli.trusted import trusted
 
 if TYPE_CHECKING:
     from computemesh.client import Client
 
 app = typer.Typer(help="Read the ledger, and check what it says.", no_args_is_help=True)
+app.command()(export.tiles)
+app.command()(export.relay)
 LATEST = "latest"
+
+
+class ProofFormat(StrEnum):
+    """Forms of a proof."""
+
+    JSON = "json"
+    TLOG_PROOF = "tlog-proof"
 
 
 @app.command()
@@ -99,45 +111,56 @@ def _all_accounts(client: Client) -> None:
 def proof(
     task_id: Annotated[str, typer.Argument(metavar="TASK", help="Task id.", show_default=False)],
     job: Annotated[int, typer.Argument(help="Index of the job.", min=0, max=2**32 - 1)] = 0,
+    form: Annotated[
+        ProofFormat, typer.Option("--format", help="tlog-proof writes two C2SP files that other software checks.")
+    ] = ProofFormat.JSON,
+    folder: Annotated[Path, typer.Option("--output", help="Folder for the files of tlog-proof.")] = Path("."),
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Prove that a job's result is in its block and the block in the log; checked here. Exit status 1 if not."""
     from computemesh.cli.verify import report
     from computemesh.client.model import plain
-    from computemesh.client.proofs import check_inclusion
+    from computemesh.client.proofs import check_inclusion, tlog_proofs
     from computemesh.trust.receipt import accepted
     from computemesh.v1 import ledger_pb2
 
     with connect(profile) as client:
         reply = client.ledger("GetInclusionProof", ledger_pb2.GetInclusionProofRequest(task_id=task_id, job=job))
-        vkey, chain, _ = _trusted(client)
+        vkey, chain, _ = trusted(client)
     checks = check_inclusion(reply, vkey, chain)
     ok = accepted(checks)
-    output.emit({"ok": ok, "task_id": task_id, "job": job, "checks": checks, **plain(reply)}, report(checks))
+    shown, written = report(checks), list[str]()
+    if ok and form is ProofFormat.TLOG_PROOF:
+        stem = f"{task_id[:16]}-{job}"
+        for what, one in zip(("result", "block"), tlog_proofs(reply), strict=True):
+            path = folder / f"{stem}.{what}.tlog-proof"
+            save(path, one.text(), "--output")
+            written.append(str(path))
+        shown += "".join(f"\nwritten: {path}" for path in written)
+    document = {"ok": ok, "task_id": task_id, "job": job, "checks": checks, "files": written, **plain(reply)}
+    output.emit(document, shown)
     if not ok:
         raise typer.Exit(1)
 
 
-def _trusted(client: Client) -> tuple[str, str, bool]:
-    """The log's key and chain: pinned by the profile, else as the ledger says; and whether they were pinned."""
-    pinned = client.profile
-    if pinned.ledger_vkey and pinned.chain_id:
-        return pinned.ledger_vkey, pinned.chain_id, True
-    info = client.ledger_info()
-    return pinned.ledger_vkey or info.vkey, pinned.chain_id or info.chain_id, bool(pinned.ledger_vkey)
-
-
 @app.command()
-def checkpoint(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
-    """The log's newest signed checkpoint, its signature checked. Exit status 1 if it is wrong."""
-    from computemesh.client.proofs import open_checkpoint
+def checkpoint(
+    block: Annotated[
+        int | None, typer.Option("--block", help="Of this block's results; else of the log.", min=0, max=2**63 - 1)
+    ] = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The newest signed checkpoint, its signature checked. Exit status 1 if it is wrong."""
+    from computemesh.trust.checkpoint import NoteVerifier, block_origin, log_origin, open_checkpoint
     from computemesh.v1 import ledger_pb2
 
     with connect(profile) as client:
-        note = client.ledger("GetCheckpoint", ledger_pb2.GetCheckpointRequest()).checkpoint.note
-        vkey, chain, pinned = _trusted(client)
-    point = open_checkpoint(note, vkey, chain)
+        note = client.ledger("GetCheckpoint", ledger_pb2.GetCheckpointRequest(block_height=block)).checkpoint.note
+        vkey, chain, pinned = trusted(client)
+    origin = log_origin(chain) if block is None else block_origin(chain, block)
+    point = open_checkpoint(note, NoteVerifier(vkey), origin)
     whose = "the key this profile pins" if pinned else "the ledger's own key (pin it: ledger_vkey in the profile)"
     output.emit({"origin": point.origin, "size": point.size, "root": point.root, "note": note, "vkey": vkey,
                  "trusted_key": pinned}, f"{note}\nsigned by {whose}: {vkey}")  # fmt: skip

@@ -48,6 +48,15 @@ def connect(path: Path | None) -> Client:
     return Client(find_profile(path), retry_for=3.0)
 
 
+def save(path: Path, text: str, option: str) -> None:
+    """Writes a file that `option` names. Raises BadParameter."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"cannot write {path}: {error.strerror}", param_hint=option) from None
+
+
 def parse_value(text: str) -> Any:
     """The right side of key=value: a JSON literal where it is one, else the text itself."""
     try:

@@ -14,7 +14,7 @@ import typer
 
 from computemesh.cli import output
 from computemesh.cli.artifact import bytes_bar
-from computemesh.cli.options import JsonOption, ProfileOption, connect, parse_deadline, parse_payload
+from computemesh.cli.options import JsonOption, ProfileOption, connect, parse_deadline, parse_payload, save
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -279,16 +279,14 @@ def receipt(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The receipt of a completed task: JSON that `mesh verify FILE` checks offline."""
+    """The receipt of a completed task, or of the settled jobs of one that ended otherwise: JSON that `mesh verify FILE`
+    checks offline."""
     with connect(profile) as client:
         found = client.receipt(task_id)
     text = found.to_json()
     if out is None:
         sys.stdout.write(text)
         return
-    try:
-        out.write_text(text, "utf-8")
-    except OSError as error:
-        raise typer.BadParameter(f"cannot write {out}: {error.strerror}", param_hint="--out") from None
+    save(out, text, "--out")
     output.emit({"task_id": task_id, "file": str(out), "jobs": len(found.jobs)},
                 f"{out}: {len(found.jobs)} jobs, {len(text):,} bytes; check it with: mesh verify {out}")  # fmt: skip

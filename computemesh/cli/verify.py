@@ -15,13 +15,17 @@ from computemesh.cli.options import JsonOption, ProfileOption, Root, find_profil
 if TYPE_CHECKING:
     from computemesh.client.profile import Profile
     from computemesh.trust.receipt import Check, Receipt
+    from computemesh.trust.tlog_proof import TlogProof
 
-_JOB = re.compile(r"jobs\[\d+\]\.(.+)")
+_EACH = re.compile(r"(jobs|transactions)\[\d+\]\.?(.*)")
 FAILURES_SHOWN = 5
+MAX_PROOF_BYTES = 2**20
 
 
 def verify(
-    task: Annotated[str, typer.Argument(metavar="TASK|FILE", help="Task id, or a receipt file.", show_default=False)],
+    task: Annotated[
+        str, typer.Argument(metavar="TASK|FILE", help="Task id, or the file of a receipt or proof.", show_default=False)
+    ],
     replay: Annotated[
         bool, typer.Option("--replay", help="Also fetch the audits and judge them again by recomputing their units.")
     ] = False,
@@ -34,13 +38,16 @@ def verify(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify a task's receipt, step by step. A receipt file needs no network. Exit status 1 unless all holds, and
-    unless the log's key is known."""
+    """Verify a task's receipt, or a .tlog-proof file, step by step. A file needs no network. Exit status 1 unless all
+    holds, and unless the log's key is known."""
     from computemesh.trust.receipt import accepted
     from computemesh.trust.receipt import verify as check_receipt
 
     if vkey is not None and not vkey.strip():
         raise typer.BadParameter("is empty; give the log's verifier key, NAME+HASH+KEY", param_hint="--vkey")
+    proof = _tlog_proof(task)
+    if proof is not None:
+        return _verify_proof(proof, vkey, profile, replay)
     receipt, found = _load(task, profile)
     trusted = vkey.strip() if vkey else (found.ledger_vkey if found else "") or None
     checks = check_receipt(receipt, trusted)
@@ -50,11 +57,49 @@ def verify(
     ok = consistent and (trusted is not None or allow_unknown_log)
     output.emit(
         {"ok": ok, "consistent": consistent, "task_id": task_id_of(receipt), "jobs": len(receipt.jobs),
-         "trusted_key": trusted is not None, "checks": checks},
-        report(checks) + "\n" + _conclusion(consistent, trusted is not None, allow_unknown_log),
+         "partial": receipt.partial, "trusted_key": trusted is not None, "checks": checks},
+        report(checks) + "\n" + _conclusion(consistent, trusted is not None, allow_unknown_log)
+        + (f"; PARTIAL: the task ended with {len(receipt.jobs)} jobs shown here, and it is not complete"
+           if receipt.partial else ""),
     )  # fmt: skip
     if not ok:
         raise typer.Exit(1)
+    return None
+
+
+def _tlog_proof(task: str) -> TlogProof | None:
+    """The proof in a file that begins as one; None for everything else. Raises InvalidProof."""
+    from computemesh.trust.tlog_proof import HEADER, TlogProof
+
+    try:
+        with Path(task).open("rb") as file:
+            if file.read(len(HEADER)) != HEADER.encode():
+                return None
+            return TlogProof.parse(HEADER + file.read(MAX_PROOF_BYTES).decode())
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _verify_proof(proof: TlogProof, vkey: str | None, path: Path | None, replay: bool) -> None:
+    from computemesh.client.proofs import read_entry
+    from computemesh.trust.checkpoint import log_origin
+    from computemesh.trust.errors import InvalidArgument, NotFound
+
+    if replay:
+        raise typer.BadParameter("needs a receipt; a .tlog-proof says nothing of audits", param_hint="--replay")
+    try:
+        found = find_profile(path)
+    except NotFound:
+        if _named(path):
+            raise
+        found = None
+    key = vkey.strip() if vkey else (found.ledger_vkey if found else "")
+    if not key:
+        raise InvalidArgument("a .tlog-proof names no key: give the log's with --vkey, or a profile that pins it")
+    chain = key.partition("+")[0].removesuffix("/blocks")
+    said = read_entry(proof, key, chain)
+    output.emit({"ok": True, "origin": proof.note.partition("\n")[0], "index": proof.index, "says": said},
+                f"  ok   {said}\nverified: signed by {log_origin(chain)}")  # fmt: skip
 
 
 def _conclusion(consistent: bool, trusted: bool, allowed: bool) -> str:
@@ -117,12 +162,13 @@ def report(checks: list[Check]) -> str:
     lines: list[str] = []
     grouped: dict[str, list[Check]] = {}
     for check in checks:
-        of_job = _JOB.fullmatch(check.name)
-        grouped.setdefault(f"jobs.{of_job[1]}" if of_job else check.name, []).append(check)
+        each = _EACH.fullmatch(check.name)
+        grouped.setdefault(".".join(filter(None, each.groups())) if each else check.name, []).append(check)
     for name, group in grouped.items():
         bad = [check for check in group if not check.ok]
         mark = "FAIL" if bad else "ok"
-        detail = group[0].detail if len(group) == 1 else f"{len(group) - len(bad)} of {len(group)} jobs"
+        counted = f"{len(group) - len(bad)} of {len(group)} {name.partition('.')[0]}"
+        detail = group[0].detail if len(group) == 1 else counted
         lines.append(f"  {mark:<4} {name:<22} {detail}")
         if len(group) > 1:
             lines += [f"       {check.name}: {check.detail}" for check in bad[:FAILURES_SHOWN]]

@@ -19,7 +19,7 @@ from computemesh.client.model import Account, Block, Model, Page, Quote, Task, T
 from computemesh.client.orders import Deadline, Wish
 from computemesh.client.profile import Profile
 from computemesh.client.rpc import Pauses, Transport, meaning, signed_token
-from computemesh.trust.errors import DeadlineExceeded, InvalidState, MeshError, Unauthenticated, Unavailable
+from computemesh.trust.errors import DeadlineExceeded, MeshError, Unauthenticated, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.receipt import Check, Receipt, verify
 from computemesh.v1 import (
@@ -277,13 +277,13 @@ class AsyncClient:
         return Block.of(reply.block, reply.transaction_ids, reply.results)
 
     async def receipt(self, task_id: str) -> Receipt:
-        """Everything a third party needs to believe a completed task. Raises InvalidState before completion."""
+        """Everything a third party needs to believe a completed task, or the settled jobs of one that ended otherwise.
+        Raises InvalidState before the end, and where no job was settled."""
         task = await self.get(task_id)
-        if task.status != "completed":
-            raise InvalidState(f"task {task_id[:12]}.. is {task.status}; a receipt needs a completed task")
+        receipts.require_settled(task)
         info = await self.ledger_info()
-        proven, checkpoint = await self._proven(task_id)
-        return receipts.assemble(info.chain_id, info.vkey, task, proven, checkpoint)
+        escrow = (await self.ledger("GetEscrow", ledger_pb2.GetEscrowRequest(task_id=task_id))).escrow
+        return receipts.assemble(info.chain_id, info.vkey, task, escrow, *await self._proven(task_id))
 
     async def verify(self, receipt: Receipt) -> builtins.list[Check]:
         """Each step of a receipt's verification, against the log key the profile pins; see `trust.receipt`."""

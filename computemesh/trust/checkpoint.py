@@ -12,11 +12,15 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from computemesh.trust.errors import InvalidArgument, InvalidProof
+
+if TYPE_CHECKING:
+    from computemesh.trust.statement import Header
 
 ED25519 = b"\x01"
 MAX_NOTE_BYTES = 1_000_000
@@ -26,7 +30,18 @@ _SIZE = re.compile(r"0|[1-9][0-9]{0,19}")
 _KEY_HASH = re.compile(r"[0-9a-f]{8}")
 
 
-def _decode(text: str, what: str) -> bytes:
+def log_origin(chain: str) -> str:
+    """The origin of the log over a chain's block headers, which is also the name of its key."""
+    return f"{chain}/blocks"
+
+
+def block_origin(chain: str, height: int) -> str:
+    """The origin of the tree over one block's results; the log's key signs for it."""
+    return f"{chain}/blocks/{height}"
+
+
+def decode_base64(text: str, what: str) -> bytes:
+    """The bytes of standard base64 in its one canonical encoding. Raises InvalidProof naming `what`."""
     try:
         raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -76,7 +91,7 @@ class Checkpoint:
             raise InvalidProof("checkpoint origin is empty")
         if not _SIZE.fullmatch(size) or int(size) >= 2**64:
             raise InvalidProof("checkpoint size is not a plain 64-bit decimal")
-        raw = _decode(root, "checkpoint root")
+        raw = decode_base64(root, "checkpoint root")
         if len(raw) != 32:
             raise InvalidProof(f"checkpoint root has {len(raw)} bytes, not 32")
         if "" in extension:
@@ -95,7 +110,7 @@ class NoteVerifier:
         hash_text, _, encoded = rest.partition("+")
         if not _valid_name(name) or not _KEY_HASH.fullmatch(hash_text):
             raise InvalidProof("vkey is not name+keyhash+key")
-        raw = _decode(encoded, "vkey")
+        raw = decode_base64(encoded, "vkey")
         if raw[:1] != ED25519 or len(raw) != 33:
             raise InvalidProof("vkey is not an Ed25519 key")
         self.key_hash = key_hash(name, raw[1:])
@@ -191,7 +206,20 @@ def _signature_line(line: str) -> tuple[str, bytes]:
     name, _, encoded = line.removeprefix(_DASH).partition(" ")
     if not line.startswith(_DASH) or not _valid_name(name):
         raise InvalidProof("note has a malformed signature line")
-    signature = _decode(encoded, "note signature")
+    signature = decode_base64(encoded, "note signature")
     if len(signature) < 5:
         raise InvalidProof("note signature is too short")
     return name, signature
+
+
+def block_checkpoint(chain: str, header: Header) -> Checkpoint:
+    """What the ledger signs for one block: the tree over its results, as its header has it."""
+    return Checkpoint(block_origin(chain, header.height), header.result_count, header.compute_root)
+
+
+def open_checkpoint(note: str, verifier: NoteVerifier, origin: str) -> Checkpoint:
+    """The checkpoint in a note of this key and this origin. Raises InvalidProof."""
+    point = Checkpoint.parse(open_note(note, [verifier]))
+    if point.origin != origin:
+        raise InvalidProof(f"the checkpoint is of {point.origin!r}, not of {origin!r}")
+    return point

@@ -10,22 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from computemesh.trust import envelope, identity, merkle, statement
-from computemesh.trust.checkpoint import Checkpoint, NoteVerifier, open_note
+from computemesh.trust.checkpoint import Checkpoint, NoteVerifier, log_origin, open_checkpoint
 from computemesh.trust.digest import payload_digest
 from computemesh.trust.errors import InvalidProof, MeshError
 
 
 @dataclass(frozen=True, slots=True)
 class SignedAssignment:
-    """One `assign` transaction: the 74 bytes, its 16-byte id and the market's signature."""
+    """One `assign` transaction: the 74 bytes, its 16-byte id, the market's signature, and its place in the log.
+
+    `tx_path` leads from the transaction at `tx_index` to the `tx_root` of its block's header, `header_path` from that
+    header to the checkpoint's root. A receipt of the first format does not show these four.
+    """
 
     assignment: bytes
     tx_id: bytes
     signature: bytes
+    header: bytes = b""
+    tx_index: int = 0
+    tx_path: tuple[bytes, ...] = ()
+    header_path: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +42,8 @@ class JobEvidence:
 
     `commitment_path` leads from the commitment to the root the worker signed, `settle_path` from the result
     to the root the orchestrator signed, `compute_path` from the result at `leaf_index` to the header's
-    compute root, `header_path` from the header to the checkpoint's root.
+    compute root, `header_path` from the header to the checkpoint's root, and `settle_tx_path` from the settle
+    transaction at `settle_index` to the header's transaction root (the first format does not show these two).
     """
 
     result: bytes
@@ -53,14 +62,18 @@ class JobEvidence:
     leaf_index: int
     compute_path: tuple[bytes, ...]
     header_path: tuple[bytes, ...]
+    settle_index: int = 0
+    settle_tx_path: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A task and the evidence for each of its jobs.
+    """A task and the evidence for each of its jobs, or if `partial` for those that were settled before it ended.
 
     `assignments` are the task's assignments in force, one unless it changed orchestrator; `vkey` is the log's
-    key as the issuer names it, which proves nothing unless the reader trusts it.
+    key as the issuer names it, which proves nothing unless the reader trusts it. Where the order was signed in a batch,
+    `orders_id` is that transaction's 16-byte id, and `orders_path` leads from the order at `orders_position` to
+    the root of the `orders_count` orders that was signed; else it is empty.
     """
 
     chain: str
@@ -72,6 +85,16 @@ class Receipt:
     assignments: tuple[SignedAssignment, ...]
     jobs: tuple[JobEvidence, ...]
     checkpoint: str
+    partial: bool = False
+    orders_id: bytes = b""
+    orders_count: int = 0
+    orders_position: int = 0
+    orders_path: tuple[bytes, ...] = ()
+
+    @property
+    def shows_transactions(self) -> bool:
+        """Whether its transactions' places in their blocks are shown: not in the first format."""
+        return any(signed.header for signed in self.assignments)
 
     def to_json(self) -> str:
         """The receipt as indented JSON."""
@@ -130,6 +153,9 @@ def _steps(receipt: Receipt, trusted_vkey: str | None) -> Iterator[Check]:
     yield _step("order", lambda: _check_order(receipt))
     yield _step("payload", lambda: _check_payload(receipt))
     yield _step("assignments", lambda: _check_assignments(receipt))
+    if receipt.shows_transactions:
+        for position, signed in enumerate(receipt.assignments):
+            yield _step(f"assignments[{position}].transaction", partial(_check_assigned, receipt, signed, point))
     yield _step("jobs", lambda: _check_jobs(receipt))
     for position, job in enumerate(receipt.jobs):
         yield from _job_steps(receipt, job, f"jobs[{position}]", point)
@@ -146,6 +172,8 @@ def _job_steps(
     yield _step(f"{name}.authorisation", lambda: _check_authorisation(job))
     yield _step(f"{name}.orchestrator", lambda: _check_orchestrator(receipt, job))
     yield _step(f"{name}.settlement", lambda: _check_settlement(receipt, job))
+    if receipt.shows_transactions:
+        yield _step(f"{name}.transaction", lambda: _check_settled(receipt, job))
     yield _step(f"{name}.block", lambda: _check_block(receipt, job))
     yield _step(f"{name}.log", lambda: _check_log(job, point()))
 
@@ -157,11 +185,20 @@ def _task_id(receipt: Receipt) -> bytes:
 def _check_order(receipt: Receipt) -> str:
     order = statement.Order.unpack(receipt.order)
     task = _task_id(receipt)
+    batch = f" in a batch of {receipt.orders_count}" if receipt.orders_id else ""
     _need(
-        identity.verify(order.customer_key, task, receipt.customer_signature),
-        "the customer's signature is not over this order on this chain",
+        identity.verify(order.customer_key, _ordered(receipt) if batch else task, receipt.customer_signature),
+        f"the customer's signature is not over this order{batch} on this chain",
     )
-    return f"task {task.hex()} ordered by {identity.address_of(order.customer_key)}"
+    return f"task {task.hex()} ordered by {identity.address_of(order.customer_key)}{batch}"
+
+
+def _ordered(receipt: Receipt) -> bytes:
+    """What the customer of a batch of orders signed."""
+    leaf = merkle.leaf_hash(receipt.order)
+    root = merkle.root_from_path(leaf, receipt.orders_position, receipt.orders_count, receipt.orders_path)
+    body = statement.commitments_body(receipt.orders_count, root)
+    return statement.transaction_digest("orders", receipt.chain, receipt.orders_id, body)
 
 
 def _check_payload(receipt: Receipt) -> str:
@@ -203,9 +240,16 @@ def _check_jobs(receipt: Receipt) -> str:
     _need(bool(ordered), "there is no assignment")
     expected, task = ordered[-1].jobs, _task_id(receipt)
     results = [statement.Result.unpack(job.result) for job in receipt.jobs]
-    _need(len(results) == expected, f"{len(results)} of {expected} jobs are present")
+    jobs = {result.job for result in results}
+    if receipt.partial:
+        _need(0 < len(results) < expected, f"it says that it is partial and has {len(results)} of {expected} jobs")
+    else:
+        _need(len(results) == expected, f"{len(results)} of {expected} jobs are present")
     _need(all(result.task_id == task for result in results), "a result is of another task")
-    _need({result.job for result in results} == set(range(expected)), "a job is present twice")
+    _need(len(jobs) == len(results), "a job is present twice")
+    _need(all(job < expected for job in jobs), f"a job is not among the task's {expected}")
+    if receipt.partial:
+        return f"PARTIAL: {len(jobs)} of {expected} jobs, each once; it shows nothing of the others"
     return f"all {expected} jobs are present, each once: the task is complete"
 
 
@@ -251,13 +295,40 @@ def _check_orchestrator(receipt: Receipt, job: JobEvidence) -> str:
     return f"orchestrator {identity.address_of(job.orchestrator_key)} was assigned in epoch {epoch}"
 
 
-def _check_settlement(receipt: Receipt, job: JobEvidence) -> str:
+def _check_assigned(receipt: Receipt, signed: SignedAssignment, point: Callable[[], Checkpoint]) -> str:
+    digest = statement.transaction_digest("assign", receipt.chain, signed.tx_id, signed.assignment)
+    header = _check_transaction(receipt, signed.header, digest + signed.signature, signed.tx_index, signed.tx_path)
+    _check_header(signed.header, signed.header_path, point())
+    return f"assigned in transaction {signed.tx_index} of {header.tx_count} in block {header.height}"
+
+
+def _check_settled(receipt: Receipt, job: JobEvidence) -> str:
+    transaction = _settle_digest(receipt, job) + job.settle_signature
+    header = _check_transaction(receipt, job.header, transaction, job.settle_index, job.settle_tx_path)
+    return f"settled by transaction {job.settle_index} of {header.tx_count} in block {header.height}"
+
+
+def _check_transaction(
+    receipt: Receipt, packed: bytes, transaction: bytes, index: int, path: tuple[bytes, ...]
+) -> statement.Header:
+    """The header under whose `tx_root` a transaction (digest || signature) stands."""
+    header = statement.Header.unpack(packed)
+    _need(header.chain_hash == statement.chain_hash(receipt.chain), "the block is of another chain")
+    root = merkle.root_from_path(merkle.leaf_hash(transaction), index, header.tx_count, path)
+    _need(root == header.tx_root, "the transaction is not under the block's transaction root")
+    return header
+
+
+def _settle_digest(receipt: Receipt, job: JobEvidence) -> bytes:
     leaf = merkle.leaf_hash(job.result)
     root = merkle.root_from_path(leaf, job.settle_position, job.settle_count, job.settle_path)
     body = statement.settle_body(job.settle_count, root)
-    digest = statement.transaction_digest("settle", receipt.chain, job.settle_id, body)
+    return statement.transaction_digest("settle", receipt.chain, job.settle_id, body)
+
+
+def _check_settlement(receipt: Receipt, job: JobEvidence) -> str:
     _need(
-        identity.verify(job.orchestrator_key, digest, job.settle_signature),
+        identity.verify(job.orchestrator_key, _settle_digest(receipt, job), job.settle_signature),
         "the orchestrator's signature is not over the settlement with this result",
     )
     return f"settled in {job.settle_id.hex()} with {job.settle_count} results"
@@ -274,17 +345,19 @@ def _check_block(receipt: Receipt, job: JobEvidence) -> str:
 
 def _checkpoint(receipt: Receipt, trusted_vkey: str | None) -> Checkpoint:
     verifier = NoteVerifier(receipt.vkey if trusted_vkey is None else trusted_vkey)
-    point = Checkpoint.parse(open_note(receipt.checkpoint, [verifier]))
-    origin = f"{receipt.chain}/blocks"
-    _need(point.origin == origin, f"the checkpoint is of {point.origin!r}, not of {origin!r}")
-    return point
+    return open_checkpoint(receipt.checkpoint, verifier, log_origin(receipt.chain))
 
 
 def _check_log(job: JobEvidence, point: Checkpoint) -> str:
-    header = statement.Header.unpack(job.header)
-    root = merkle.root_from_path(merkle.leaf_hash(job.header), header.height, point.size, job.header_path)
-    _need(root == point.root, "the block is not in the checkpoint's tree")
+    header = _check_header(job.header, job.header_path, point)
     return f"block {header.height} is one of the log's {point.size}"
+
+
+def _check_header(packed: bytes, path: tuple[bytes, ...], point: Checkpoint) -> statement.Header:
+    header = statement.Header.unpack(packed)
+    root = merkle.root_from_path(merkle.leaf_hash(packed), header.height, point.size, path)
+    _need(root == point.root, "the block is not in the checkpoint's tree")
+    return header
 
 
 def _check_log_key(receipt: Receipt, trusted_vkey: str) -> str:

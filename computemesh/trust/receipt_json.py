@@ -11,16 +11,23 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeGuard
 
+from computemesh.trust import statement
 from computemesh.trust.errors import InvalidProof
 from computemesh.trust.receipt import JobEvidence, Receipt, SignedAssignment
-from computemesh.trust.statement import ASSIGNMENT_SIZE, COMMITMENT_SIZE, HEADER_SIZE, ORDER_SIZE, RESULT_SIZE
+from computemesh.trust.statement import ASSIGNMENT_SIZE, COMMITMENT_SIZE, HEADER_SIZE, RESULT_SIZE
 
-FORMAT = "computemesh.receipt.v1"
+FORMAT = "computemesh.receipt.v2"
+FIRST_FORMAT = "computemesh.receipt.v1"
+_SECOND = {
+    Receipt: {"partial", "orders_id", "orders_count", "orders_position", "orders_path"},
+    SignedAssignment: {"header", "tx_index", "tx_path", "header_path"}, JobEvidence: {"settle_index", "settle_tx_path"},
+}  # fmt: skip
+"""What the first format does not have. It is read for those who kept such receipts, and no longer issued."""
 MAX_BYTES = 64 * 2**20
 MAX_PATH = 64
 
 _SIZES = {
-    "order": ORDER_SIZE, "customer_signature": 64,
+    "customer_signature": 64,
     "assignment": ASSIGNMENT_SIZE, "tx_id": 16, "signature": 64,
     "result": RESULT_SIZE, "commitment": COMMITMENT_SIZE, "worker_signature": 64, "orchestrator_key": 33,
     "settle_id": 16, "settle_signature": 64, "header": HEADER_SIZE,
@@ -28,24 +35,23 @@ _SIZES = {
 
 
 def dump(receipt: Receipt) -> str:
-    """The receipt as indented JSON."""
-    return (
-        json.dumps({"format": FORMAT, **_plain(receipt)}, indent=2, ensure_ascii=False, allow_nan=False)
-        + "\n"
-    )
+    """The receipt as indented JSON; in the first format only what was read in it."""
+    first = not receipt.shows_transactions and not receipt.partial
+    document = {"format": FIRST_FORMAT if first else FORMAT, **_plain(receipt, first)}
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _plain(record: Any) -> dict[str, Any]:
-    return {field.name: _plain_value(getattr(record, field.name)) for field in fields(record)}
+def _plain(record: Receipt | SignedAssignment | JobEvidence, first: bool) -> dict[str, Any]:
+    return {name: _plain_value(getattr(record, name), first) for name in _names(type(record), first)}
 
 
-def _plain_value(value: Any) -> Any:
+def _plain_value(value: Any, first: bool) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, tuple):
-        return [_plain_value(item) for item in value]
+        return [_plain_value(item, first) for item in value]
     if isinstance(value, SignedAssignment | JobEvidence):
-        return _plain(value)
+        return _plain(value, first)
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -57,9 +63,12 @@ def load(text: str | bytes) -> Receipt:
         raw = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise _bad("receipt", f"is not JSON: {error}") from None
-    document = _object(raw, "receipt", {"format", *(field.name for field in fields(Receipt))})
-    if document["format"] != FORMAT:
-        raise _bad("format", f"is not {FORMAT}")
+    first = isinstance(raw, dict) and raw.get("format") == FIRST_FORMAT
+    document = _object(raw, "receipt", {"format", *_names(Receipt, first)})
+    if document["format"] not in (FORMAT, FIRST_FORMAT):
+        raise _bad("format", f"is not {FORMAT} or {FIRST_FORMAT}")
+    if not isinstance(document.get("partial", False), bool):
+        raise _bad("partial", "is not true or false")
     if not isinstance(document["payload"], dict):
         raise _bad("payload", "is not an object")
     return Receipt(
@@ -67,18 +76,41 @@ def load(text: str | bytes) -> Receipt:
         vkey=_text(document, "vkey"),
         challenge_type=_text(document, "challenge_type"),
         payload=document["payload"],
-        order=_bytes(document["order"], "order", ORDER_SIZE),
+        order=_order(document["order"]),
         customer_signature=_bytes(document["customer_signature"], "customer_signature", 64),
         assignments=tuple(
-            SignedAssignment(**_record(item, f"assignments[{at}]", SignedAssignment))
+            SignedAssignment(**_record(item, f"assignments[{at}]", SignedAssignment, first))
             for at, item in enumerate(_list(document["assignments"], "assignments"))
         ),
         jobs=tuple(
-            JobEvidence(**_record(item, f"jobs[{at}]", JobEvidence))
+            JobEvidence(**_record(item, f"jobs[{at}]", JobEvidence, first))
             for at, item in enumerate(_list(document["jobs"], "jobs"))
         ),
         checkpoint=_text(document, "checkpoint"),
+        **({} if first else _second(document)),
     )
+
+
+def _second(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a receipt that the first format lacks."""
+    alone = document["orders_id"] == ""
+    return {
+        "partial": document["partial"],
+        "orders_id": b"" if alone else _bytes(document["orders_id"], "orders_id", 16),
+        "orders_count": _count(document["orders_count"], "orders_count"),
+        "orders_position": _count(document["orders_position"], "orders_position"),
+        "orders_path": _hashes(document["orders_path"], "orders_path"),
+    }
+
+
+def _order(value: Any) -> bytes:
+    size = statement.order_size(bytes.fromhex(value[:2])) if _lower_hex(value) and len(value) > 1 else 0
+    return _bytes(value, "order", size or statement.ORDER_SIZE)
+
+
+def _names(kind: type[Receipt | SignedAssignment | JobEvidence], first: bool) -> dict[str, Any]:
+    """Fields of a record with their annotations, in the first format or the present one."""
+    return {field.name: field.type for field in fields(kind) if not first or field.name not in _SECOND[kind]}
 
 
 def _bad(path: str, problem: str) -> InvalidProof:
@@ -106,8 +138,8 @@ def _object(value: Any, path: str, names: set[str]) -> dict[str, Any]:
     return value
 
 
-def _record(value: Any, path: str, kind: type[SignedAssignment | JobEvidence]) -> dict[str, Any]:
-    names = {field.name: field.type for field in fields(kind)}
+def _record(value: Any, path: str, kind: type[SignedAssignment | JobEvidence], first: bool) -> dict[str, Any]:
+    names = _names(kind, first)
     document = _object(value, path, set(names))
     out: dict[str, Any] = {}
     for name, annotation in names.items():
@@ -117,11 +149,15 @@ def _record(value: Any, path: str, kind: type[SignedAssignment | JobEvidence]) -
         elif annotation == "int":
             out[name] = _count(item, where)
         else:
-            hashes = _list(item, where)
-            if len(hashes) > MAX_PATH:
-                raise _bad(where, f"has more than {MAX_PATH} hashes")
-            out[name] = tuple(_bytes(one, f"{where}[{at}]", 32) for at, one in enumerate(hashes))
+            out[name] = _hashes(item, where)
     return out
+
+
+def _hashes(value: Any, path: str) -> tuple[bytes, ...]:
+    hashes = _list(value, path)
+    if len(hashes) > MAX_PATH:
+        raise _bad(path, f"has more than {MAX_PATH} hashes")
+    return tuple(_bytes(one, f"{path}[{at}]", 32) for at, one in enumerate(hashes))
 
 
 def _list(value: Any, path: str) -> list[Any]:

@@ -1236,6 +1236,12 @@ class ProvenResult(google.protobuf.message.Message):
     ASSIGNMENT_FIELD_NUMBER: builtins.int
     ASSIGNMENT_ID_FIELD_NUMBER: builtins.int
     ASSIGNMENT_SIGNATURE_FIELD_NUMBER: builtins.int
+    SETTLE_INDEX_FIELD_NUMBER: builtins.int
+    SETTLE_TX_PATH_FIELD_NUMBER: builtins.int
+    ASSIGNMENT_HEADER_FIELD_NUMBER: builtins.int
+    ASSIGNMENT_INDEX_FIELD_NUMBER: builtins.int
+    ASSIGNMENT_TX_PATH_FIELD_NUMBER: builtins.int
+    ASSIGNMENT_HEADER_PATH_FIELD_NUMBER: builtins.int
     result: builtins.bytes
     """The result statement (174 bytes): leaf data of the compute root."""
     commitment: builtins.bytes
@@ -1256,6 +1262,13 @@ class ProvenResult(google.protobuf.message.Message):
     """The assignment in force when the result was settled, with its transaction id and signature."""
     assignment_id: builtins.bytes
     assignment_signature: builtins.bytes
+    settle_index: builtins.int
+    """Place of the settle transaction under the header's tx_root, of tx_count leaves."""
+    assignment_header: builtins.bytes
+    """The header of the assignment's block, the assignment's place under its tx_root, and the header's path to the
+    checkpoint's root.
+    """
+    assignment_index: builtins.int
     @property
     def commitment_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
     @property
@@ -1266,6 +1279,12 @@ class ProvenResult(google.protobuf.message.Message):
     def header_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
         """Path from the header to the checkpoint's root; the leaf index is the header's height."""
 
+    @property
+    def settle_tx_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    @property
+    def assignment_tx_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
+    @property
+    def assignment_header_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
     def __init__(
         self,
         *,
@@ -1288,8 +1307,14 @@ class ProvenResult(google.protobuf.message.Message):
         assignment: builtins.bytes = ...,
         assignment_id: builtins.bytes = ...,
         assignment_signature: builtins.bytes = ...,
+        settle_index: builtins.int = ...,
+        settle_tx_path: collections.abc.Iterable[builtins.bytes] | None = ...,
+        assignment_header: builtins.bytes = ...,
+        assignment_index: builtins.int = ...,
+        assignment_tx_path: collections.abc.Iterable[builtins.bytes] | None = ...,
+        assignment_header_path: collections.abc.Iterable[builtins.bytes] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "assignment_id", b"assignment_id", "assignment_signature", b"assignment_signature", "commitment", b"commitment", "commitment_count", b"commitment_count", "commitment_path", b"commitment_path", "commitment_position", b"commitment_position", "compute_path", b"compute_path", "header", b"header", "header_path", b"header_path", "leaf_index", b"leaf_index", "orchestrator_key", b"orchestrator_key", "result", b"result", "settle_count", b"settle_count", "settle_id", b"settle_id", "settle_path", b"settle_path", "settle_position", b"settle_position", "settle_signature", b"settle_signature", "worker_signature", b"worker_signature"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["assignment", b"assignment", "assignment_header", b"assignment_header", "assignment_header_path", b"assignment_header_path", "assignment_id", b"assignment_id", "assignment_index", b"assignment_index", "assignment_signature", b"assignment_signature", "assignment_tx_path", b"assignment_tx_path", "commitment", b"commitment", "commitment_count", b"commitment_count", "commitment_path", b"commitment_path", "commitment_position", b"commitment_position", "compute_path", b"compute_path", "header", b"header", "header_path", b"header_path", "leaf_index", b"leaf_index", "orchestrator_key", b"orchestrator_key", "result", b"result", "settle_count", b"settle_count", "settle_id", b"settle_id", "settle_index", b"settle_index", "settle_path", b"settle_path", "settle_position", b"settle_position", "settle_signature", b"settle_signature", "settle_tx_path", b"settle_tx_path", "worker_signature", b"worker_signature"]) -> None: ...
 
 global___ProvenResult = ProvenResult
 
@@ -1343,18 +1368,24 @@ class GetInclusionProofResponse(google.protobuf.message.Message):
 
     RESULT_FIELD_NUMBER: builtins.int
     CHECKPOINT_FIELD_NUMBER: builtins.int
+    BLOCK_CHECKPOINT_FIELD_NUMBER: builtins.int
     @property
     def result(self) -> global___ProvenResult: ...
     @property
     def checkpoint(self) -> global___Checkpoint: ...
+    @property
+    def block_checkpoint(self) -> global___Checkpoint:
+        """Of the tree over the results of the result's block, origin `<chain>/blocks/<height>`."""
+
     def __init__(
         self,
         *,
         result: global___ProvenResult | None = ...,
         checkpoint: global___Checkpoint | None = ...,
+        block_checkpoint: global___Checkpoint | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "result", b"result"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint", "result", b"result"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["block_checkpoint", b"block_checkpoint", "checkpoint", b"checkpoint", "result", b"result"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["block_checkpoint", b"block_checkpoint", "checkpoint", b"checkpoint", "result", b"result"]) -> None: ...
 
 global___GetInclusionProofResponse = GetInclusionProofResponse
 
@@ -1409,9 +1440,17 @@ global___GetConsistencyProofResponse = GetConsistencyProofResponse
 class GetCheckpointRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    BLOCK_HEIGHT_FIELD_NUMBER: builtins.int
+    block_height: builtins.int
+    """Present: the checkpoint of this block's results, origin `<chain>/blocks/<height>`. Absent: that of the log."""
     def __init__(
         self,
+        *,
+        block_height: builtins.int | None = ...,
     ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_block_height", b"_block_height", "block_height", b"block_height"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_block_height", b"_block_height", "block_height", b"block_height"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_block_height", b"_block_height"]) -> typing.Literal["block_height"] | None: ...
 
 global___GetCheckpointRequest = GetCheckpointRequest
 
@@ -1431,6 +1470,50 @@ class GetCheckpointResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["checkpoint", b"checkpoint"]) -> None: ...
 
 global___GetCheckpointResponse = GetCheckpointResponse
+
+@typing.final
+class ListEntriesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BLOCK_HEIGHT_FIELD_NUMBER: builtins.int
+    START_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    block_height: builtins.int
+    """Present: results of this block. Absent: headers of the log."""
+    start: builtins.int
+    """Index of the first entry."""
+    count: builtins.int
+    """At most this many; 0: 256."""
+    def __init__(
+        self,
+        *,
+        block_height: builtins.int | None = ...,
+        start: builtins.int = ...,
+        count: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_block_height", b"_block_height", "block_height", b"block_height"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_block_height", b"_block_height", "block_height", b"block_height", "count", b"count", "start", b"start"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_block_height", b"_block_height"]) -> typing.Literal["block_height"] | None: ...
+
+global___ListEntriesRequest = ListEntriesRequest
+
+@typing.final
+class ListEntriesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: builtins.int
+    @property
+    def entries(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """In order; fewer than asked only at the tree's end."""
+
+    def __init__(
+        self,
+        *,
+        entries: collections.abc.Iterable[builtins.bytes] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entries", b"entries"]) -> None: ...
+
+global___ListEntriesResponse = ListEntriesResponse
 
 @typing.final
 class WatchBlocksRequest(google.protobuf.message.Message):

@@ -146,6 +146,11 @@ class LedgerServiceStub(object):
                 request_serializer=computemesh_dot_v1_dot_ledger__pb2.GetBeaconRequest.SerializeToString,
                 response_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetBeaconResponse.FromString,
                 _registered_method=True)
+        self.ListEntries = channel.unary_unary(
+                '/computemesh.v1.LedgerService/ListEntries',
+                request_serializer=computemesh_dot_v1_dot_ledger__pb2.ListEntriesRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_ledger__pb2.ListEntriesResponse.FromString,
+                _registered_method=True)
         self.WatchBlocks = channel.unary_stream(
                 '/computemesh.v1.LedgerService/WatchBlocks',
                 request_serializer=computemesh_dot_v1_dot_ledger__pb2.WatchBlocksRequest.SerializeToString,
@@ -266,7 +271,7 @@ class LedgerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetCheckpoint(self, request, context):
-        """The log's newest signed checkpoint. No status codes of its own.
+        """The newest signed checkpoint of the log, or that of one block's results. NOT_FOUND / BLOCK_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -317,6 +322,15 @@ class LedgerServiceServicer(object):
     def GetBeacon(self, request, context):
         """What an orchestrator committed its audits to in an epoch, and the secret once it is out.
         NOT_FOUND / BEACON_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEntries(self, request, context):
+        """Leaves of a tree as they are hashed: headers of the log, or the result statements of one block. What a copy of the
+        log as static files (c2sp.org/tlog-tiles) is made of. NOT_FOUND / BLOCK_NOT_FOUND. INVALID_ARGUMENT: start beyond
+        the tree's end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -442,6 +456,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.GetBeacon,
                     request_deserializer=computemesh_dot_v1_dot_ledger__pb2.GetBeaconRequest.FromString,
                     response_serializer=computemesh_dot_v1_dot_ledger__pb2.GetBeaconResponse.SerializeToString,
+            ),
+            'ListEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEntries,
+                    request_deserializer=computemesh_dot_v1_dot_ledger__pb2.ListEntriesRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_ledger__pb2.ListEntriesResponse.SerializeToString,
             ),
             'WatchBlocks': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchBlocks,
@@ -1045,6 +1064,33 @@ class LedgerService(object):
             '/computemesh.v1.LedgerService/GetBeacon',
             computemesh_dot_v1_dot_ledger__pb2.GetBeaconRequest.SerializeToString,
             computemesh_dot_v1_dot_ledger__pb2.GetBeaconResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.LedgerService/ListEntries',
+            computemesh_dot_v1_dot_ledger__pb2.ListEntriesRequest.SerializeToString,
+            computemesh_dot_v1_dot_ledger__pb2.ListEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from computemesh.trust import identity, merkle, statement
+from computemesh.trust import identity, merkle, paths, statement
 from computemesh.trust.amount import MAX_UNITS, Shares
 from computemesh.v1 import ledger_pb2 as pb
-from ledger import block, proofs, wire
+from ledger import block, wire
 from ledger.block import Chain
 from ledger.evidence import Batch, batch_tree, examine, result_statements
 from ledger.state import TRANSITIONS, WINDOW, Effects, Event, Phase, Reason, State, Window
@@ -216,12 +216,12 @@ def test_stored_nodes_prove_what_a_whole_tree_proves() -> None:
         tree.append(leaf)
         leaves.append(leaf)
         whole = merkle.Tree(leaves)
-        assert proofs.root(lambda level, index: nodes[level, index], size) == whole.root
+        assert paths.root(lambda level, index: nodes[level, index], size) == whole.root
         for old in range(1, size + 1):
-            path = proofs.consistency(lambda level, index: nodes[level, index], old, size)
+            path = paths.consistency(lambda level, index: nodes[level, index], old, size)
             assert merkle.verify_consistency(old, size, merkle.root(leaves[:old]), whole.root, path)
         for index in range(size):
-            assert proofs.inclusion(lambda level, at: nodes[level, at], index, size) == whole.path(index)
+            assert paths.inclusion(lambda level, at: nodes[level, at], index, size) == whole.path(index)
 
 
 def _story() -> Iterable[pb.Transaction]:

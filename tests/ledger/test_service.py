@@ -6,11 +6,14 @@ import asyncio
 import itertools
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import pytest
 
+from computemesh.client import receipts
+from computemesh.client.model import Task
 from computemesh.service.errors import from_rpc_error
 from computemesh.trust import computechain, identity, merkle, receipt, statement
 from computemesh.trust.checkpoint import Checkpoint, NoteVerifier, open_note
@@ -55,16 +58,10 @@ async def matured(ledger: Any) -> pb.GetSupplyResponse:
 async def receipt_checks(ledger: Any, escrow: pb.Escrow, proven: Any, note: str) -> list[receipt.Check]:
     """What an independent reader of the task's receipt finds."""
     vkey = (await ledger.GetLedger(pb.GetLedgerRequest())).vkey
-    jobs = tuple(
-        receipt.JobEvidence(**{
-            name: tuple(value) if name.endswith("_path") else value
-            for name in receipt.JobEvidence.__dataclass_fields__ for value in [getattr(one, name)]})
-        for one in proven)  # fmt: skip
-    signed = {(one.assignment, one.assignment_id, one.assignment_signature) for one in proven}
-    assignments = tuple(receipt.SignedAssignment(*one) for one in signed)
-    document = receipt.Receipt(
-        parties.CHAIN, vkey, "synthetic", parties.PAYLOAD, escrow.order, escrow.order_signature, assignments, jobs,
-        note)
+    completed = escrow.status == pb.ESCROW_STATUS_SETTLED
+    task = SimpleNamespace(
+        challenge_type="synthetic", payload=parties.PAYLOAD, status="completed" if completed else "failed")
+    document = receipts.assemble(parties.CHAIN, vkey, cast(Task, task), escrow, list(proven), note)
     return receipt.verify(receipt.Receipt.from_json(document.to_json()), vkey)
 
 

@@ -45,12 +45,23 @@ def among(leaf: bytes, position: int, count: int) -> tuple[bytes, tuple[bytes, .
     return merkle.root(leaves), tuple(merkle.inclusion_path(leaves, position))
 
 
+def header(height: int, transaction: bytes, compute_root: bytes = b"c" * 32) -> tuple[bytes, tuple[bytes, ...]]:
+    """A block of four transactions whose second this is, and the transaction's path."""
+    tx_root, path = among(merkle.leaf_hash(transaction), 1, 4)
+    chain = statement.chain_hash(CHAIN)
+    packed = statement.Header(
+        chain, height, b"b" * 32, 1_700_000_000_000, tx_root, compute_root, b"y" * 32, 4, 9).pack()
+    return packed, path
+
+
 def assignment(orchestrator: identity.PrivateKey, epoch: int, **changes: Any) -> SignedAssignment:
     fixed = {"task_id": TASK, "orchestrator_key": orchestrator.public, "epoch": epoch, "jobs": 2}
     packed = statement.Assignment(**{**fixed, **changes}).pack()
     tx_id = bytes([epoch]) * 16
     digest = statement.transaction_digest("assign", CHAIN, tx_id, packed)
-    return SignedAssignment(packed, tx_id, MARKET.sign(digest))
+    signature = MARKET.sign(digest)
+    block, path = header(min(epoch, 2), digest + signature)
+    return SignedAssignment(packed, tx_id, signature, block, 1, path)
 
 
 def evidence(job: int, orchestrator: identity.PrivateKey, epoch: int, chain: str = CHAIN) -> JobEvidence:
@@ -64,17 +75,8 @@ def evidence(job: int, orchestrator: identity.PrivateKey, epoch: int, chain: str
     settle_root, settle_path = among(merkle.leaf_hash(result), 1, 7)
     digest = statement.transaction_digest("settle", chain, b"s" * 16, statement.settle_body(7, settle_root))
     compute_root, compute_path = among(merkle.leaf_hash(result), 8, 9)
-    header = statement.Header(
-        statement.chain_hash(CHAIN),
-        3 + job,
-        b"b" * 32,
-        1_700_000_000_000,
-        b"x" * 32,
-        compute_root,
-        b"y" * 32,
-        4,
-        9,
-    )
+    settle_signature = orchestrator.sign(digest)
+    block, settle_tx_path = header(3 + job, digest + settle_signature, compute_root)
     return JobEvidence(
         result=result,
         commitment=commitment,
@@ -87,22 +89,25 @@ def evidence(job: int, orchestrator: identity.PrivateKey, epoch: int, chain: str
         settle_count=7,
         settle_position=1,
         settle_path=settle_path,
-        settle_signature=orchestrator.sign(digest),
-        header=header.pack(),
+        settle_signature=settle_signature,
+        header=block,
         leaf_index=8,
         compute_path=compute_path,
         header_path=(),
+        settle_index=1,
+        settle_tx_path=settle_tx_path,
     )
 
 
 def build(jobs: list[JobEvidence], *assignments: SignedAssignment, origin: str = LOG.name) -> Receipt:
     headers = OTHER_LEAVES[:7]
-    for job in jobs:
-        headers[statement.Header.unpack(job.header).height] = merkle.leaf_hash(job.header)
+    for one in (*jobs, *assignments):
+        headers[statement.Header.unpack(one.header).height] = merkle.leaf_hash(one.header)
     tree = merkle.Tree(headers)
-    placed = [
-        replace(job, header_path=tuple(tree.path(statement.Header.unpack(job.header).height))) for job in jobs
-    ]
+
+    def placed(one: Any) -> Any:
+        return replace(one, header_path=tuple(tree.path(statement.Header.unpack(one.header).height)))
+
     return Receipt(
         chain=CHAIN,
         vkey=LOG.vkey,
@@ -110,8 +115,8 @@ def build(jobs: list[JobEvidence], *assignments: SignedAssignment, origin: str =
         payload=PAYLOAD,
         order=ORDER.pack(),
         customer_signature=CUSTOMER.sign(TASK),
-        assignments=assignments,
-        jobs=tuple(placed),
+        assignments=tuple(map(placed, assignments)),
+        jobs=tuple(map(placed, jobs)),
         checkpoint=sign_note(Checkpoint(origin, 7, tree.root).body(), LOG),
     )
 
@@ -126,7 +131,7 @@ def failed(changed: Receipt) -> set[str]:
 def test_a_true_receipt_holds_step_by_step() -> None:
     checks = verify(GOOD, LOG.vkey)
     assert accepted(checks), [check for check in checks if not check.ok]
-    assert len(checks) == 6 + 2 * 7
+    assert len(checks) == 6 + 1 + 2 * 8
     assert len({check.name for check in checks}) == len(checks)
     assert all(check.detail for check in checks)
 
@@ -192,11 +197,14 @@ def test_no_field_of_a_job_can_be_changed(name: str, position: int) -> None:
     assert tried >= 3
 
 
-@pytest.mark.parametrize("name", ["assignment", "tx_id", "signature"])
+@pytest.mark.parametrize("name", [field.name for field in fields(SignedAssignment)])
 def test_no_field_of_an_assignment_can_be_changed(name: str) -> None:
+    steps = {"assignments"} if name in ("assignment", "tx_id", "signature") else {"assignments[0].transaction"}
     for other in tamperings(getattr(GOOD.assignments[0], name)):
+        if name == "header" and not other:
+            continue  # no header is the first format, which a file cannot mix with the second
         changed = replace(GOOD, assignments=(replace(GOOD.assignments[0], **{name: other}),))
-        assert "assignments" in failed(changed)
+        assert steps <= failed(changed), f"{name} = {other!r}"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +245,7 @@ def test_an_assignment_must_be_the_markets() -> None:
     signed = GOOD.assignments[0]
     digest = statement.transaction_digest("assign", CHAIN, signed.tx_id, signed.assignment)
     forged = replace(signed, signature=STRANGER.sign(digest))
-    assert failed(replace(GOOD, assignments=(forged,))) == {"assignments"}
+    assert failed(replace(GOOD, assignments=(forged,))) == {"assignments", "assignments[0].transaction"}
 
 
 def test_a_job_counts_for_the_orchestrator_assigned_in_its_epoch_only() -> None:
@@ -273,13 +281,14 @@ def test_a_settlement_by_a_stranger_is_refused() -> None:
 
 def test_signatures_for_another_chain_are_refused() -> None:
     jobs = [evidence(0, FIRST, 1, chain="computemesh-other"), evidence(1, FIRST, 1)]
-    assert failed(build(jobs, assignment(FIRST, 1))) == {"jobs[0].worker_signature", "jobs[0].settlement"}
+    assert failed(build(jobs, assignment(FIRST, 1))) == {
+        "jobs[0].worker_signature", "jobs[0].settlement", "jobs[0].transaction"}  # fmt: skip
 
 
 def test_another_logs_checkpoint_is_refused() -> None:
     jobs = [evidence(0, FIRST, 1), evidence(1, FIRST, 1)]
     foreign = build(jobs, assignment(FIRST, 1), origin="computemesh-other/blocks")
-    assert failed(foreign) == {"jobs[0].log", "jobs[1].log", "checkpoint"}
+    assert failed(foreign) == {"assignments[0].transaction", "jobs[0].log", "jobs[1].log", "checkpoint"}
 
 
 def test_verify_says_nothing_holds_for_no_checks() -> None:
@@ -297,7 +306,9 @@ def mutate(change: Any) -> str:
     [
         (lambda d: d.pop("order"), "receipt.order"),
         (lambda d: d.update(more=1), "receipt.more"),
-        (lambda d: d.update(format="computemesh.receipt.v2"), "format"),
+        (lambda d: d.update(format="computemesh.receipt.v3"), "format"),
+        (lambda d: d.update(partial=0), "partial"),
+        (lambda d: d["assignments"][0].update(header=""), "assignments[0].header"),
         (lambda d: d.update(chain=7), "chain"),
         (lambda d: d.update(checkpoint=None), "checkpoint"),
         (lambda d: d.update(payload=[]), "payload"),

@@ -1,4 +1,4 @@
-"""Paths in the log tree from its stored perfect nodes: O(log^2 n) reads, nothing in memory (RFC 9162 section 2.1).
+"""Paths in a tree from its stored perfect nodes: O(log^2 n) reads, nothing in memory (RFC 9162 section 2.1).
 
 `node(level, index)` gives the hash over leaves [index * 2^level, (index + 1) * 2^level).
 """
