@@ -313,9 +313,8 @@ def _expire(state: State, worker: Worker, now_ms: int, out: e.Effects) -> None:
 def _time_out(state: State, worker: Worker, now_ms: int, out: e.Effects) -> None:
     late = []
     for lease_id, row in worker.challenged.items():
-        if row[3] > now_ms:
-            break
-        late.append(lease_id)
+        if row[3] <= now_ms:
+            late.append(lease_id)
     for lease_id in late:
         lease = worker.challenged.pop(lease_id)[0]
         _unanswered(state, worker, lease, now_ms, out)

@@ -18,7 +18,7 @@ from computemesh.service.server import dial
 from computemesh.trust import envelope, statement
 from computemesh.trust.errors import InvalidArgument, MeshError
 from computemesh.v1 import common_pb2, market_pb2, market_pb2_grpc
-from computemesh.workloads import references
+from computemesh.workloads import openings, references
 from orchestrator import audit
 from orchestrator import events as e
 from orchestrator.model import Task
@@ -42,14 +42,15 @@ def read_lease(lease: market_pb2.TaskLease) -> Task:
     first = jobs[0]
     if (workload.output_bytes is None) != (workload.output_digests is None):
         raise InvalidArgument(f"challenge_type: {workload.name} leaves outputs that nobody can hold against anything")
-    binds, whole, k = audit.needs(lease.challenge_type, first)
     return Task(
         lease.task_id, lease.epoch, lease.challenge_type, jobs, customer=lease.customer,
         priority=min(lease.priority, 9), deadline_ms=lease.deadline_ms or 2**62, created_ms=lease.created_ms,
         memory=max(first.device_memory_bytes, jobs[len(jobs) - 1].device_memory_bytes),
-        cost=1000.0 + workload.price(params).flops / len(jobs), exact_whole=whole, k=k, binds=binds,
+        cost=1000.0 + workload.price(params).flops / len(jobs), exact_whole=audit.whole(workload, first),
+        k=workload.sample_size, binds=workload.binds(first),
         leaves=workload.output_bytes is not None, opens=workload.output_units is None, inputs=workload.job_inputs,
         apart=audit.apart(workload), payload=payload,
+        opening_bytes=lambda spec: openings.limit(workload, spec, workload.sample_size),
     )  # fmt: skip
 
 

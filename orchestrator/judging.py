@@ -106,7 +106,7 @@ def seed_drawn(state: State, event: e.SeedDrawn, now_ms: int, out: e.Effects) ->
         elif worker is None:
             lost(state, lease, now_ms, "the worker's stream ended", out)
         else:
-            deadline = now_ms + state.limits.opening_timeout_ms
+            deadline = now_ms + state.limits.opening_ms(lease)
             worker.challenged[lease.id] = (lease, batch, position, deadline)
             asked.append((lease.id, lease.task.k))
     if asked and worker is not None:
@@ -123,6 +123,12 @@ def opened(state: State, event: e.Opened, now_ms: int, out: e.Effects) -> None:
         row = worker.challenged.pop(lease_id, None)
         if row is not None:
             out.work.append(e.CheckOpening(row[1], row[2], row[0], openings))
+    for lease_id, uploaded in event.uploaded:
+        row = worker.challenged.pop(lease_id, None)
+        if row is not None:
+            out.work.append(e.CheckOpening(row[1], row[2], row[0], b"", uploaded))
+        else:
+            out.work.append(e.Discard(worker.key, [uploaded]))
 
 
 def judged(state: State, event: e.Judged, now_ms: int, out: e.Effects) -> None:

@@ -194,7 +194,11 @@ def _artifacts(field: str, digests: Sequence[bytes], count: int) -> list[bytes]:
 def _openings(session: Session, request: pb.WorkRequest) -> None:
     openings = request.openings.openings
     _bounded("openings.openings", len(openings), MAX_ITEMS)
-    session.runtime.apply(e.Opened(session.number, [(item.lease_id, item.openings) for item in openings]))
+    uploaded = [(item.lease_id, item.artifact) for item in openings if item.artifact]
+    if any(len(digest) != 32 for _, digest in uploaded):
+        raise _rule("openings.openings.artifact", "must have 32 bytes, or none")
+    inline = [(item.lease_id, item.openings) for item in openings if not item.artifact]
+    session.runtime.apply(e.Opened(session.number, inline, uploaded))
 
 
 def _why(nack: pb.Nack) -> str:

@@ -215,7 +215,7 @@ class Core:
                 raise ProtocolViolation(
                     f"challenge of lease {lease}: seed of {len(seed)} bytes (32), k={k} (at most {MAX_CHALLENGED})"
                 )
-            if answer.count > QUICK_UNITS:
+            if answer.count > QUICK_UNITS or answer.spooled_bytes:
                 effects.open.append(Challenged(lease, answer, seed, k))
             else:
                 opened.append(pb.JobOpening(lease_id=lease, openings=answer.open(seed, k)))
@@ -223,9 +223,14 @@ class Core:
 
     def _opened(self, event: Opened, now_ms: int, effects: Effects) -> None:
         # The stream may have ended meanwhile, and the next one have a lease of the same number.
-        if self.answers.get(event.lease_id) is event.answer:
-            opening = pb.JobOpening(lease_id=event.lease_id, openings=event.openings)
-            effects.send += outgoing.opening_batches([opening])
+        if self.answers.get(event.lease_id) is not event.answer:
+            return
+        if event.failure:
+            fields = {"lease": event.lease_id, "task": event.answer.task_id.hex(), "job": event.answer.index}
+            effects.notes.append(("error", "challenge not answered", {**fields, "cause": event.failure}))
+            return
+        opening = pb.JobOpening(lease_id=event.lease_id, openings=event.openings, artifact=event.artifact)
+        effects.send += outgoing.opening_batches([opening])
 
     def _verdicts(self, batch: pb.VerdictBatch, now_ms: int, effects: Effects) -> None:
         for verdict in batch.verdicts:

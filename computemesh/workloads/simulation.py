@@ -17,6 +17,8 @@ The output is the states of every `repeat`-th segment, [frame][member][width], s
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import groupby
@@ -44,6 +46,7 @@ from computemesh.workloads.contract import (
 from computemesh.workloads.payload import read
 from computemesh.workloads.simulation_job import SAMPLE_SIZE, Job, Params, plan, read_job
 
+MEMORY_BYTES = 2**27
 FLOPS_PER_UNIT = 10**6  # one CPC buys 10**12 operations
 
 
@@ -135,7 +138,7 @@ def execute(spec: JobSpec, context: Context) -> Outcome:
 
     job = read_job(spec)
     lanes = Lanes(job)
-    states = np.empty((job.segments, job.members, job.width), job.model.dtype)
+    states = _store((job.segments, job.members, job.width), job.model.dtype, context.scratch)
     with engine.precise(), jax.default_device(context.device if context.device is not None else jax.devices()[0]):
         for at in range(0, job.members, job.lanes):
             members = range(at, min(at + job.lanes, job.members))
@@ -147,6 +150,16 @@ def execute(spec: JobSpec, context: Context) -> Outcome:
     rows = states.reshape(-1, job.width)
     digests = b"".join(blake3(row.data.cast("B")).digest() for row in rows)
     return Outcome(digests, _openings(job, rows, digests), states[job.repeat - 1 :: job.repeat].tobytes())
+
+
+def _store(shape: tuple[int, ...], dtype: str, folder: str | None) -> np.ndarray:
+    """An array for all states of a job: in memory while it is small, else in an unnamed file."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if size <= MEMORY_BYTES:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, not a crash at some later write
+        return np.memmap(file, dtype, "r+", shape=shape)
 
 
 def _openings(job: Job, rows: np.ndarray, digests: bytes) -> Callable[[int], bytes]:
@@ -240,6 +253,12 @@ def output_bytes(spec: JobSpec) -> int:
     return job.frames * job.members * job.state_bytes
 
 
+def unit_bytes(spec: JobSpec) -> int:
+    """A state, the one before it, and its path in the tree of its segment."""
+    job = read_job(spec)
+    return 2 * job.state_bytes + DIGEST_BYTES * (job.layout.padded - 1).bit_length()
+
+
 def output_digests(spec: JobSpec, output: bytes) -> dict[int, bytes]:
     """The digests of the states an output shows, after a look at all of them: what every run conserves.
 
@@ -316,5 +335,6 @@ TASK = Workload(
     check_batch=check_batch,
     output_bytes=output_bytes,
     output_digests=output_digests,
+    unit_bytes=unit_bytes,
     preview=preview,
 )

@@ -18,7 +18,7 @@ from computemesh.kernels.simulation.sweep import Axis, points, read_parameters, 
 from computemesh.trust.audit import Layout
 from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument
-from computemesh.workloads.contract import MAX_PARAMS_BYTES, JobSpec
+from computemesh.workloads.contract import MAX_JOB_STATE_BYTES, MAX_PARAMS_BYTES, JobSpec
 from computemesh.workloads.payload import Payload, Text, Whole, refuse, shown
 
 SAMPLE_SIZE = 8
@@ -26,9 +26,8 @@ CHECK_CALLS = 80
 """Calls of the segment function a job is cut into, at least, per call that checking its sample takes."""
 MAX_STEPS, MAX_MEMBERS, MAX_FRAMES, MAX_JOBS = 10**8, 10**6, 10_000, 10_000
 DEFAULT_FRAMES = 50
-MAX_JOB_STATE_BYTES = 2**27  # held by the worker until the audit is over
+JOB_STATE_BYTES = 2**27  # a job of about this size at most, where its members can be split further
 MAX_RESULT_BYTES = 2**28
-MAX_STATE_BYTES = 234_000  # eight openings of two states each travel in one message of 4 MiB
 MAX_FLOPS = 10**17
 JOB_FLOPS = 10**12  # a job of about this size, unless the payload says otherwise
 
@@ -140,14 +139,10 @@ def plan(params: Params) -> Plan:
     if work > MAX_FLOPS:
         text = f"steps * members * operations per step is {work:.3g}; a task may ask for {MAX_FLOPS:.0e}"
         raise refuse(("steps", f"{text}: lower steps, ensemble or the sweep, or publish several tasks"))
-    frames = _frames(params, model, members)
     size = model.width(shape) * model.itemsize
-    if size > MAX_STATE_BYTES:
-        given_size = ", ".join(f"{name} {value}" for name, value in shape.items())
-        text = f"parameters: a state has {size:,} bytes at {given_size}; the most is {MAX_STATE_BYTES:,}"
-        raise refuse((f"parameters.{model.extents[0].name}", f"{text}: lower {model.extents[0].name}"))
+    frames = _frames(params, model, members, size)
     held = members * size * max(frames, -(-params.steps // max(model.longest_segment, 1)))
-    wanted = params.jobs or max(4, min(MAX_JOBS, max(-(-work // JOB_FLOPS), -(-2 * held // MAX_JOB_STATE_BYTES))))
+    wanted = params.jobs or max(4, min(MAX_JOBS, max(-(-work // JOB_FLOPS), -(-2 * held // JOB_STATE_BYTES))))
     share = max(1, members // wanted)
     lanes = min(model.lanes(shape), 1 << share.bit_length() - 1)
     per_job = -(-members // min(wanted, members))
@@ -162,7 +157,7 @@ def plan(params: Params) -> Plan:
     return Plan(job, members, per_job)
 
 
-def _frames(params: Params, model: Model, members: int) -> int:
+def _frames(params: Params, model: Model, members: int, size: int) -> int:
     if model.longest_segment == 0:
         if (params.frames or 1) > 1:
             raise refuse(("frames", f"frames must be 1 in {model.system}, which keeps sums only, not {params.frames}"))
@@ -170,7 +165,7 @@ def _frames(params: Params, model: Model, members: int) -> int:
     default = DEFAULT_FRAMES
     if model.system == "ode":  # small states: curves, as far as the result stays small
         default = max(default, min(20 * default, 2**17 // members))
-    frames = params.frames or min(default, params.steps)
+    frames = params.frames or max(1, min(default, params.steps, MAX_RESULT_BYTES // (members * size)))
     if frames > params.steps:
         raise refuse(("frames", f"frames must be at most steps, {params.steps:,}, not {frames:,}"))
     return frames
