@@ -18,7 +18,6 @@ from computemesh.trust.errors import InvalidArgument, InvalidProof
 from computemesh.trust.identity import address_of
 from computemesh.workloads.contract import Artifact
 
-
 WORKER = "worker"
 """The kind of owner that workers' uploads have: a key that is a customer's too keeps the two apart."""
 

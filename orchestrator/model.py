@@ -244,6 +244,11 @@ class Batch:
         """Commitments in the batch."""
         return len(self.leaves)
 
+    def uploads(self, position: int) -> tuple[bytes, bytes]:
+        """SHA-256 of the output and of the list of unit digests that a commitment names; empty where it names none."""
+        output = self.outputs[position] if self.outputs else b""
+        return output, self.unit_digests[position] if output and self.unit_digests else b""
+
 
 @dataclass(slots=True)
 class Part:

@@ -42,14 +42,6 @@ class Preview:
     made_s: float = 0.0
 
 
-def _outputs(work: e.CheckOpening) -> tuple[bytes, bytes]:
-    """SHA-256 of the output and of the list of unit digests that a commitment names; empty where there is none."""
-    batch, at = work.batch, work.position
-    if not work.lease.task.leaves:
-        return b"", b""
-    return batch.outputs[at], batch.unit_digests[at] if batch.unit_digests else b""
-
-
 class Outputs:
     """The shell's part in outputs; what it finds goes to the core as events."""
 
@@ -82,7 +74,7 @@ class Outputs:
             self._runtime.apply(e.AuditBroke(batch, [position]))
             return
         finally:
-            await self.discard(batch.key, [digest for digest in (*_outputs(work), work.uploaded) if digest])
+            await self.discard(batch.key, [*batch.uploads(position), work.uploaded])
         if not accepted:
             log.warning("audit failed", task=lease.task.id.hex(), job=lease.index, worker=batch.key.hex(), why=problem)
         self._runtime.apply(
@@ -91,7 +83,7 @@ class Outputs:
 
     async def _keep(self, work: e.CheckOpening) -> None:
         """What an accepted result is judged by stays: its output for the task, the rest for whoever replays it."""
-        output, listed = _outputs(work)
+        output, listed = work.batch.uploads(work.position)
         lease, config = work.lease, self._runtime.config
         if output:
             await self._files.keep_output(lease.task.id, lease.index, lease.result_hash, output)
@@ -103,15 +95,15 @@ class Outputs:
     async def discard(self, key: bytes, uploaded: Sequence[bytes]) -> None:
         """End a worker's references to what it uploaded and is judged. Where that fails they expire by themselves."""
         try:
-            for digest in uploaded:
+            for digest in filter(None, uploaded):
                 await self._files.discard(key, digest)
         except MeshError as error:
             log.warning("uploads were not discarded", worker=key.hex(), error=str(error)[:300])
 
     async def _found(self, work: e.CheckOpening) -> audit.Found:
-        lease, batch, position = work.lease, work.batch, work.position
+        lease, batch = work.lease, work.batch
         task, spec = lease.task, lease.spec
-        output, listed = _outputs(work)
+        output, listed = batch.uploads(work.position)
         problem = await self._unreadable(work, output, listed)
         if problem:
             count = workloads.get(task.challenge_type).layout(spec).count

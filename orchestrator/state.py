@@ -160,6 +160,12 @@ def fail_task(state: State, task: Task, out: e.Effects) -> None:
     out.send.append(row)
 
 
+def void(batch: Batch, position: int, out: e.Effects) -> None:
+    """A commitment will not be judged: what it names is of no use to anybody."""
+    if batch.outputs:
+        out.work.append(e.Discard(batch.key, batch.uploads(position)))
+
+
 def end_attempts(state: State, task: Task, out: e.Effects) -> None:
     """No more work for this task: attempts in workers' hands are revoked, those in audit end when they are judged."""
     task.ended = True
@@ -171,7 +177,8 @@ def end_attempts(state: State, task: Task, out: e.Effects) -> None:
             out.send.append(e.SendRevokes(worker.session, gone))
         stale = [lease_id for lease_id, row in worker.challenged.items() if row[0].task is task]
         for lease_id in stale:
-            del worker.challenged[lease_id]
+            _, batch, position, _ = worker.challenged.pop(lease_id)
+            void(batch, position, out)
         if stale:
             out.send.append(e.SendVerdicts(worker.session, e.STALE, stale))
     task.running = 0

@@ -277,16 +277,17 @@ def commitments_of(
 def judgement_of(
     connection: sqlite3.Connection, batch_id: int, position: int
 ) -> tuple[bool, bytes, bytes, int, bytes, bytes] | None:
-    """(accepted, transcript digest, seed, k, openings, their artifact) of one commitment; None while it was not judged.
-    """
+    """(accepted, transcript digest, seed, k, openings, their artifact) of one commitment; None while not judged."""
     wanted = pack(">I", position)
-    for at, accepted, proofs, seed, k, openings, uploaded in connection.execute(
-        "SELECT positions, accepted, proofs, seed, k, openings, uploaded FROM judgements WHERE batch_id = ?", (batch_id,)
-    ).fetchall():
-        rows = [at[i : i + 4] for i in range(0, len(at), 4)]
-        if wanted not in rows:
+    rows = connection.execute(
+        "SELECT positions, accepted, proofs, seed, k, openings, uploaded FROM judgements WHERE batch_id = ?",
+        (batch_id,),
+    ).fetchall()
+    for at, accepted, proofs, seed, k, openings, uploaded in rows:
+        positions = [at[i : i + 4] for i in range(0, len(at), 4)]
+        if wanted not in positions:
             continue
-        row, start = rows.index(wanted), 0
+        row, start = positions.index(wanted), 0
         for _ in range(row if openings else 0):
             start += 4 + unpack(">I", openings[start : start + 4])[0]
         opened = openings[start + 4 : start + 4 + unpack(">I", openings[start : start + 4])[0]] if openings else b""

@@ -30,7 +30,7 @@ class GroupDone:
 
     A failed job has an entry (nack kind, reason, detail) in `failures` by position, and empty columns.
     `result_hashes` are 32 bytes each, `layouts` (segments, units), `digests` the 32-byte unit digests of each
-    job joined, `units` the canonical unit bytes where the worker may have to show them, else None. `outputs` are those of
+    job joined, `units` the canonical unit bytes where a challenge may ask for them, else None. `outputs` are those of
     jobs that leave one, by position. Times are microseconds; `wall_us` is the whole group's.
     """
 

@@ -353,7 +353,8 @@ class Core:
         for nonce, job, leaf, (done, at) in zip(
             range(first, self.next_nonce), jobs, outgoing.leaf_hashes(batch), rows, strict=True
         ):
-            answer = Answer(job.task_id, job.index, nonce, leaf, done.layouts[at], done.digests[at], done.units[at])
+            units, done.units[at] = done.units[at], None  # moved: what is on disk goes with the answer
+            answer = Answer(job.task_id, job.index, nonce, leaf, done.layouts[at], done.digests[at], units)
             keep(job.lease_id, answer)
         message = pb.CommitmentBatch(
             lease_ids=[job.lease_id for job in jobs],

@@ -84,11 +84,11 @@ class Files:
             with tempfile.NamedTemporaryFile(dir=scratch, prefix="openings-") as file:
                 pieces = answer.opened(challenged.seed, challenged.k)
                 await asyncio.to_thread(file.writelines, pieces)
-                file.flush()
-                path = Path(file.name)
                 if file.tell() <= INLINE_BYTES:
-                    return Opened(lease, answer, path.read_bytes())
-                stored = await self._transfer().put(path, name=f"job-{answer.index}-openings")
+                    file.seek(0)
+                    return Opened(lease, answer, file.read())
+                file.flush()
+                stored = await self._transfer().put(Path(file.name), name=f"job-{answer.index}-openings")
         except (MeshError, OSError) as error:
             return Opened(lease, answer, b"", failure=str(error))
         return Opened(lease, answer, b"", bytes.fromhex(stored.digest))

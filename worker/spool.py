@@ -1,4 +1,4 @@
-"""Unit bytes of finished jobs that wait for their challenge: in memory while they are few, else on disk. Pure of JAX."""
+"""Unit bytes of finished jobs that wait for their challenge: in memory while they are few, else on disk."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ MAX_STATE_BYTES = 2**26
 """The most bytes of one state that types with chained states (`training`, `simulation`) commit to. An opening holds two
 of them, an auditor one opening at a time."""
 MAX_JOB_STATE_BYTES = 2**31
-"""The most bytes of all states of a job, which lie on its worker's disk until the audit is over (twice, where each opens
-together with the one before)."""
+"""The most bytes of all states of a job. They lie on its worker's disk until the audit is over, twice where each opens
+together with the one before."""
 
 P = TypeVar("P")
 
@@ -193,8 +193,8 @@ class Workload(Generic[P]):
     holds the output can hold it against the committed root. Raises InvalidProof on an output of wrong length.
     Where an output shows every unit, `output_units(spec, output, indices)` may give the bytes that `units(i)` of the
     Outcome would (empty where the type is exact): then the auditor samples from the output and asks the worker nothing.
-    `unit_bytes(spec)` is the most bytes `units(i)` may have, known before anything is computed: only what an auditor can
-    bound so may open units that do not fit a message, at most `MAX_STATE_BYTES` per state in them.
+    `unit_bytes(spec)` is the most bytes `units(i)` may have, known before anything is computed: only a type that says
+    it may open units that do not fit a message.
     `preview(params, outputs)` is a file to look at while the task runs, from the outputs there are so far.
 
     Optional, where doing several at once is cheaper: `execute_batch(specs, context)`, `check_batch(spec,
