@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from computemesh.service.server import dial
 from computemesh.trust.errors import ResourceExhausted
 from computemesh.v1 import artifact_pb2 as pb
 from computemesh.v1 import artifact_pb2_grpc
+from tests.worker.scripted import until
 
 from .conftest import LIMIT, As
 from .test_transfer import ALICE, MIB, by_hand, declare, files
@@ -82,11 +82,9 @@ async def test_uploads_at_once_and_what_broken_ones_left_count(address: str, cal
     assert refused.metadata["used"] == str(9 * MIB)
     for at in range(0, PART_BYTES, MIB):
         await call.write(pb.UploadArtifactRequest(chunk=data[at : at + MIB]))
-    while (await call.read()).offset < PART_BYTES:
-        pass
+    await until(lambda: sum(path.stat().st_size for path in files(store, "data")) == PART_BYTES)
     call.cancel()
-    while store.quota._coming:
-        await asyncio.sleep(0.01)
+    await until(lambda: not store.quota._coming)
     with pytest.raises(ResourceExhausted, match="8,388,608 of"):
         await caller().put(os.urandom(3 * MIB))
     await caller().put(data)
