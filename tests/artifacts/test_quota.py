@@ -84,7 +84,7 @@ async def test_uploads_at_once_and_what_broken_ones_left_count(address: str, cal
         await call.write(pb.UploadArtifactRequest(chunk=data[at : at + MIB]))
     await until(lambda: sum(path.stat().st_size for path in files(store, "data")) == PART_BYTES)
     call.cancel()
-    await until(lambda: not store.quota._coming)
+    await until(lambda: not store.store._active)
     with pytest.raises(ResourceExhausted, match="8,388,608 of"):
         await caller().put(os.urandom(3 * MIB))
     await caller().put(data)
