@@ -19,7 +19,7 @@ from computemesh.trust import envelope, statement
 from computemesh.trust.errors import InvalidArgument, MeshError
 from computemesh.v1 import common_pb2, market_pb2, market_pb2_grpc
 from computemesh.workloads import openings, references
-from orchestrator import audit
+from orchestrator import audit, offers
 from orchestrator import events as e
 from orchestrator.model import Task
 from orchestrator.runtime import Runtime
@@ -60,6 +60,7 @@ class Dispatch:
     def __init__(self, runtime: Runtime, address: str) -> None:
         self._runtime, self._address = runtime, address
         self.progress = asyncio.Event()
+        self.offers = asyncio.Event()  # workers with functions came or went
         self._outcomes: dict[bytes, e.SaveOutcome] = {}
         self._outbox: Outbox[market_pb2.DispatchRequest] | None = None
         # Task ids whose lease is being read (their settled jobs asked for) and those revoked meanwhile.
@@ -114,6 +115,7 @@ class Dispatch:
                         asyncio.create_task(outbox.run()),
                         asyncio.create_task(_beat(outbox, interval)),
                         asyncio.create_task(self._report(outbox)),
+                        asyncio.create_task(self._offer(outbox)),
                     ]
                 elif kind in _TAKE:
                     _TAKE[kind](self, response)
@@ -163,6 +165,18 @@ class Dispatch:
             for at in range(0, len(rows), MAX_ROWS):
                 batch = market_pb2.ProgressBatch(progress=rows[at : at + MAX_ROWS])
                 outbox.push(market_pb2.DispatchRequest(progress=batch))
+            await asyncio.sleep(PROGRESS_EVERY_S)
+
+    async def _offer(self, outbox: Outbox[market_pb2.DispatchRequest]) -> None:
+        """What workers offer: now, and when it changed, at most every 200 ms."""
+        self.offers.set()
+        while True:
+            await self.offers.wait()
+            self.offers.clear()
+            records = self._runtime.core.state.records
+            sessions = sorted(self._runtime.sessions.values(), key=lambda one: -records[one.key].settled)
+            for message in offers.messages(session.capabilities for session in sessions):
+                outbox.push(message)
             await asyncio.sleep(PROGRESS_EVERY_S)
 
     # ---- told by the market ------------------------------------------------------------------------------------------

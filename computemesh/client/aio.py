@@ -15,7 +15,18 @@ import grpc
 
 from computemesh.client import receipts, results
 from computemesh.client.artifacts import ArtifactInfo, AsyncArtifacts
-from computemesh.client.model import Account, Block, Model, Page, Quote, Task, TaskEvent, status_number, struct_of
+from computemesh.client.model import (
+    Account,
+    Block,
+    Function,
+    Model,
+    Page,
+    Quote,
+    Task,
+    TaskEvent,
+    status_number,
+    struct_of,
+)
 from computemesh.client.orders import Deadline, Wish
 from computemesh.client.profile import Profile
 from computemesh.client.rpc import Pauses, Transport, meaning, signed_token
@@ -249,6 +260,17 @@ class AsyncClient:
             reply = await self._market("ListModels", market_pb2.ListModelsRequest(page_token=token))
             for model in reply.models:
                 yield Model.of(model)
+            token = reply.next_page_token
+            if not token:
+                return
+
+    async def functions(self) -> AsyncIterator[Function]:
+        """Every function that connected workers offer, page by page as you iterate."""
+        token = ""
+        while True:
+            reply = await self._market("ListFunctions", market_pb2.ListFunctionsRequest(page_token=token))
+            for offer in reply.functions:
+                yield Function.of(offer)
             token = reply.next_page_token
             if not token:
                 return

@@ -95,6 +95,22 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """An input as it stands in a payload: the field it is in, and its JSON value."""
+
+    field: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a task asks of a worker's operator: a function by name, and the inputs that are known beforehand."""
+
+    function: str
+    items: Sequence[Given] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """A file of the task's answer, ready to be stored."""
 
@@ -197,6 +213,8 @@ class Workload(Generic[P]):
     it may open units that do not fit a message.
     `preview(params, outputs)` is a file to look at while the task runs, from the outputs there are so far.
 
+    `call(params)`: the function of a worker's operator that the task calls, for whoever knows what is offered.
+
     Optional, where doing several at once is cheaper: `execute_batch(specs, context)`, `check_batch(spec,
     claims)`, `recompute_batch(specs)` (every unit's digest of each job, no JAX; exact types).
 
@@ -223,6 +241,7 @@ class Workload(Generic[P]):
     output_bytes: Callable[[JobSpec], int] | None = None
     output_digests: Callable[[JobSpec, bytes], Mapping[int, bytes]] | None = None
     output_units: Callable[[JobSpec, bytes, Sequence[int]], list[bytes]] | None = None
+    call: Callable[[P], Call] | None = None
     unit_bytes: Callable[[JobSpec], int] | None = None
     preview: Callable[[P, Mapping[int, bytes]], Artifact | None] | None = None
     agree: Callable[[bytes, bytes], bool] = bytes.__eq__
