@@ -45,6 +45,11 @@ class GroupDone:
     units: list[Units]
     outputs: dict[int, bytes] = field(default_factory=dict)
 
+    def hand_over(self, at: int) -> tuple[tuple[int, int], bytes, Units]:
+        """Layout, digests and units of one job. The units are not kept here: those on disk go with their last owner."""
+        units, self.units[at] = self.units[at], None
+        return self.layouts[at], self.digests[at], units
+
 
 @dataclass(slots=True)
 class Answer:

@@ -222,15 +222,13 @@ class Core:
         effects.send += outgoing.opening_batches(opened)
 
     def _opened(self, event: Opened, now_ms: int, effects: Effects) -> None:
-        # The stream may have ended meanwhile, and the next one have a lease of the same number.
         if self.answers.get(event.lease_id) is not event.answer:
-            return
+            return  # the stream ended meanwhile, and the next one may have a lease of the same number
         if event.failure:
-            fields = {"lease": event.lease_id, "task": event.answer.task_id.hex(), "job": event.answer.index}
-            effects.notes.append(("error", "challenge not answered", {**fields, "cause": event.failure}))
-            return
-        opening = pb.JobOpening(lease_id=event.lease_id, openings=event.openings, artifact=event.artifact)
-        effects.send += outgoing.opening_batches([opening])
+            effects.notes.append(("error", "challenge not answered", {"cause": event.failure}))
+        else:
+            opening = pb.JobOpening(lease_id=event.lease_id, openings=event.openings, artifact=event.artifact)
+            effects.send += outgoing.opening_batches([opening])
 
     def _verdicts(self, batch: pb.VerdictBatch, now_ms: int, effects: Effects) -> None:
         for verdict in batch.verdicts:
@@ -353,9 +351,7 @@ class Core:
         for nonce, job, leaf, (done, at) in zip(
             range(first, self.next_nonce), jobs, outgoing.leaf_hashes(batch), rows, strict=True
         ):
-            units, done.units[at] = done.units[at], None  # moved: what is on disk goes with the answer
-            answer = Answer(job.task_id, job.index, nonce, leaf, done.layouts[at], done.digests[at], units)
-            keep(job.lease_id, answer)
+            keep(job.lease_id, Answer(job.task_id, job.index, nonce, leaf, *done.hand_over(at)))
         message = pb.CommitmentBatch(
             lease_ids=[job.lease_id for job in jobs],
             commitments=batch,
@@ -386,9 +382,8 @@ class Core:
         effects.send.append(pb.WorkRequest(heartbeat=beat))
 
     def _nack(self, job: pb.Job, kind: int, reason: str, detail: str) -> None:
-        nack = pb.Nack(lease_id=job.lease_id, reason=reason, detail=detail[:MAX_DETAIL])
-        nack.kind = pb.NackKind.ValueType(kind)
-        self._nacks.append(nack)
+        number = pb.NackKind.ValueType(kind)
+        self._nacks.append(pb.Nack(lease_id=job.lease_id, kind=number, reason=reason, detail=detail[:MAX_DETAIL]))
         self.counts.nacked += 1
 
     def _refuse(self, jobs: Sequence[pb.Job], reason: str, detail: str) -> None:
