@@ -81,9 +81,7 @@ class Core:
         self.lanes = Lanes(lanes, batchable, self._pace.group_size)
         self.answers = Answers()
         self.credits = 0  # given to the orchestrator and not used by it yet
-        self.paused = False
-        self.stopping = False
-        self._leaving = False
+        self.paused = self.stopping = self._leaving = False
         self._deadline_ms = 0
         self.chain = ""
         self._heartbeat_interval_ms = 0
