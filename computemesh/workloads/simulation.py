@@ -5,12 +5,12 @@ job's members run side by side in lanes, and time is cut into segments. A unit i
 segment: unit s * members + i of `Layout(segments, members)`, its bytes the state's numbers, little-endian.
 
 Its opening is `state || previous state || path`: the path leads from the previous state's digest to the root of the
-segment before, which the tree binds; in segment 0 it is the state alone, because a start follows from the params.
-So the check runs one segment of one member, in lanes shared with the other challenged units, by the very function
-the worker ran: bytes are equal within one env_class, whatever the system. Elsewhere `agrees` judges. In a chaotic
-system rounding grows as exp(lambda t), so trajectories of two devices part for good; segments from a committed start
-are short (`Model.longest_segment`) and stay comparable. What chains is nonetheless one history: a cheat who
-spoils one state spoils all that follow at the price of one bad unit, found with probability k/n.
+segment before, which the tree binds; in segment 0 it is the state alone, because a start follows from the params, or
+from a file that they name. So the check runs one segment of one member, in lanes shared with the other challenged
+units, by the very function the worker ran: bytes are equal within one env_class, whatever the system. Elsewhere
+`agrees` judges. In a chaotic system rounding grows as exp(lambda t), so trajectories of two devices part for good;
+segments from a committed start are short (`Model.longest_segment`) and stay comparable. What chains is nonetheless one
+history: a cheat who spoils one state spoils all that follow at the price of one bad unit, found with probability k/n.
 
 The output is the states of every `repeat`-th segment, [frame][member][width], so it shows `frames` per member.
 """
@@ -30,13 +30,14 @@ from blake3 import blake3
 from computemesh.kernels.simulation import invariants, starts
 from computemesh.kernels.simulation.sweep import member_values
 from computemesh.trust.audit import DIGEST_BYTES, PADDING_LEAF, Layout
-from computemesh.trust.errors import InvalidProof
+from computemesh.trust.errors import InvalidArgument, InvalidProof
 from computemesh.trust.merkle import Tree, leaf_hash, root_from_path
 from computemesh.workloads.contract import (
     Artifact,
     Claim,
     Context,
     Estimate,
+    Files,
     JobResult,
     JobSpec,
     Outcome,
@@ -51,7 +52,7 @@ FLOPS_PER_UNIT = 10**6  # one CPC buys 10**12 operations
 
 
 def parse(payload: Mapping[str, object]) -> Params:
-    """Params of a payload {system, parameters, steps, ensemble = 1, seed = "0", frames?, jobs?}.
+    """Params of a payload {system, parameters, start?, steps, ensemble = 1, seed = "0", frames?, jobs?}.
 
     A parameter is a number, a list of numbers, or {"from", "to", "count"}. Raises InvalidArgument per bad field.
     """
@@ -85,6 +86,15 @@ def make_jobs(params: Params, task_id: bytes, which: range) -> list[JobSpec]:
     return [JobSpec(task_id, index, wire(index), device_memory_bytes=memory) for index in which]
 
 
+def inputs(params: Params) -> list[bytes]:
+    return [] if params.start is None else [bytes.fromhex(params.start)]
+
+
+def job_inputs(spec: JobSpec) -> list[bytes]:
+    start = read_job(spec).start
+    return [start] if start else []
+
+
 def layout(spec: JobSpec) -> Layout:
     return read_job(spec).layout
 
@@ -92,13 +102,21 @@ def layout(spec: JobSpec) -> Layout:
 class Lanes:
     """Runs any mixture of a job's members and segments; within `engine.precise()`, on the default device."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, files: Files | None = None) -> None:
+        """`files` hold what the job starts from, where it starts from a file. Raises InvalidArgument on a bad one."""
         self.job = job
+        self.given: np.ndarray | None = None
+        if job.start:
+            if files is None:
+                raise InvalidArgument("a job that starts from a file needs files", violations=[("start", "missing")])
+            self.given = starts.from_file(job.model, job.shape, files.artifact(job.start))
         self.values = member_values(job.axes, job.ensemble, job.first, job.members)
 
     def start(self, member: int) -> np.ndarray:
         """The state of a member of the job at time 0."""
         job = self.job
+        if self.given is not None:
+            return self.given
         named = dict(zip((p.name for p in job.model.parameters), self.values[member].tolist(), strict=True))
         return starts.start(job.model, job.shape, named, job.seed, (job.first + member) % job.ensemble)
 
@@ -137,7 +155,7 @@ def execute(spec: JobSpec, context: Context) -> Outcome:
     from computemesh.kernels.simulation import engine
 
     job = read_job(spec)
-    lanes = Lanes(job)
+    lanes = Lanes(job, spec.files)
     states = _store((job.segments, job.members, job.width), job.model.dtype, context.scratch)
     with engine.precise(), jax.default_device(context.device if context.device is not None else jax.devices()[0]):
         for at in range(0, job.members, job.lanes):
@@ -208,7 +226,7 @@ def check_batch(spec: JobSpec, claims: Sequence[Claim]) -> list[bytes | None]:
     Raises InvalidProof on an index outside the job.
     """
     job = read_job(spec)
-    lanes, found = Lanes(job), dict[int, bytes]()
+    lanes, found = Lanes(job, spec.files), dict[int, bytes]()
     ready = [(claim, pair) for claim in claims if (pair := opened(job, claim, lanes)) is not None]
 
     def length(row: tuple[Claim, Any]) -> int:
@@ -262,13 +280,15 @@ def unit_bytes(spec: JobSpec) -> int:
 def output_digests(spec: JobSpec, output: bytes) -> dict[int, bytes]:
     """The digests of the states an output shows, after a look at all of them: what every run conserves.
 
-    Raises InvalidProof on a wrong length and on states that break a conservation law (`invariants.broken`).
+    Raises InvalidProof on a wrong length and on states that break a conservation law (`invariants.broken`); that is
+    looked at where the state at time 0 is at hand.
     """
     job = read_job(spec)
     slices = equal_slices(spec, output, job.frames * job.members, job.state_bytes)
     shown_states = np.frombuffer(output, job.model.dtype).reshape(job.frames, job.members, job.width)
-    lanes = Lanes(job)
-    for member in range(job.members) if invariants.conserves(job.model) else ():
+    begun = invariants.conserves(job.model) and not (job.start and spec.files is None)
+    lanes = Lanes(job, spec.files) if begun else None
+    for member in range(job.members) if lanes is not None else ():
         if text := invariants.broken(job.model, job.shape, lanes.start(member), shown_states[:, member]):
             text = f"output of job {spec.index}, member {job.first + member}: {text}"
             raise InvalidProof(text, violations=[("output", text)])
@@ -291,7 +311,7 @@ def _run(params: Params, outputs: Mapping[int, bytes]) -> Any:
         np.concatenate(parts, axis) for parts, axis in zip(zip(*rows, strict=True), (0, 0, 1), strict=True)
     )
     times = np.array([(frame + 1) * job.repeat * job.steps // job.segments for frame in range(job.frames)])
-    return Run(job.model, job.shape, values, members, states, times, job.ensemble, job.seed)
+    return Run(job.model, job.shape, values, members, states, times, job.ensemble, job.seed, not job.start)
 
 
 def preview(params: Params, outputs: Mapping[int, bytes]) -> Artifact | None:
@@ -333,6 +353,9 @@ TASK = Workload(
     check=check,
     assemble=assemble,
     check_batch=check_batch,
+    references=("start",),
+    inputs=inputs,
+    job_inputs=job_inputs,
     output_bytes=output_bytes,
     output_digests=output_digests,
     unit_bytes=unit_bytes,
