@@ -83,6 +83,24 @@ def test_a_task_of_large_states_is_audited_paid_replayed_and_tidied_up_after(big
     assert np.load(io.BytesIO(data))["states"].nbytes == 10 * 2 * GRID * GRID * 4
 
 
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_model_of_two_million_weights_is_trained_audited_and_replayed(big: Cluster, customer: Client) -> None:
+    draw = np.random.default_rng(7)
+    rows = io.BytesIO()
+    np.savez(rows, x=draw.random((384, 64), np.float32), y=draw.integers(0, 10, 384))
+    dataset = customer.put_artifact(rows.getvalue()).digest
+    model = {"name": "mlp", "hidden": [2048, 1024]}
+    payload = {"model_architecture": model, "dataset": dataset, "examples": 384, "batch_size": 32}
+    task = customer.run("training", payload, reward="5.0", timeout=500)
+    assert (task.status, task.jobs_settled) == ("completed", 1)
+    transcript = customer.transcript(task.task_id, 0, big.profile.orchestrator)
+    assert customer.stat_artifact(transcript.openings_artifact.hex()).size > 300 << 20
+    (check,) = replay(customer, customer.receipt(task.task_id))
+    assert check.ok, check
+    wait_until(lambda: not references(big, "worker"))
+
+
 @lru_cache(maxsize=1)
 def computed(params: bytes) -> workloads.contract.Outcome:
     """What the job leaves, computed once: it is the same for every task of this payload."""
