@@ -14,18 +14,20 @@ import pytest
 from blake3 import blake3
 
 from computemesh import workloads
-from computemesh.service.artifacts import Artifacts
+from computemesh.service.artifacts import Artifacts, now_ms
+from computemesh.service.blobs import Owner
 from computemesh.service.store import open_sqlite
 from computemesh.trust import audit as proofs
 from computemesh.trust.audit import JobTree, Layout
-from computemesh.trust.errors import InvalidProof
+from computemesh.trust.errors import InvalidProof, NotFound
+from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.workloads.contract import Artifact, Claim, JobSpec, Workload, equal_slices
 from computemesh.workloads.outputs import Shown
 from orchestrator import audit, store, wire
 from orchestrator import events as e
 from orchestrator.audits import AUDIT, AuditFailed, Audits
-from orchestrator.files import TaskFiles
+from orchestrator.files import WORKER, TaskFiles
 from orchestrator.judging import BrokenRule
 from orchestrator.model import Job, Lease, Task
 from tests.orchestrator.scene import Scene, task_id
@@ -301,6 +303,25 @@ async def test_verified_outputs_are_known_to_whoever_has_the_task_next(tmp_path:
     async with other.use(outputs={7: output}) as found:
         assert found.result(7) == b"states"
     other.close()
+
+
+async def test_uploads_that_a_crash_left_go_by_their_references(tmp_path: Path) -> None:
+    """Whoever would have discarded them died: what is judged stays as long as it is evidence, the rest expires."""
+    files = TaskFiles(Artifacts((tmp_path / "store").as_uri(), ttl_ms=1000), tmp_path / "cache", 1 << 20)
+    store, key, now = files.artifacts, PrivateKey.generate(), now_ms()
+    worker = Owner(WORKER, key.address)
+    judged, lost, done = [bytes.fromhex(await store.put(text, worker)) for text in (b"judged", b"lost", b"done")]
+    await files.keep_evidence(task_id(1), judged, 60_000)
+    await files.keep_evidence(task_id(2), done, 1000)
+    await files.discard(key.public, judged)
+    assert {one.digest for one in await store.retention.held(worker)} == {lost.hex(), done.hex()}
+    for later in (30_000, 30_001):
+        await store.retention.collect(now + later, grace_ms=0)
+    assert await files.size(judged) == 6
+    for digest in (lost, done):
+        with pytest.raises(NotFound):
+            await files.size(digest)
+    files.close()
 
 
 def test_a_database_remembers_outputs_verified_here_and_elsewhere(tmp_path: Path) -> None:
