@@ -71,6 +71,8 @@ class Functions:
         found = self.offered()
         try:
             begin = int(base64.urlsafe_b64decode(token)) if token else 0
+            if begin < 0:
+                raise ValueError
         except ValueError:
             text = f"{token[:80]!r} is not one this list gave out"
             raise InvalidArgument(f"page_token: {text}", violations=[("page_token", text)]) from None

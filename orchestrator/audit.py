@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from computemesh import workloads
@@ -135,11 +134,8 @@ def judge_output(
             units = workload.output_units(spec, shown.output, asked)
             pairs = zip(asked, units, strict=True)
             openings = audit.openings_bytes([tree.open(unit, shown_bytes) for unit, shown_bytes in pairs])
-        if isinstance(data, Uploaded):
-            with data.path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
-                prove(workload, spec, layout, asked, result_hash, mapped)
-        else:
-            prove(workload, spec, layout, asked, result_hash, openings)
+        answer = data.path if isinstance(data, Uploaded) else openings
+        prove(workload, spec, layout, asked, result_hash, answer)
         problem = ""
     except (MeshError, ValueError, IndexError) as error:
         problem = str(error)[:200] or type(error).__name__

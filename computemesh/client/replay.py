@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,8 @@ def _replay(
             expected = replace(jobs[number], files=files.of(transcript), env_class=transcript.env_class)
             uploaded = files.openings(workload, expected, transcript)
             detail = judge(receipt.chain, workload, expected, job, transcript, uploaded)
+            if uploaded is not None:
+                uploaded.unlink()  # they are large, and nobody else's
             detail += files.judge_output(workload, expected, job, transcript)
             detail += bindings.check(job, transcript.binding)
             checks.append(Check(f"jobs[{position}].replay", True, detail))
@@ -218,9 +219,5 @@ def _judge_openings(
 ) -> str:
     leaf = merkle.leaf_hash(transcript.commitment)
     units = audit.sample(transcript.seed, leaf, layout.count, transcript.k)
-    if uploaded is None:
-        openings.prove(workload, spec, layout, units, result_hash, transcript.openings)
-    else:
-        with uploaded.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
-            openings.prove(workload, spec, layout, units, result_hash, mapped)
+    openings.prove(workload, spec, layout, units, result_hash, uploaded or transcript.openings)
     return f"{len(units)} of {layout.count} units recomputed"

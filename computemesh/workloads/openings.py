@@ -7,7 +7,8 @@ memory at once as `GROUP_BYTES` holds, or one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from mmap import mmap
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from typing import Any
 
 from computemesh.trust import audit
@@ -27,10 +28,14 @@ def limit(workload: Workload[Any], spec: JobSpec, k: int) -> int:
 
 def prove(
     workload: Workload[Any], spec: JobSpec, layout: Layout, asked: Sequence[int], result_hash: bytes,
-    data: bytes | mmap,
+    data: bytes | mmap | Path,
 ) -> None:  # fmt: skip
-    """Raises InvalidArgument or InvalidProof unless `data` opens the units `asked` for, in order, each is right, and
-    each leads to `result_hash`."""
+    """Raises InvalidArgument or InvalidProof unless `data`, or the file it names, opens the units `asked` for, in
+    order, each is right, and each leads to `result_hash`."""
+    if isinstance(data, Path):
+        with data.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
+            prove(workload, spec, layout, asked, result_hash, mapped)
+        return
     for openings in _groups(asked, data):
         if workload.exact and any(opening.unit for opening in openings):
             raise InvalidArgument("carries unit bytes, which an exact task type has none of")
