@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from pydantic import BaseModel, Field
@@ -27,6 +29,7 @@ class Passage(BaseModel):
 SCHEMA = json.dumps(Passage.model_json_schema())
 ANYTHING = json.dumps({"type": "object"})
 NOTHING = json.dumps({"not": {}})
+Offering = Callable[..., Awaitable[Orchestrator]]
 
 
 def offer(name: str, schema: str = SCHEMA, workers: int = 1) -> pb.FunctionOffer:
@@ -38,14 +41,23 @@ async def listed(bench: Bench, **values: object) -> pb.ListFunctionsResponse:
     return await bench.stub.ListFunctions(pb.ListFunctionsRequest(**values), metadata=ALICE, timeout=10)
 
 
-async def offering(bench: Bench, *offers: pb.FunctionOffer) -> Orchestrator:
-    """An orchestrator whose workers offer these; the market knows when this returns."""
-    one = bench.orchestrator()
-    await one.dial()
-    await one.write(functions=pb.FunctionOffers(functions=offers))
-    while {found.function.name for found in (await listed(bench)).functions} != {it.function.name for it in offers}:
-        pass
-    return one
+@pytest.fixture
+async def offering(bench: Bench) -> AsyncIterator[Offering]:
+    """`await offering(...)`: an orchestrator, alive to the test's end, whose workers offer these; the market knows."""
+    beating = []
+
+    async def offers(*given: pb.FunctionOffer, name: str = "one") -> Orchestrator:
+        one = bench.orchestrator(name)
+        await one.dial()
+        beating.append(asyncio.create_task(one.beat()))
+        await one.write(functions=pb.FunctionOffers(functions=given))
+        while not {it.function.name for it in given} <= {it.function.name for it in (await listed(bench)).functions}:
+            pass
+        return one
+
+    yield offers
+    for task in beating:
+        task.cancel()
 
 
 def function(**values: object) -> dict[str, object]:
@@ -61,9 +73,9 @@ def function(**values: object) -> dict[str, object]:
     ({"items": [{"text": "x"}, {"text": ""}]}, "payload.items[1].text", "'' should be non-empty"),
 ])  # fmt: skip
 async def test_an_input_that_does_not_suit_the_schema_is_refused_before_escrow(
-    bench: Bench, payload: dict, field: str, text: str
+    bench: Bench, offering: Offering, payload: dict, field: str, text: str
 ) -> None:
-    one = await offering(bench, offer("measure"))
+    await offering(offer("measure"))
     error = await refused(bench.create(**function(**payload)))
     assert (error.status, error.reason) == ("INVALID_ARGUMENT", "FUNCTION_INPUT")
     assert [name for name, _ in error.violations] == [field]
@@ -71,32 +83,27 @@ async def test_an_input_that_does_not_suit_the_schema_is_refused_before_escrow(
     quote = pb.QuoteTaskRequest(**function(**payload))
     assert (await refused(bench.stub.QuoteTask(quote, metadata=ALICE, timeout=10))).message == error.message
     assert not bench.ledger.escrows
-    one.call.cancel()
 
 
-async def test_what_suits_is_quoted_and_goes_on_to_its_escrow(bench: Bench) -> None:
-    one = await offering(bench, offer("measure"))
+async def test_what_suits_is_quoted_and_goes_on_to_its_escrow(bench: Bench, offering: Offering) -> None:
+    await offering(offer("measure"))
     request = pb.QuoteTaskRequest(**function(data={"text": "x", "copies": 3}))
     assert (await bench.stub.QuoteTask(request, metadata=ALICE, timeout=10)).jobs == 1
     error = await refused(bench.create(**function(data={"text": "x"})))
     assert error.reason == "NO_ARTIFACT_STORE"  # the next thing that is looked at; this market has none
-    one.call.cancel()
 
 
-async def test_an_unknown_function_is_refused_with_what_is_near_it(bench: Bench) -> None:
-    one = await offering(bench, offer("measured"), offer("measure-2"), offer("translate"))
+async def test_an_unknown_function_is_refused_with_what_is_near_it(bench: Bench, offering: Offering) -> None:
+    await offering(offer("measured"), offer("measure-2"), offer("translate"))
     error = await refused(bench.create(**function(data={})))
     assert (error.status, error.reason) == ("INVALID_ARGUMENT", "FUNCTION_UNKNOWN")
     assert [name for name, _ in error.violations] == ["payload.function_name"]
     assert "'measure' is offered by no connected worker; near it are measured, measure-2;" in error.message
-    one.call.cancel()
 
 
-async def test_what_is_offered_goes_with_the_stream_that_reported_it(bench: Bench) -> None:
-    one = await offering(bench, offer("measure", workers=2), offer("other"))
-    two = bench.orchestrator("two")
-    await two.dial()
-    await two.write(functions=pb.FunctionOffers(functions=[offer("measure", workers=3)]))
+async def test_what_is_offered_goes_with_the_stream_that_reported_it(bench: Bench, offering: Offering) -> None:
+    one = await offering(offer("measure", workers=2), offer("other"))
+    await offering(offer("measure", workers=3), name="two")
     while [it.workers for it in (await listed(bench)).functions] != [5, 1]:
         pass
     await one.write(functions=pb.FunctionOffers(functions=[offer("third")]))
@@ -108,12 +115,11 @@ async def test_what_is_offered_goes_with_the_stream_that_reported_it(bench: Benc
     one.call.cancel()
     while [it.workers for it in (await listed(bench)).functions] != [3]:
         pass
-    two.call.cancel()
 
 
-async def test_functions_are_listed_in_pages_by_name(bench: Bench) -> None:
+async def test_functions_are_listed_in_pages_by_name(bench: Bench, offering: Offering) -> None:
     names = [f"f{number:02}" for number in range(7)]
-    one = await offering(bench, *map(offer, reversed(names)))
+    await offering(*map(offer, reversed(names)))
     found, token = [], ""
     while True:
         page = await listed(bench, page_size=3, page_token=token)
@@ -125,7 +131,6 @@ async def test_functions_are_listed_in_pages_by_name(bench: Bench) -> None:
     assert found == names
     error = await refused(listed(bench, page_token="nonsense"))
     assert "page_token" in error.message
-    one.call.cancel()
 
 
 # ---- several schemas, and schemas of people who mean no good --------------------------------------------------------
