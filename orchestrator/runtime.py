@@ -45,7 +45,8 @@ def limits(config: Config) -> Limits:
     """The part of the configuration the core decides by."""
     return Limits(
         worker_lease_ms=config.worker_lease_ms, job_lease_ms=config.job_lease_ms, job_limit_ms=config.job_limit_ms,
-        opening_timeout_ms=config.opening_timeout_ms, aging_ms=config.aging_ms, wrong_streak=config.wrong_streak,
+        opening_timeout_ms=config.opening_timeout_ms, upload_bytes_per_s=config.upload_bytes_per_s,
+        aging_ms=config.aging_ms, wrong_streak=config.wrong_streak,
         wrong_cooldown_ms=config.wrong_cooldown_ms, max_attempts=config.max_attempts,
     )  # fmt: skip
 
@@ -222,6 +223,9 @@ class Runtime:
     def _fetch(self, work: e.FetchResult) -> None:
         self.spawn(self.submitter.fetch(work))
 
+    def _discard(self, work: e.Discard) -> None:
+        self.spawn(self.outputs.discard(work.key, work.uploaded))
+
     def _submit(self, work: e.Submit) -> None:
         self.submitter.take(work)
 
@@ -238,6 +242,7 @@ def _task_root(results: bytes) -> bytes:
 _WORK: dict[type[Any], Callable[[Runtime, Any], None]] = {
     e.Recompute: Runtime._recompute,
     e.CheckOpening: Runtime._check,
+    e.Discard: Runtime._discard,
     e.ComputeRoot: Runtime._root,
     e.FetchResult: Runtime._fetch,
     e.Submit: Runtime._submit,

@@ -6,6 +6,7 @@ import heapq
 from dataclasses import dataclass
 from itertools import count
 
+from computemesh.trust.audit import INLINE_BYTES
 from computemesh.trust.identity import address_of
 from computemesh.workloads.contract import bind, worker_seed
 from orchestrator import events as e
@@ -36,10 +37,16 @@ class Limits:
     job_lease_ms: int = 60_000
     job_limit_ms: int = 900_000
     opening_timeout_ms: int = 10_000
+    upload_bytes_per_s: int = 4 << 20
     aging_ms: int = 5_000
     wrong_streak: int = 3
     wrong_cooldown_ms: int = 600_000
     max_attempts: int = 32
+
+    def opening_ms(self, lease: Lease) -> int:
+        """How long a challenge may stay unanswered, ms: longer where the openings are too large for a message."""
+        size = lease.task.opening_bytes(lease.spec)
+        return self.opening_timeout_ms + (1000 * size // self.upload_bytes_per_s if size > INLINE_BYTES else 0)
 
 
 class State:
@@ -153,6 +160,12 @@ def fail_task(state: State, task: Task, out: e.Effects) -> None:
     out.send.append(row)
 
 
+def void(batch: Batch, position: int, out: e.Effects) -> None:
+    """A commitment will not be judged: what it names is of no use to anybody."""
+    if batch.outputs:
+        out.work.append(e.Discard(batch.key, batch.uploads(position)))
+
+
 def end_attempts(state: State, task: Task, out: e.Effects) -> None:
     """No more work for this task: attempts in workers' hands are revoked, those in audit end when they are judged."""
     task.ended = True
@@ -164,23 +177,26 @@ def end_attempts(state: State, task: Task, out: e.Effects) -> None:
             out.send.append(e.SendRevokes(worker.session, gone))
         stale = [lease_id for lease_id, row in worker.challenged.items() if row[0].task is task]
         for lease_id in stale:
-            del worker.challenged[lease_id]
+            _, batch, position, _ = worker.challenged.pop(lease_id)
+            void(batch, position, out)
         if stale:
             out.send.append(e.SendVerdicts(worker.session, e.STALE, stale))
     task.running = 0
 
 
 def place(state: State, now_ms: int, out: e.Effects) -> None:
-    """Give waiting jobs to workers with free credits, in turns, so that one large worker leaves some for others."""
+    """Give waiting jobs to workers with free credits, in turns: who holds least first, each its share of what waits, so
+    that a small task is spread over all of them and one large worker leaves some for others."""
     state.place_needed = False
     idle = [
         worker for worker in state.ready.values()
         if worker.record.cooldown_until_ms <= now_ms
     ]  # fmt: skip
+    idle.sort(key=lambda worker: len(worker.leases))
     while idle:
         going_on = []
-        for worker in idle:
-            given = _give(state, worker, len(state.ready), now_ms, out)
+        for turn, worker in enumerate(idle):
+            given = _give(state, worker, len(idle) - turn, now_ms, out)
             if worker.free <= 0:
                 del state.ready[worker.session]
             elif given:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Awaitable, Mapping
@@ -93,6 +94,7 @@ class Agent:
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
         self._folder = Path(config.data_dir)
+        self._scratch = self._folder.absolute() / "units"
         self.key = load_key(self._folder)
         self._types = list(config.challenge_types or workloads.names())
         for name in self._types:
@@ -114,10 +116,14 @@ class Agent:
         """Open the devices. Raises DeviceUnavailable, and InvalidState where another agent has the folder."""
         self._nonces = NonceFile(self._folder)
         cache = str((self._folder / "compile-cache").absolute())
+        # What an agent that died left of unit bytes: their challenges are void.
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir()
         extra, functions = await asyncio.to_thread(offer, self.config.functions)
         places = [{**place, **extra} for place in environments(self.config.platform)]
         self.executors = [
-            ExecutorProcess(lane, place, cache, lambda event: self._inbox.put_nowait((None, event)))
+            ExecutorProcess(lane, place, cache, lambda event: self._inbox.put_nowait((None, event)),
+                            str(self._scratch / str(lane)))
             for lane, place in enumerate(places)
         ]
         await self.executors[0].start()
@@ -234,6 +240,9 @@ class Agent:
 
     async def _open(self, challenged: Challenged) -> Event:
         answer = challenged.answer
+        if answer.spooled_bytes:
+            assert self._files is not None
+            return await self._files.open(challenged, self._scratch)
         openings = await asyncio.to_thread(answer.open, challenged.seed, challenged.k)
         return Opened(challenged.lease_id, answer, openings)
 

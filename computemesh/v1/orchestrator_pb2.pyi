@@ -225,7 +225,7 @@ class Welcome(google.protobuf.message.Message):
     lease_ms: builtins.int
     """Silence for this long ends all leases of the stream. Each job's own lease is Job.lease_ms."""
     opening_timeout_ms: builtins.int
-    """Time a challenge may stay unanswered."""
+    """Time a challenge may stay unanswered; longer where the openings are too large for a message (docs/work-stream.md)."""
     max_batch_jobs: builtins.int
     """Most jobs and bytes in one batch."""
     max_batch_bytes: builtins.int
@@ -468,16 +468,20 @@ class JobOpening(google.protobuf.message.Message):
 
     LEASE_ID_FIELD_NUMBER: builtins.int
     OPENINGS_FIELD_NUMBER: builtins.int
+    ARTIFACT_FIELD_NUMBER: builtins.int
     lease_id: builtins.int
     openings: builtins.bytes
-    """Canonical openings bytes (docs/PROTOCOL.md section 6)."""
+    """Canonical openings bytes (docs/PROTOCOL.md section 6), at most 3,932,160."""
+    artifact: builtins.bytes
+    """Where they are more: SHA-256 (32 bytes) of the artifact they are, uploaded to this server's ArtifactService before."""
     def __init__(
         self,
         *,
         lease_id: builtins.int = ...,
         openings: builtins.bytes = ...,
+        artifact: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["lease_id", b"lease_id", "openings", b"openings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact", b"artifact", "lease_id", b"lease_id", "openings", b"openings"]) -> None: ...
 
 global___JobOpening = JobOpening
 
@@ -975,6 +979,7 @@ class AuditTranscript(google.protobuf.message.Message):
     ENV_CLASS_FIELD_NUMBER: builtins.int
     INPUTS_FIELD_NUMBER: builtins.int
     NEEDS_FIELD_NUMBER: builtins.int
+    OPENINGS_ARTIFACT_FIELD_NUMBER: builtins.int
     commitment: builtins.bytes
     """The worker's commitment (118 bytes) and what proves it was signed."""
     position: builtins.int
@@ -996,6 +1001,8 @@ class AuditTranscript(google.protobuf.message.Message):
     """As in the CommitmentBatch; both artifacts are readable by whoever knows their digests."""
     unit_digests: builtins.bytes
     env_class: builtins.str
+    openings_artifact: builtins.bytes
+    """Where `openings` did not fit a message: the artifact with them. It is kept for a limited time."""
     @property
     def commitment_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
     @property
@@ -1026,7 +1033,8 @@ class AuditTranscript(google.protobuf.message.Message):
         env_class: builtins.str = ...,
         inputs: collections.abc.Iterable[builtins.bytes] | None = ...,
         needs: collections.abc.Iterable[global___NeededResult] | None = ...,
+        openings_artifact: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["binding", b"binding", "challenge_type", b"challenge_type", "commitment", b"commitment", "commitment_path", b"commitment_path", "count", b"count", "digest", b"digest", "env_class", b"env_class", "inputs", b"inputs", "k", b"k", "needs", b"needs", "openings", b"openings", "output", b"output", "params", b"params", "position", b"position", "seed", b"seed", "unit_digests", b"unit_digests", "units", b"units", "verdict", b"verdict", "worker_signature", b"worker_signature"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["binding", b"binding", "challenge_type", b"challenge_type", "commitment", b"commitment", "commitment_path", b"commitment_path", "count", b"count", "digest", b"digest", "env_class", b"env_class", "inputs", b"inputs", "k", b"k", "needs", b"needs", "openings", b"openings", "openings_artifact", b"openings_artifact", "output", b"output", "params", b"params", "position", b"position", "seed", b"seed", "unit_digests", b"unit_digests", "units", b"units", "verdict", b"verdict", "worker_signature", b"worker_signature"]) -> None: ...
 
 global___AuditTranscript = AuditTranscript
