@@ -13,6 +13,7 @@ from typing import Any
 from market.fair_queue import FairQueue
 from market.states import (
     PHASES,
+    Cause,
     Changed,
     EventKind,
     IntentKind,
@@ -22,6 +23,7 @@ from market.states import (
     Record,
     Spec,
     State,
+    Status,
 )
 
 
@@ -37,6 +39,7 @@ class Task:
     # The orchestrator's claim that all jobs are settled, until the ledger confirmed it.
     claim: OutcomeRow | None = None
     retries: int = 0
+    wake_ms: int = 0
     # Connection whose credit the present assignment took.
     charged: int | None = None
 
@@ -58,6 +61,17 @@ def transaction_id(intent: IntentKind, task_id: bytes, epoch: int, now_ms: int) 
     bits = sha256(bytes([intent]) + task_id + epoch.to_bytes(4, "big")).digest()
     head = now_ms.to_bytes(6, "big")
     return head + bytes([0x70 | bits[0] & 0x0F, bits[1], 0x80 | bits[2] & 0x3F]) + bits[3:10]
+
+
+def revocation(task: Task | None, ended: Status | None) -> Status | None:
+    """What an orchestrator is told of a task it no longer holds: how it ended, None where that is not known."""
+    if task is None:
+        return ended if ended in (Status.CANCELLED, Status.EXPIRED) else None
+    if task.state.phase is not Phase.CLOSING:
+        return None
+    if task.state.intent is None:
+        return Status.EXPIRED
+    return Status.CANCELLED if task.state.intent.cause is Cause.CANCELLED else None
 
 
 class Book:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from heapq import heappop, heappush
 from typing import Any
 
-from market.book import Book, Orchestrator, Task, transaction_id
+from market.book import Book, Orchestrator, Task, revocation, transaction_id
 from market.states import (
     TERMINAL,
     TRANSITIONS,
@@ -34,6 +34,7 @@ from market.states import (
     IntentKind,
     Lease,
     LedgerAnswered,
+    Look,
     Move,
     OutcomeRow,
     Outcomes,
@@ -75,6 +76,7 @@ class Core:
             Restore: self._restore,
             Create: self._create,
             Cancel: self._cancel,
+            Look: self._look,
             Connect: self._connect,
             Disconnect: self._disconnect,
             Ready: self._ready,
@@ -136,6 +138,10 @@ class Core:
         if task is not None and (task.state.phase is not Phase.CLOSING or task.state.intent is None):
             self._refund(task, Cause.CANCELLED, "cancelled by the customer")
 
+    def _look(self, event: Look) -> None:
+        if event.task_id in self.book.tasks:
+            self._effects.ledger.append(Inspect(event.task_id, False))
+
     def _refund(self, task: Task, cause: Cause, detail: str) -> None:
         if cause is Cause.CANCELLED:
             self._revoke(task, Status.CANCELLED)
@@ -170,7 +176,7 @@ class Core:
             task = self.book.tasks.get(task_id)
             if task is None or task.state.epoch != epoch or task_id not in orchestrator.held:
                 self._effects.send.append(
-                    SendRevoke(event.connection, task_id, epoch, _revocation(task, ended.get(task_id))))
+                    SendRevoke(event.connection, task_id, epoch, revocation(task, ended.get(task_id))))
         # What it holds and what a crash kept from reaching it: both are told again, under the epoch they have.
         for task_id in list(orchestrator.held):
             self._send_lease(orchestrator, self.book.tasks[task_id])
@@ -351,7 +357,9 @@ class Core:
 
     def _still_open(self, task: Task, escrow: EscrowRead) -> None:
         state = task.state
-        if state.phase is Phase.LEASED and task.claim is not None:
+        if state.phase is Phase.LEASED and task.claim is not None and task.spec.manual:
+            self._wake_later(task)  # answered, not confirmed yet: the customer's word or its silence ends it
+        elif state.phase is Phase.LEASED and task.claim is not None:
             # A claim that the ledger does not bear out: another orchestrator shall try.
             self._revoke(task, None)
             self._release(task)
@@ -363,11 +371,12 @@ class Core:
     def _wake_later(self, task: Task) -> None:
         delay_ms = min(_FIRST_RETRY_MS << min(task.retries, 10), _LONGEST_RETRY_MS)
         task.retries += 1
-        heappush(self._wakes, (self._now + delay_ms, task.spec.task_id))
+        task.wake_ms = self._now + delay_ms
+        heappush(self._wakes, (task.wake_ms, task.spec.task_id))
 
     def _tick(self, _: Tick) -> None:
         while self._wakes and self._wakes[0][0] <= self._now:
-            self._wake(heappop(self._wakes)[1])
+            self._wake(*heappop(self._wakes))
         while self.book.deadlines and self.book.deadlines[0][0] <= self._now:
             self._expire(heappop(self.book.deadlines)[1])
         for task_id in list(self._unrecorded):
@@ -378,9 +387,10 @@ class Core:
             if self._now - orchestrator.seen_ms >= self._lease_ms:
                 self._silent(orchestrator)
 
-    def _wake(self, task_id: bytes) -> None:
+    def _wake(self, due_ms: int, task_id: bytes) -> None:
         task = self.book.tasks.get(task_id)
-        if task is None or task.state.phase is not Phase.CLOSING:
+        # One that was put off again is not due; one that runs is looked at where its answers wait to be confirmed.
+        if task is None or task.wake_ms != due_ms or not (task.state.phase is Phase.CLOSING or task.claim):
             return
         if task.state.intent is not None:
             self._submit(task)
@@ -415,16 +425,6 @@ class Core:
 
     def _drain(self, _: Drain) -> None:
         self._draining = True
-
-
-def _revocation(task: Task | None, ended: Status | None) -> Status | None:
-    if task is None:
-        return ended if ended in (Status.CANCELLED, Status.EXPIRED) else None
-    if task.state.phase is not Phase.CLOSING:
-        return None
-    if task.state.intent is None:
-        return Status.EXPIRED
-    return Status.CANCELLED if task.state.intent.cause is Cause.CANCELLED else None
 
 
 assert set(TRANSITIONS.values()) - {Status.IN_PROGRESS} == TERMINAL

@@ -63,9 +63,12 @@ class LedgerClient:
     async def open(self, order: bytes, signature: bytes) -> ledger_pb2.Outcome:
         """Holds an order's reward; returns the ledger's outcome. Raises Unavailable where there is none."""
         parsed = statement.Order.unpack(order)
-        transaction = ledger_pb2.Transaction(
+        return await self.apply(ledger_pb2.Transaction(
             id=parsed.request_id, public_key=parsed.customer_key, signature=signature,
-            open=ledger_pb2.EscrowOpen(order=order))
+            open=ledger_pb2.EscrowOpen(order=order)))
+
+    async def apply(self, transaction: ledger_pb2.Transaction) -> ledger_pb2.Outcome:
+        """Applies a signed transaction; the ledger's outcome. Raises Unavailable where there is none."""
         response = await self._ask(self._stub.SubmitTransactions, ledger_pb2.SubmitTransactionsRequest(
             transactions=[transaction], wait=ledger_pb2.WAIT_ACCEPTED))
         outcome: ledger_pb2.Outcome = response.outcomes[0]

@@ -12,9 +12,10 @@ from computemesh.service.blobs import Owner
 from computemesh.service.retention import FOREVER, Label
 from computemesh.trust.errors import NotFound, Unauthorized, Unavailable
 from computemesh.v1 import market_pb2 as pb
-from market import orders, store
+from market import store
 from market.callers import Caller
 from market.engine import Engine
+from market.refusals import refuse
 from market.store import ModelRow
 
 DEFAULT_PAGE = 50
@@ -60,7 +61,7 @@ class Models:
         try:
             after = base64.urlsafe_b64decode(request.page_token).decode()
         except (binascii.Error, ValueError):
-            raise orders.refuse("page_token", f"{request.page_token[:80]!r} is not a token of this market") from None
+            raise refuse("page_token", f"{request.page_token[:80]!r} is not a token of this market") from None
         size = request.page_size or DEFAULT_PAGE
         rows = await self._engine.group.read(partial(store.models_after, name=after, limit=size + 1))
         following = base64.urlsafe_b64encode(rows[size - 1].model_id.encode()).decode() if len(rows) > size else ""

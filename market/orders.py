@@ -18,7 +18,9 @@ from computemesh.trust.errors import Conflict, InvalidArgument, Unauthorized
 from computemesh.trust.identity import valid_public_key
 from computemesh.v1 import market_pb2
 from computemesh.workloads import references
+from market import terms
 from market.callers import Caller
+from market.refusals import refuse
 from market.states import Spec
 
 MAX_PAYLOAD_BYTES = 256 * 1024
@@ -31,7 +33,7 @@ DEFAULT_DEADLINE_S = 3600
 class Draft:
     """A checked request. `deadline_s` is 0 where the customer left it open, `request_id` empty likewise. `references`
     is JSON, names to digests; `inputs` are the artifacts its jobs read; `leaves` says whether they leave any; `call` is
-    the function of a worker's operator that it calls."""
+    the function of a worker's operator that it calls; `wish` is what it asks for beyond the plain case."""
 
     challenge_type: str
     payload: bytes
@@ -46,11 +48,7 @@ class Draft:
     inputs: tuple[str, ...] = ()
     leaves: bool = False
     call: workloads.Call | None = None
-
-
-def refuse(field: str, problem: str) -> InvalidArgument:
-    """An InvalidArgument on one field."""
-    return InvalidArgument(f"{field} {problem}", violations=[(field, problem)])
+    wish: terms.Wish = terms.NOTHING
 
 
 def payload_of(message: struct_pb2.Struct) -> tuple[bytes, dict[str, Any]]:
@@ -107,7 +105,7 @@ def read(request: market_pb2.CreateTaskRequest, digests: Mapping[str, str]) -> D
         request.challenge_type, encoded, digest, reward_units, request.deadline, request.priority, jobs,
         _request_id(request.request_id), _signature(request), json.dumps(digests, sort_keys=True),
         tuple(sorted({digest.hex() for digest in inputs})), task_type.output_bytes is not None,
-        task_type.call(params) if task_type.call is not None else None)
+        task_type.call(params) if task_type.call is not None else None, terms.read(request))
 
 
 def _request_id(text: str) -> bytes:
@@ -167,12 +165,13 @@ def check_deadline(deadline_s: int, now_ms: int) -> None:
 
 def same_order(draft: Draft, spec: Spec) -> bool:
     """Whether the request asks for what was ordered under its request id; what it leaves open matches anything."""
+    order = statement.Order.unpack(spec.order)
     return (
         draft.challenge_type == spec.challenge_type
         and draft.reward_units == spec.reward_units
         and draft.priority == spec.priority
         and draft.deadline_s in (0, spec.deadline_ms // 1000)
-        and draft.payload_digest == statement.Order.unpack(spec.order).payload_digest)
+        and (draft.payload_digest, draft.wish.terms) == (order.payload_digest, order.terms))
 
 
 def conflict(request_id: bytes, task_id: bytes | None = None) -> Conflict:
@@ -189,7 +188,8 @@ def order_of(draft: Draft, caller: Caller, market_key: bytes, request_id: bytes,
     return statement.Order(
         request_id=request_id, customer_key=caller.public_key, market_key=market_key,
         challenge_type_hash=statement.challenge_type_hash(draft.challenge_type), payload_digest=draft.payload_digest,
-        reward_units=draft.reward_units, deadline_ms=deadline_s * 1000, priority=draft.priority)
+        reward_units=draft.reward_units, deadline_ms=deadline_s * 1000, priority=draft.priority,
+        terms=draft.wish.terms)
 
 
 def adoptable(draft: Draft, order: statement.Order, wanted: statement.Order) -> bool:
@@ -197,5 +197,5 @@ def adoptable(draft: Draft, order: statement.Order, wanted: statement.Order) -> 
     if draft.deadline_s and order.deadline_ms != wanted.deadline_ms:
         return False
     same = ("request_id", "customer_key", "market_key", "challenge_type_hash", "payload_digest", "reward_units",
-            "priority")
+            "priority", "terms")
     return all(getattr(order, name) == getattr(wanted, name) for name in same)

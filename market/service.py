@@ -21,6 +21,8 @@ from computemesh.trust.errors import InvalidArgument, InvalidState, TaskNotFound
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import market_pb2, market_pb2_grpc
 from market import orders, store, views
+from market.acts import Acts
+from market.batch import Batch
 from market.callers import Callers
 from market.config import Config
 from market.creation import Creation
@@ -28,6 +30,7 @@ from market.dispatch import DispatchStream
 from market.engine import Engine
 from market.functions import Functions
 from market.models import Models
+from market.refusals import refuse
 from market.states import TERMINAL, Cancel, Spec, State, Status
 
 DEFAULT_PAGE = 50
@@ -51,7 +54,9 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         self._engine = engine
         self._models = Models(engine, artifacts)
         self._functions = Functions()
+        self._acts = Acts(engine, config.chain_id)
         self.creation = Creation(engine, config.chain_id, key, self._models, self._functions, artifacts)
+        self._batch = Batch(engine, self.creation, self._acts)
 
     async def GetMarket(self, request: market_pb2.GetMarketRequest, context: Context) -> market_pb2.GetMarketResponse:
         return market_pb2.GetMarketResponse(
@@ -65,6 +70,14 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         caller = self._callers.identify(context, self._engine.clock())
         spec, state = await self.creation.create(request, caller)
         return market_pb2.CreateTaskResponse(task=views.task(spec, state))
+
+    async def CreateTasks(
+        self, request: market_pb2.CreateTasksRequest, context: Context
+    ) -> market_pb2.CreateTasksResponse:
+        return await self._batch.create(request, self._callers.identify(context, self._engine.clock()))
+
+    async def SubmitAct(self, request: market_pb2.SubmitActRequest, context: Context) -> market_pb2.SubmitActResponse:
+        return await self._acts.submit(request, self._callers.identify(context, self._engine.clock()))
 
     async def QuoteTask(self, request: market_pb2.QuoteTaskRequest, context: Context) -> market_pb2.QuoteTaskResponse:
         self._callers.identify(context, self._engine.clock())
@@ -90,7 +103,7 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
     async def ListTasks(self, request: market_pb2.ListTasksRequest, context: Context) -> market_pb2.ListTasksResponse:
         caller = self._callers.identify(context, self._engine.clock())
         if request.page_token and request.offset:
-            raise orders.refuse("offset", "and page_token cannot both be set; prefer page_token")
+            raise refuse("offset", "and page_token cannot both be set; prefer page_token")
         filters = _filters_digest(caller.address, request)
         before = _read_token(request.page_token, filters) if request.page_token else 0
         limit = request.limit or DEFAULT_PAGE
@@ -105,7 +118,7 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
     ) -> AsyncIterator[market_pb2.WatchTaskResponse]:
         spec, state = await self._own_task(request.task_id, context)
         if request.cursor > state.cursor:
-            raise orders.refuse("cursor", f"{request.cursor} is beyond the task's last event, {state.cursor}")
+            raise refuse("cursor", f"{request.cursor} is beyond the task's last event, {state.cursor}")
         watcher = self._engine.watch(spec.task_id)
         cursor, behind = request.cursor, True
         try:
@@ -219,9 +232,9 @@ def _read_token(token: str, filters: bytes) -> int:
     try:
         before, bound = _TOKEN.unpack(base64.urlsafe_b64decode(token))
     except (binascii.Error, struct.error, ValueError):
-        raise orders.refuse("page_token", f"{token[:80]!r} is not a token of this market") from None
+        raise refuse("page_token", f"{token[:80]!r} is not a token of this market") from None
     if bound != filters:
-        raise orders.refuse("page_token", "belongs to a list with other filters or of another caller")
+        raise refuse("page_token", "belongs to a list with other filters or of another caller")
     if before <= 0:
         raise InvalidArgument("page_token names no place", violations=[("page_token", "names no place")])
     return int(before)

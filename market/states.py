@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
+from computemesh.trust import statement
+
 
 class Status(IntEnum):
     """A task's status as customers see it; the numbers are those of `TaskStatus` in the contract."""
@@ -105,7 +107,8 @@ class Intent:
 @dataclass(frozen=True, slots=True)
 class Spec:
     """What was ordered; never changes. `payload` is the deterministic encoding of the Struct; `references` a JSON
-    object with the digest of each registered name in it."""
+    object with the digest of each registered name in it, `labels` one with what people call the pool and the model that
+    the order names by hash, and the memory that model needs, bytes."""
 
     task_id: bytes
     request_id: bytes
@@ -121,6 +124,12 @@ class Spec:
     order: bytes
     order_signature: bytes
     references: str = "{}"
+    labels: str = "{}"
+
+    @property
+    def manual(self) -> bool:
+        """Whether the customer confirms the answers."""
+        return self.order[statement.ORDER_SIZE : statement.ORDER_SIZE + 1] == bytes([statement.DELIVERY_MANUAL])
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +198,13 @@ class Create:
 @dataclass(frozen=True, slots=True)
 class Cancel:
     """The customer wants it ended."""
+
+    task_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The customer changed the task on the ledger: retracted it, or confirmed an answer."""
 
     task_id: bytes
 
@@ -319,7 +335,7 @@ class Drain:
 
 
 Event = (
-    Restore | Create | Cancel | Connect | Disconnect | Ready | Heartbeat | Progress | Outcomes
+    Restore | Create | Cancel | Look | Connect | Disconnect | Ready | Heartbeat | Progress | Outcomes
     | LedgerAnswered | EscrowRead | Tick | Drain
 )  # fmt: skip
 

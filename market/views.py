@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from google.protobuf import struct_pb2
 
+from computemesh.trust import identity, statement
 from computemesh.trust.amount import format_cpc
 from computemesh.v1 import market_pb2
 from market.states import TERMINAL, Changed, Lease, Phase, Spec, State
@@ -41,9 +42,33 @@ def task(spec: Spec, state: State) -> market_pb2.Task:
         refunded=format_cpc(state.refunded_units),
         references=references(spec),
     )
+    _show_terms(shown, spec)
     if state.files:
         shown.MergeFromString(state.files)
     return shown
+
+
+def _show_terms(shown: market_pb2.Task, spec: Spec) -> None:
+    """Fills in what the order asks for beyond the plain case."""
+    terms = _terms(spec)
+    shown.delivery = delivery(terms)
+    if terms == statement.PLAIN:
+        return
+    labels = json.loads(spec.labels)
+    shown.responses, shown.confirm_window_s = terms.responses, terms.confirm_window_s
+    shown.pool, shown.model = labels.get("pool", ""), labels.get("model", "")
+    if terms.payer != statement.NO_ADDRESS:
+        shown.payer = identity.encode_address(terms.payer)
+
+
+def _terms(spec: Spec) -> statement.Terms:
+    plain = len(spec.order) == statement.ORDER_SIZE
+    return statement.PLAIN if plain else statement.Order.unpack(spec.order).terms
+
+
+def delivery(terms: statement.Terms) -> market_pb2.Delivery.ValueType:
+    """The contract counts from 1, the order from 0."""
+    return market_pb2.Delivery.ValueType(terms.delivery + 1)
 
 
 def references(spec: Spec) -> dict[str, str]:
@@ -69,9 +94,10 @@ def event(spec: Spec, change: Changed) -> market_pb2.WatchTaskResponse:
 
 def lease(item: Lease) -> market_pb2.TaskLease:
     """The task as its orchestrator gets it."""
-    spec = item.spec
+    spec, terms = item.spec, _terms(item.spec)
     return market_pb2.TaskLease(
         task_id=spec.task_id, epoch=item.epoch, challenge_type=spec.challenge_type,
         payload=struct_pb2.Struct.FromString(spec.payload), reward_units=spec.reward_units,
         deadline_ms=spec.deadline_ms, priority=spec.priority, customer=spec.customer, jobs=spec.jobs,
-        created_ms=spec.created_ms, references=references(spec))
+        created_ms=spec.created_ms, references=references(spec), delivery=delivery(terms), responses=terms.responses,
+        memory_bytes=json.loads(spec.labels).get("memory_bytes", 0))

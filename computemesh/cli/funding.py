@@ -6,8 +6,8 @@ import hashlib
 import uuid
 
 from computemesh.cli.plan import CHAIN_ID, Plan, write_toml
-from computemesh.client.ids import uuid7
 from computemesh.client.profile import Profile
+from computemesh.service.transactions import uuid7
 from computemesh.trust import identity, statement
 from computemesh.trust.amount import CPC
 from computemesh.trust.checkpoint import NoteSigner

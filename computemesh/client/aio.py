@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from computemesh.client import mapping, receipts, results
+from computemesh.client import economy, mapping, receipts, results
 from computemesh.client.artifacts import ArtifactInfo, AsyncArtifacts
 from computemesh.client.connections import Connections
 from computemesh.client.handles import AsyncResult, AsyncTaskHandle
@@ -31,7 +31,10 @@ from computemesh.client.model import (
 from computemesh.client.orders import DEFAULT_REWARD, Deadline, Wish, price_within
 from computemesh.client.profile import Profile
 from computemesh.client.programs import Program
+from computemesh.client.terms import OrderTerms
 from computemesh.client.watching import watch
+from computemesh.service import transactions
+from computemesh.trust import acts
 from computemesh.trust.errors import Unauthenticated
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.receipt import Check, Receipt, verify
@@ -101,6 +104,7 @@ class AsyncClient:
         priority: int = 0,
         request_id: str | None = None,
         max_cost: str | None = None,
+        **terms: Any,
     ) -> AsyncTaskHandle:
         """Publish a task and hold its reward; it exists when this returns.
 
@@ -108,14 +112,15 @@ class AsyncClient:
         hour; `priority` 0..9, 9 first. `max_cost` (decimal CPC) is the most you would pay: without a `reward` the
         quoted price is held, and what costs more is refused before anything is held (CostLimit). A `request_id` (UUID)
         of your own makes repeating this call the same task: with no deadline (a client that signs needs a UUIDv7 then,
-        its time + one hour is the deadline), or with the same absolute one. Raises InvalidArgument,
+        its time + one hour is the deadline), or with the same absolute one. `terms` are the fields of
+        `client.terms.OrderTerms`: delivery, responses, confirm_window_s, payer, pool, model. Raises InvalidArgument,
         InsufficientFunds, Conflict, Unauthenticated.
         """
         if max_cost is not None:
             reward = price_within(max_cost, reward or (await self.quote(challenge_type, payload)).price)
         market = await self._mesh.market_info()
         wish = Wish.of(challenge_type, payload or {}, DEFAULT_REWARD if reward is None else reward, deadline, priority,
-                       request_id, self._mesh.now_ms(), self.key is not None)  # fmt: skip
+                       request_id, self._mesh.now_ms(), self.key is not None, OrderTerms(**terms))  # fmt: skip
         if self.key is not None:
             request = wish.signed_request(self.key, bytes.fromhex(market.market_key), market.chain_id)
         else:
@@ -124,6 +129,25 @@ class AsyncClient:
         task = Task.of(reply.task)
         wish.check(task, market.chain_id, self.key)
         return AsyncTaskHandle(self, task)
+
+    async def submit_many(self, tasks: Sequence[Mapping[str, Any]]) -> builtins.list[economy.Created]:
+        """Publish several tasks under one signature. Each is a mapping of `submit`'s arguments by name and is judged
+        alone: it becomes its task or its error. Raises what concerns the whole: a field that cannot be sent."""
+        return await economy.submit_many(self._mesh, tasks)
+
+    async def declare(self, act: acts.Act, name: str = "", category: str = "") -> str:
+        """Sign an act of your account (stake, contest, vote, confirm, retract, pool, ...) and have the ledger apply it;
+        the transaction's id. `name` and `category` are what people call a pool the act names by hash. Raises what the
+        ledger refuses it for."""
+        return await economy.declare(self._mesh, act.KIND, act.pack(), name, category)
+
+    async def transfer(self, to: str, units: int) -> str:
+        """Move `units` base units to an address; the transaction's id. Raises InsufficientFunds."""
+        return await economy.declare(self._mesh, transactions.TRANSFER, transactions.transfer_body(to, units))
+
+    async def market(self, method: str, request: Any) -> Any:
+        """Any unary call of `MarketService`, by name, with its request message."""
+        return await self._mesh.market(method, request)
 
     async def attach(self, task_id: str) -> AsyncTaskHandle:
         """The future of a task submitted before, by this process or another. Raises TaskNotFound, Unauthorized."""

@@ -1,20 +1,11 @@
-"""Time-ordered 128-bit ids made by the client (UUIDv7, RFC 9562 section 5.7)."""
+"""Request ids as callers write them."""
 
 from __future__ import annotations
 
-import secrets
-import time
 import uuid
 
+from computemesh.service.transactions import uuid7
 from computemesh.trust.errors import InvalidArgument
-
-
-def uuid7() -> bytes:
-    """48 bits of Unix milliseconds, version and variant, 74 random bits: 16 bytes."""
-    raw = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + secrets.token_bytes(10))
-    raw[6] = raw[6] & 0x0F | 0x70
-    raw[8] = raw[8] & 0x3F | 0x80
-    return bytes(raw)
 
 
 def request_id_bytes(text: str | None) -> bytes:

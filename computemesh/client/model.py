@@ -141,6 +141,12 @@ class Task:
     artifacts: tuple[TaskFile, ...] = ()
     preview: TaskFile | None = None
     references: dict[str, str] = field(default_factory=dict)
+    delivery: str = "verified"
+    responses: int = 1
+    confirm_window_s: int = 0
+    payer: str = ""
+    pool: str = ""
+    model: str = ""
 
     @classmethod
     def of(cls, message: market_pb2.Task) -> Task:
@@ -150,6 +156,7 @@ class Task:
         values["artifacts"] = tuple(TaskFile.of(file) for file in message.artifacts)
         values["preview"] = TaskFile.of(message.preview) if message.HasField("preview") else None
         values["references"] = dict(message.references)
+        values["delivery"] = enum_word(market_pb2.Delivery, message.delivery, "DELIVERY_")
         values["status"] = enum_word(market_pb2.TaskStatus, message.status, "TASK_STATUS_")
         return cls(**values)
 

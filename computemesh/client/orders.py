@@ -10,6 +10,7 @@ from typing import Any
 
 from computemesh.client.ids import request_id_bytes
 from computemesh.client.model import Task, struct_of
+from computemesh.client.terms import PLAIN, OrderTerms
 from computemesh.trust.amount import parse_cpc
 from computemesh.trust.digest import payload_digest
 from computemesh.trust.errors import CostLimit, InvalidArgument, InvalidProof
@@ -37,11 +38,12 @@ class Wish:
     deadline: int
     priority: int
     request_id: bytes
+    terms: OrderTerms = PLAIN
 
     @classmethod
     def of(
         cls, challenge_type: str, payload: Mapping[str, Any], reward: Any, deadline: Deadline, priority: int,
-        request_id: str | None, now_ms: int, signs: bool = False,
+        request_id: str | None, now_ms: int, signs: bool = False, terms: OrderTerms = PLAIN,
     ) -> Wish:  # fmt: skip
         """Fill in the deadline (`now_ms` is the market's clock) and the request id. Raises InvalidArgument.
 
@@ -57,14 +59,14 @@ class Wish:
                 raise _refuse("deadline", f"{until} must be after now, which is {now_s} (Unix seconds)")
             if until <= now_s and request_id is None:
                 raise _refuse("deadline", f"{until} is in the past by {now_s - until} s; now is {now_s} (Unix seconds)")
-        return cls(challenge_type, payload, str(reward), until, priority, identity)
+        return cls(challenge_type, payload, str(reward), until, priority, identity, terms)
 
     def request(self) -> market_pb2.CreateTaskRequest:
         """The request of an API key's customer. Raises InvalidArgument naming what the wire cannot carry."""
         for name, value, limit in (("deadline", self.deadline, 2**63), ("priority", self.priority, 2**32)):
             if not (-limit if name == "deadline" else 0) <= value < limit:
                 raise _refuse(name, f"is {value}, which is out of range")
-        return market_pb2.CreateTaskRequest(
+        made = market_pb2.CreateTaskRequest(
             challenge_type=self.challenge_type,
             payload=struct_of(self.payload),
             reward=self.reward,
@@ -72,20 +74,27 @@ class Wish:
             priority=self.priority,
             request_id=str(uuid.UUID(bytes=self.request_id)),
         )
+        self.terms.fill(made)
+        return made
 
-    def signed_request(self, key: PrivateKey, market_key: bytes, chain: str) -> market_pb2.CreateTaskRequest:
-        """The request of a customer who signs. Raises InvalidArgument naming the field no order can hold."""
-        request = self.request()
-        order = Order(
+    def order(self, customer_key: bytes, market_key: bytes) -> Order:
+        """What a customer who signs puts its signature on. Raises InvalidArgument naming a field no order can hold."""
+        return Order(
             request_id=self.request_id,
-            customer_key=key.public,
+            customer_key=customer_key,
             market_key=market_key,
             challenge_type_hash=challenge_type_hash(self.challenge_type),
             payload_digest=payload_digest(self.payload),
             reward_units=parse_cpc(self.reward),
             deadline_ms=self._deadline_ms(),
             priority=self.priority,
+            terms=self.terms.statement(),
         )
+
+    def signed_request(self, key: PrivateKey, market_key: bytes, chain: str) -> market_pb2.CreateTaskRequest:
+        """The request of a customer who signs. Raises InvalidArgument naming the field no order can hold."""
+        request = self.request()
+        order = self.order(key.public, market_key)
         request.customer_key = key.public.hex()
         request.order_signature = key.sign(order.task_id(chain))
         return request
@@ -105,6 +114,7 @@ class Wish:
             and order.reward_units == parse_cpc(self.reward)
             and (self.deadline == OPEN or order.deadline_ms == self._deadline_ms())
             and order.priority == self.priority
+            and (order.terms == self.terms.statement() or (key is None and self.terms.may_gain_model(order.terms)))
             and (key is None or order.customer_key == key.public)
         )
         if not meant or order.task_id(chain).hex() != task.task_id:

@@ -13,11 +13,13 @@ import grpc
 from computemesh.client.aio import AsyncClient
 from computemesh.client.artifacts import ArtifactInfo
 from computemesh.client.blocking import Loop, Result, TaskHandle
+from computemesh.client.economy import Created
 from computemesh.client.mapping import Mapped
 from computemesh.client.model import Account, Block, Function, Model, Page, Quote, Task, TaskEvent
 from computemesh.client.orders import Deadline
 from computemesh.client.profile import Profile
 from computemesh.client.programs import Program
+from computemesh.trust.acts import Act
 from computemesh.trust.errors import InvalidState
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.receipt import Check, Receipt
@@ -78,12 +80,29 @@ class Client:
         priority: int = 0,
         request_id: str | None = None,
         max_cost: str | None = None,
+        **terms: Any,
     ) -> TaskHandle:
         """Publish a task and hold its reward; see `AsyncClient.submit`."""
         handle = self._loop.run(
-            self._async.submit(challenge_type, payload, reward, deadline, priority, request_id, max_cost)
+            self._async.submit(challenge_type, payload, reward, deadline, priority, request_id, max_cost, **terms)
         )
         return TaskHandle(handle, self._loop)
+
+    def submit_many(self, tasks: Sequence[Mapping[str, Any]]) -> builtins.list[Created]:
+        """Publish several tasks under one signature; see `AsyncClient.submit_many`."""
+        return self._loop.run(self._async.submit_many(tasks))
+
+    def declare(self, act: Act, name: str = "", category: str = "") -> str:
+        """Sign an act of your account and have the ledger apply it; see `AsyncClient.declare`."""
+        return self._loop.run(self._async.declare(act, name, category))
+
+    def transfer(self, to: str, units: int) -> str:
+        """Move `units` base units to an address; the transaction's id. Raises InsufficientFunds."""
+        return self._loop.run(self._async.transfer(to, units))
+
+    def market(self, method: str, request: Any) -> Any:
+        """Any unary call of `MarketService`, by name, with its request message."""
+        return self._loop.run(self._async.market(method, request))
 
     def attach(self, task_id: str) -> TaskHandle:
         """The future of a task submitted before, by this process or another. Raises TaskNotFound, Unauthorized."""

@@ -57,6 +57,34 @@ TASK_STATUS_EXPIRED: TaskStatus.ValueType  # 6
 """The deadline passed; what is unspent was refunded."""
 global___TaskStatus = TaskStatus
 
+class _Delivery:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _DeliveryEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Delivery.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    DELIVERY_UNSPECIFIED: _Delivery.ValueType  # 0
+    """As VERIFIED."""
+    DELIVERY_VERIFIED: _Delivery.ValueType  # 1
+    """Its audit passed."""
+    DELIVERY_MANUAL: _Delivery.ValueType  # 2
+    """The customer picks among up to `responses` audited answers; its silence for `confirm_window_s` picks the first."""
+    DELIVERY_FIRST_RESPONSE: _Delivery.ValueType  # 3
+    """The first answer, unaudited."""
+
+class Delivery(_Delivery, metaclass=_DeliveryEnumTypeWrapper):
+    """When a job's answer is accepted."""
+
+DELIVERY_UNSPECIFIED: Delivery.ValueType  # 0
+"""As VERIFIED."""
+DELIVERY_VERIFIED: Delivery.ValueType  # 1
+"""Its audit passed."""
+DELIVERY_MANUAL: Delivery.ValueType  # 2
+"""The customer picks among up to `responses` audited answers; its silence for `confirm_window_s` picks the first."""
+DELIVERY_FIRST_RESPONSE: Delivery.ValueType  # 3
+"""The first answer, unaudited."""
+global___Delivery = Delivery
+
 class _TaskEventKind:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -133,6 +161,12 @@ class Task(google.protobuf.message.Message):
     ARTIFACTS_FIELD_NUMBER: builtins.int
     PREVIEW_FIELD_NUMBER: builtins.int
     REFERENCES_FIELD_NUMBER: builtins.int
+    DELIVERY_FIELD_NUMBER: builtins.int
+    RESPONSES_FIELD_NUMBER: builtins.int
+    CONFIRM_WINDOW_S_FIELD_NUMBER: builtins.int
+    PAYER_FIELD_NUMBER: builtins.int
+    POOL_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
     task_id: builtins.str
     """Digest of the order, 64 hexadecimal characters."""
     challenge_type: builtins.str
@@ -168,6 +202,15 @@ class Task(google.protobuf.message.Message):
     """Where that orchestrator serves audit transcripts, HOST:PORT; empty while it waits for one."""
     refunded: builtins.str
     """Decimal CPC given back so far."""
+    delivery: global___Delivery.ValueType
+    responses: builtins.int
+    """With MANUAL: answers taken for each job, and how long silence may last after the first, seconds."""
+    confirm_window_s: builtins.int
+    payer: builtins.str
+    """Account that pays where that is not the customer's own."""
+    pool: builtins.str
+    model: builtins.str
+    """Registered model whose owner gets a royalty."""
     @property
     def payload(self) -> google.protobuf.struct_pb2.Struct: ...
     @property
@@ -210,9 +253,15 @@ class Task(google.protobuf.message.Message):
         artifacts: collections.abc.Iterable[global___TaskArtifact] | None = ...,
         preview: global___TaskArtifact | None = ...,
         references: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        delivery: global___Delivery.ValueType = ...,
+        responses: builtins.int = ...,
+        confirm_window_s: builtins.int = ...,
+        payer: builtins.str = ...,
+        pool: builtins.str = ...,
+        model: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["payload", b"payload", "preview", b"preview"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["artifacts", b"artifacts", "block_height", b"block_height", "challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline", b"deadline", "ended_ms", b"ended_ms", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "jobs_total", b"jobs_total", "orchestrator_address", b"orchestrator_address", "orchestrator_key", b"orchestrator_key", "order", b"order", "order_signature", b"order_signature", "payload", b"payload", "preview", b"preview", "priority", b"priority", "references", b"references", "refunded", b"refunded", "result_hash", b"result_hash", "reward", b"reward", "status", b"status", "status_detail", b"status_detail", "task_id", b"task_id", "updated_ms", b"updated_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifacts", b"artifacts", "block_height", b"block_height", "challenge_type", b"challenge_type", "confirm_window_s", b"confirm_window_s", "created_ms", b"created_ms", "customer", b"customer", "deadline", b"deadline", "delivery", b"delivery", "ended_ms", b"ended_ms", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "jobs_total", b"jobs_total", "model", b"model", "orchestrator_address", b"orchestrator_address", "orchestrator_key", b"orchestrator_key", "order", b"order", "order_signature", b"order_signature", "payer", b"payer", "payload", b"payload", "pool", b"pool", "preview", b"preview", "priority", b"priority", "references", b"references", "refunded", b"refunded", "responses", b"responses", "result_hash", b"result_hash", "reward", b"reward", "status", b"status", "status_detail", b"status_detail", "task_id", b"task_id", "updated_ms", b"updated_ms"]) -> None: ...
 
 global___Task = Task
 
@@ -436,6 +485,12 @@ class CreateTaskRequest(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     CUSTOMER_KEY_FIELD_NUMBER: builtins.int
     ORDER_SIGNATURE_FIELD_NUMBER: builtins.int
+    DELIVERY_FIELD_NUMBER: builtins.int
+    RESPONSES_FIELD_NUMBER: builtins.int
+    CONFIRM_WINDOW_S_FIELD_NUMBER: builtins.int
+    PAYER_FIELD_NUMBER: builtins.int
+    POOL_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
     challenge_type: builtins.str
     reward: builtins.str
     """Decimal CPC, at most 6 decimals, e.g. "10.0"; held until each job is settled."""
@@ -450,6 +505,16 @@ class CreateTaskRequest(google.protobuf.message.Message):
     account signs.
     """
     order_signature: builtins.bytes
+    delivery: global___Delivery.ValueType
+    responses: builtins.int
+    """With MANUAL: answers per job, 1..8, absent is 1; seconds to choose in after the first, absent is one hour."""
+    confirm_window_s: builtins.int
+    payer: builtins.str
+    """Account that pays, which delegated the customer's key; absent: the customer's own."""
+    pool: builtins.str
+    """Pool that pays: its owner, or a key the owner delegated, publishes into it. Not with `payer`."""
+    model: builtins.str
+    """Registered model the task uses. Absent, a model with terms that the payload names counts for API keys."""
     @property
     def payload(self) -> google.protobuf.struct_pb2.Struct:
         """Parameters of the task type, e.g. {"matrix_size": 2048, "iterations": 1}."""
@@ -465,9 +530,15 @@ class CreateTaskRequest(google.protobuf.message.Message):
         request_id: builtins.str = ...,
         customer_key: builtins.str = ...,
         order_signature: builtins.bytes = ...,
+        delivery: global___Delivery.ValueType = ...,
+        responses: builtins.int = ...,
+        confirm_window_s: builtins.int = ...,
+        payer: builtins.str = ...,
+        pool: builtins.str = ...,
+        model: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "customer_key", b"customer_key", "deadline", b"deadline", "order_signature", b"order_signature", "payload", b"payload", "priority", b"priority", "request_id", b"request_id", "reward", b"reward"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "confirm_window_s", b"confirm_window_s", "customer_key", b"customer_key", "deadline", b"deadline", "delivery", b"delivery", "model", b"model", "order_signature", b"order_signature", "payer", b"payer", "payload", b"payload", "pool", b"pool", "priority", b"priority", "request_id", b"request_id", "responses", b"responses", "reward", b"reward"]) -> None: ...
 
 global___CreateTaskRequest = CreateTaskRequest
 
@@ -487,6 +558,135 @@ class CreateTaskResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["task", b"task"]) -> None: ...
 
 global___CreateTaskResponse = CreateTaskResponse
+
+@typing.final
+class CreateTasksRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    id: builtins.bytes
+    """The customer's `orders` transaction over the items' orders in this order (docs/PROTOCOL.md section 4): its id (16
+    bytes) and signature. Both absent: the caller's API key account signs.
+    """
+    signature: builtins.bytes
+    @property
+    def tasks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___CreateTaskRequest]:
+        """Signed: each has customer_key and, for its receipt, order_signature."""
+
+    def __init__(
+        self,
+        *,
+        tasks: collections.abc.Iterable[global___CreateTaskRequest] | None = ...,
+        id: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "signature", b"signature", "tasks", b"tasks"]) -> None: ...
+
+global___CreateTasksRequest = CreateTasksRequest
+
+@typing.final
+class CreateTasksResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: builtins.int
+    @property
+    def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___CreatedTask]:
+        """One for each item, in order."""
+
+    def __init__(
+        self,
+        *,
+        results: collections.abc.Iterable[global___CreatedTask] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["results", b"results"]) -> None: ...
+
+global___CreateTasksResponse = CreateTasksResponse
+
+@typing.final
+class CreatedTask(google.protobuf.message.Message):
+    """Either the task or why there is none, in the words CreateTask would answer with."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    status: builtins.str
+    """Name of a gRPC status, e.g. "FAILED_PRECONDITION"; empty where there is a task."""
+    reason: builtins.str
+    """E.g. INSUFFICIENT_FUNDS."""
+    message: builtins.str
+    @property
+    def task(self) -> global___Task: ...
+    def __init__(
+        self,
+        *,
+        task: global___Task | None = ...,
+        status: builtins.str = ...,
+        reason: builtins.str = ...,
+        message: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["task", b"task"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["message", b"message", "reason", b"reason", "status", b"status", "task", b"task"]) -> None: ...
+
+global___CreatedTask = CreatedTask
+
+@typing.final
+class SubmitActRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    BODY_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
+    CATEGORY_FIELD_NUMBER: builtins.int
+    kind: builtins.str
+    """As in the ledger's Act; or `transfer`, whose body is 20 address bytes and u64 base units."""
+    body: builtins.bytes
+    id: builtins.bytes
+    """The transaction's id (UUIDv7, 16 bytes) and the caller's signature; both absent for API keys. An id of one's own
+    makes a repeat the same transaction.
+    """
+    signature: builtins.bytes
+    name: builtins.str
+    """What people call the pool, or its category, that the body names by hash: with kind `pool` the market keeps both."""
+    category: builtins.str
+    def __init__(
+        self,
+        *,
+        kind: builtins.str = ...,
+        body: builtins.bytes = ...,
+        id: builtins.bytes = ...,
+        signature: builtins.bytes = ...,
+        name: builtins.str = ...,
+        category: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["body", b"body", "category", b"category", "id", b"id", "kind", b"kind", "name", b"name", "signature", b"signature"]) -> None: ...
+
+global___SubmitActRequest = SubmitActRequest
+
+@typing.final
+class SubmitActResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    BLOCK_HEIGHT_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """32 hexadecimal characters."""
+    block_height: builtins.int
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        block_height: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "id", b"id"]) -> None: ...
+
+global___SubmitActResponse = SubmitActResponse
 
 @typing.final
 class QuoteTaskRequest(google.protobuf.message.Message):
@@ -915,6 +1115,9 @@ class TaskLease(google.protobuf.message.Message):
     JOBS_FIELD_NUMBER: builtins.int
     CREATED_MS_FIELD_NUMBER: builtins.int
     REFERENCES_FIELD_NUMBER: builtins.int
+    DELIVERY_FIELD_NUMBER: builtins.int
+    RESPONSES_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
     task_id: builtins.bytes
     epoch: builtins.int
     """Grows with every lease of the task; results under an older one are refused."""
@@ -926,6 +1129,11 @@ class TaskLease(google.protobuf.message.Message):
     """Address of the customer, for fair shares."""
     jobs: builtins.int
     created_ms: builtins.int
+    delivery: global___Delivery.ValueType
+    responses: builtins.int
+    """With MANUAL: distinct workers whose answers are taken for each job."""
+    memory_bytes: builtins.int
+    """Memory the task's model needs on a worker, bytes."""
     @property
     def payload(self) -> google.protobuf.struct_pb2.Struct: ...
     @property
@@ -946,9 +1154,12 @@ class TaskLease(google.protobuf.message.Message):
         jobs: builtins.int = ...,
         created_ms: builtins.int = ...,
         references: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        delivery: global___Delivery.ValueType = ...,
+        responses: builtins.int = ...,
+        memory_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "jobs", b"jobs", "payload", b"payload", "priority", b"priority", "references", b"references", "reward_units", b"reward_units", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline_ms", b"deadline_ms", "delivery", b"delivery", "epoch", b"epoch", "jobs", b"jobs", "memory_bytes", b"memory_bytes", "payload", b"payload", "priority", b"priority", "references", b"references", "responses", b"responses", "reward_units", b"reward_units", "task_id", b"task_id"]) -> None: ...
 
 global___TaskLease = TaskLease
 

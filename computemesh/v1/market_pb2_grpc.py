@@ -46,6 +46,16 @@ class MarketServiceStub(object):
                 request_serializer=computemesh_dot_v1_dot_market__pb2.CreateTaskRequest.SerializeToString,
                 response_deserializer=computemesh_dot_v1_dot_market__pb2.CreateTaskResponse.FromString,
                 _registered_method=True)
+        self.CreateTasks = channel.unary_unary(
+                '/computemesh.v1.MarketService/CreateTasks',
+                request_serializer=computemesh_dot_v1_dot_market__pb2.CreateTasksRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_market__pb2.CreateTasksResponse.FromString,
+                _registered_method=True)
+        self.SubmitAct = channel.unary_unary(
+                '/computemesh.v1.MarketService/SubmitAct',
+                request_serializer=computemesh_dot_v1_dot_market__pb2.SubmitActRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_market__pb2.SubmitActResponse.FromString,
+                _registered_method=True)
         self.QuoteTask = channel.unary_unary(
                 '/computemesh.v1.MarketService/QuoteTask',
                 request_serializer=computemesh_dot_v1_dot_market__pb2.QuoteTaskRequest.SerializeToString,
@@ -116,6 +126,24 @@ class MarketServiceServicer(object):
         INVALID_ARGUMENT: a field is wrong (the violation names it). ALREADY_EXISTS / ID_CONFLICT: the request_id was used
         for another order. FAILED_PRECONDITION / INSUFFICIENT_FUNDS: the account cannot cover the reward.
         PERMISSION_DENIED / INVALID_SIGNATURE: the signature does not match the order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateTasks(self, request, context):
+        """Several tasks under one signature, each judged alone: an item that cannot be created says why and stops no other.
+        INVALID_ARGUMENT: the request as a whole is wrong. PERMISSION_DENIED / INVALID_SIGNATURE: of the whole batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitAct(self, request, context):
+        """What the caller's account declares on the ledger: stake, contest, vote, confirm, retract, delegate, pool, model, ...
+        and `transfer`. For an API key the market signs; whoever has a key signs, and could as well go to the ledger, but
+        the market then learns of it late. INVALID_ARGUMENT: unknown kind, wrong body. FAILED_PRECONDITION or
+        PERMISSION_DENIED with the ledger's reason where it refuses, e.g. RETRACT_TOO_EARLY, INSUFFICIENT_FUNDS, PAUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,6 +237,16 @@ def add_MarketServiceServicer_to_server(servicer, server):
                     servicer.CreateTask,
                     request_deserializer=computemesh_dot_v1_dot_market__pb2.CreateTaskRequest.FromString,
                     response_serializer=computemesh_dot_v1_dot_market__pb2.CreateTaskResponse.SerializeToString,
+            ),
+            'CreateTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateTasks,
+                    request_deserializer=computemesh_dot_v1_dot_market__pb2.CreateTasksRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_market__pb2.CreateTasksResponse.SerializeToString,
+            ),
+            'SubmitAct': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitAct,
+                    request_deserializer=computemesh_dot_v1_dot_market__pb2.SubmitActRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_market__pb2.SubmitActResponse.SerializeToString,
             ),
             'QuoteTask': grpc.unary_unary_rpc_method_handler(
                     servicer.QuoteTask,
@@ -317,6 +355,60 @@ class MarketService(object):
             '/computemesh.v1.MarketService/CreateTask',
             computemesh_dot_v1_dot_market__pb2.CreateTaskRequest.SerializeToString,
             computemesh_dot_v1_dot_market__pb2.CreateTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.MarketService/CreateTasks',
+            computemesh_dot_v1_dot_market__pb2.CreateTasksRequest.SerializeToString,
+            computemesh_dot_v1_dot_market__pb2.CreateTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitAct(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.MarketService/SubmitAct',
+            computemesh_dot_v1_dot_market__pb2.SubmitActRequest.SerializeToString,
+            computemesh_dot_v1_dot_market__pb2.SubmitActResponse.FromString,
             options,
             channel_credentials,
             insecure,
