@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from computemesh.cli import output
+from computemesh.cli import output, terms
 from computemesh.cli.artifact import bytes_bar
 from computemesh.cli.options import JsonOption, ProfileOption, connect, parse_deadline, parse_payload, save
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from computemesh.client.model import Task, TaskEvent, TaskFile
 
 app = typer.Typer(help="Publish tasks and follow them.", no_args_is_help=True)
+for _command in (terms.confirm, terms.answers, terms.retract):
+    app.command()(_command)
 
 
 def _whole_id(text: str) -> str:
@@ -50,9 +52,16 @@ PayloadOption = Annotated[
 
 @app.command()
 def submit(
-    challenge_type: TypeArgument,
+    challenge_type: TypeArgument = "",
     words: Words = None,
     payload: PayloadOption = None,
+    batch: terms.BatchOption = None,
+    delivery: terms.DeliveryOption = "verified",
+    responses: terms.ResponsesOption = 1,
+    confirm_window: terms.WindowOption = "",
+    payer: terms.PayerOption = "",
+    pool: terms.PoolOption = "",
+    model: terms.ModelOption = "",
     reward: Annotated[str, typer.Option(help="Decimal CPC, held until each job is settled.")] = "10.0",
     deadline: Annotated[
         str | None, typer.Option(help="Unix seconds, +30m (s, m, h, d from now), or ISO 8601; one hour if absent.")
@@ -74,11 +83,16 @@ def submit(
     as_json: JsonOption = False,
 ) -> None:
     """Publish a task: mesh task submit synthetic matrix_size=1024 --reward 10.0 --wait"""
+    if batch is not None:
+        return terms.submit_batch(batch, profile)
+    if not challenge_type:
+        raise typer.BadParameter("is missing, e.g. `mesh task submit synthetic matrix_size=1024`", param_hint="TYPE")
+    chosen = terms.chosen(delivery, responses, confirm_window, payer, pool, model)
     wait = wait or download_to is not None
     values = parse_payload(words or [], payload)
     until = parse_deadline(deadline)
     with connect(profile) as client:
-        handle = client.submit(challenge_type, values, reward, until, priority, request_id)
+        handle = client.submit(challenge_type, values, reward, until, priority, request_id, **chosen)
         created = handle.task
         with _naming(created.task_id, lambda: handle.task.ended):
             if wait:
@@ -86,7 +100,7 @@ def submit(
                 follow(created, handle.watch(timeout))
             if download_to is not None and handle.task.artifacts:
                 fetch(client, handle.task, download_to)
-        _finish(handle.task, ended=wait)
+        return _finish(handle.task, ended=wait)
 
 
 @contextlib.contextmanager
@@ -155,6 +169,9 @@ def describe(task: Task) -> str:
         values["ended"] = f"{_when(task.ended_ms)}, after {(task.ended_ms - task.created_ms) / 1000:.1f} s"
     if task.result_hash:
         values["result"] = f"{task.result_hash} in block {task.block_height}"
+    if task.delivery == "manual":
+        values["delivery"] = f"manual, {task.responses} answers a job, {task.confirm_window_s} s to confirm one"
+    values |= {name: getattr(task, name) for name in ("payer", "pool", "model") if getattr(task, name)}
     for name, digest in task.references.items():
         values[f"name {name}"] = digest
     if task.preview is not None and not task.ended:

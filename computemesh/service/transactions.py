@@ -17,7 +17,12 @@ _TRANSFER = struct.Struct(">20sQ")
 _STATUS = {
     "INVALID_SIGNATURE": "PERMISSION_DENIED", "UNAUTHORIZED": "PERMISSION_DENIED", "ID_CONFLICT": "ALREADY_EXISTS",
     "UNKNOWN_TASK": "NOT_FOUND", "UNKNOWN_MODEL": "NOT_FOUND", "UNKNOWN_POOL": "NOT_FOUND",
-    "UNKNOWN_DISPUTE": "NOT_FOUND", "INVALID_PROOF": "INVALID_ARGUMENT", "INVALID_ARGUMENT": "INVALID_ARGUMENT",
+    "UNKNOWN_DISPUTE": "NOT_FOUND", "INVALID_EVIDENCE": "INVALID_ARGUMENT",
+}  # fmt: skip
+# What callers of a market know under another name.
+_MEANING = {
+    "UNKNOWN_TASK": "TASK_NOT_FOUND", "TASK_ASSIGNED": "TASK_ALREADY_CLAIMED", "INVALID_RESULT": "TASK_NOT_CLAIMED",
+    "INVALID_EVIDENCE": "INVALID_PROOF",
 }  # fmt: skip
 
 
@@ -68,7 +73,7 @@ def refusal(what: str, outcome: ledger_pb2.Outcome) -> MeshError:
     reason = outcome.reason
     status = _STATUS.get(reason, "FAILED_PRECONDITION")
     message = f"the ledger refuses {what}: {outcome.message or reason}"
-    return from_reason(status, "TASK_NOT_FOUND" if reason == "UNKNOWN_TASK" else reason, message)
+    return from_reason(status, _MEANING.get(reason, reason), message)
 
 
 def applied(what: str, outcome: ledger_pb2.Outcome) -> ledger_pb2.Outcome:

@@ -79,10 +79,13 @@ class RealLedger:
             deposit=pb.Deposit(to=to, amount_units=units)))
         assert outcome.kind == pb.OUTCOME_KIND_APPLIED, outcome
 
-    async def settle(self, orchestrator: PrivateKey, task_id: bytes, epoch: int, jobs: range) -> pb.Outcome:
+    async def settle(
+        self, orchestrator: PrivateKey, task_id: bytes, epoch: int, jobs: range, worker: PrivateKey | None = None,
+        answer: int = 0,
+    ) -> pb.Outcome:
         """Settles some jobs of a task with one worker's signed batch, as an orchestrator does."""
-        worker = PrivateKey.from_bytes(hashlib.sha256(b"worker" + task_id).digest())
-        rows = [statement.Commitment(task_id, job, epoch, 1, worker.public, bytes([job % 251]) * 32, job + 1)
+        worker = worker or PrivateKey.from_bytes(hashlib.sha256(b"worker" + task_id).digest())
+        rows = [statement.Commitment(task_id, job, epoch, 1, worker.public, bytes([(job + answer) % 251]) * 32, job + 1)
                 for job in jobs]
         batch = b"".join(row.pack() for row in rows)
         root = statement.commitment_root(batch)
