@@ -26,6 +26,7 @@ from orchestrator.files import WORKER, TaskFiles
 from orchestrator.model import Task
 from orchestrator.outputs import Outputs
 from orchestrator.runtime import Runtime, limits, now_ms
+from orchestrator.standing import Standing
 from orchestrator.submitter import Submitter
 
 # A worker opens one stream and a few unary calls on its connection.
@@ -111,7 +112,7 @@ async def run(config: Config) -> None:
         config.listen, lambda it: register(runtime, it), names,
         max_concurrent_streams=STREAMS_PER_CONNECTION,
     )  # fmt: skip
-    runtime.submitter = Submitter(runtime)
+    runtime.submitter, runtime.standing = Submitter(runtime), Standing(runtime)
     advertised = config.advertise or f"{config.listen.rsplit(':', 1)[0]}:{port}"
     runtime.dispatch = Dispatch(runtime, advertised)
     for row in outcomes:
@@ -121,7 +122,7 @@ async def run(config: Config) -> None:
     for tx_id, body in pending:
         runtime.spawn(runtime.submitter.send(tx_id, body, sealed=True))
     for part in (runtime.submitter.run(), runtime.submitter.follow_blocks(), runtime.dispatch.run(), runtime.ticks(),
-                 runtime.outputs.run()):
+                 runtime.outputs.run(), runtime.standing.run()):
         runtime.spawn(part)
     stop = asyncio.Event()
     servers.stop_on_signals(stop)

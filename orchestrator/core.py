@@ -142,6 +142,11 @@ def _worker_joined(state: State, event: e.WorkerJoined, now_ms: int, out: e.Effe
     state.sessions[event.key] = event.session
 
 
+def _standing(state: State, event: e.StandingKnown, now_ms: int, out: e.Effects) -> None:
+    record = state.record(event.key)
+    record.reputation, record.reasons = event.reputation, event.reasons
+
+
 def _worker_left(state: State, event: e.WorkerLeft, now_ms: int, out: e.Effects) -> None:
     worker = state.workers.get(event.session)
     if worker is not None:
@@ -333,6 +338,7 @@ STEPS: dict[type[Any], Step] = {
     e.OutcomeAcked: _outcome_acked,
     e.Rooted: judging.rooted,
     e.WorkerJoined: _worker_joined,
+    e.StandingKnown: _standing,
     e.WorkerLeft: _worker_left,
     e.CreditsGranted: _credits,
     e.Alive: _alive,

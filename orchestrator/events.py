@@ -72,6 +72,15 @@ class WorkerJoined:
 
 
 @dataclass(frozen=True, slots=True)
+class StandingKnown:
+    """What the ledger says of a worker: its reputation, 0..1000, and the grounds."""
+
+    key: bytes
+    reputation: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerLeft:
     session: int
 
@@ -376,8 +385,9 @@ Persist = SaveTask | SaveBatch | SaveJudgement | SaveResult | SaveAnswer | SaveO
 Send = SendJobs | SendChallenges | SendVerdicts | SendRevokes | CloseStream | DrawSeed | SaveOutcome
 Work = Recompute | CheckOpening | Discard | Submit | FetchResult | ComputeRoot
 Event = (
-    TaskLeased | TaskRevoked | TaskUnusable | OutcomeAcked | Rooted | WorkerJoined | WorkerLeft | CreditsGranted
-    | Alive | Nacked | Committed | SeedDrawn | Opened | Judged | AuditBroke | WorkerDrained | WorkerResumed
+    TaskLeased | TaskRevoked | TaskUnusable | OutcomeAcked | Rooted | WorkerJoined | StandingKnown | WorkerLeft
+    | CreditsGranted | Alive | Nacked | Committed | SeedDrawn | Opened | Judged | AuditBroke | WorkerDrained
+    | WorkerResumed
     | SettleStarted | SettleRestored | SettleAnswered | ResultKnown | BlockSealed | Tick
 )  # fmt: skip
 

@@ -114,7 +114,7 @@ def seed_drawn(state: State, event: e.SeedDrawn, now_ms: int, out: e.Effects) ->
         else:
             deadline = now_ms + state.limits.opening_ms(lease)
             worker.challenged[lease.id] = (lease, batch, position, deadline)
-            asked.append((lease.id, lease.task.k))
+            asked.append((lease.id, lease.k))
     if asked and worker is not None:
         out.send.append(e.SendChallenges(worker.session, event.seed, asked))
 

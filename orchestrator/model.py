@@ -209,11 +209,12 @@ class Task:
 class Lease:
     """One attempt: one worker's time-limited right to one job."""
 
-    __slots__ = ("attempt", "began_ms", "epoch", "id", "index", "renewed_ms", "result_hash", "spec", "task")
+    __slots__ = ("attempt", "began_ms", "epoch", "id", "index", "k", "renewed_ms", "result_hash", "spec", "task")
 
     def __init__(self, id: int, task: Task, index: int, attempt: int, spec: JobSpec, now_ms: int) -> None:
         self.id, self.task, self.index, self.attempt = id, task, index, attempt
         self.epoch = task.epoch
+        self.k = task.k  # units to challenge
         self.spec, self.began_ms, self.renewed_ms = spec, now_ms, now_ms
         self.result_hash = b""
 
@@ -301,3 +302,6 @@ class Record:
     cooldown_until_ms: int = 0
     last_seen_ms: int = 0
     drained: bool = False
+    # By the ledger: 0..1000, and on what grounds.
+    reputation: int = 0
+    reasons: tuple[str, ...] = ()

@@ -78,7 +78,7 @@ class Outputs:
         if not accepted:
             log.warning("audit failed", task=lease.task.id.hex(), job=lease.index, worker=batch.key.hex(), why=problem)
         self._runtime.apply(
-            e.Judged(batch, [position], [accepted], [proof], [inline], lease.task.k, [work.uploaded])
+            e.Judged(batch, [position], [accepted], [proof], [inline], lease.k, [work.uploaded])
         )
 
     async def _keep(self, work: e.CheckOpening) -> None:
@@ -109,7 +109,7 @@ class Outputs:
             count = workloads.get(task.challenge_type).layout(spec).count
             inline = work.openings or b""
             digest = work.uploaded or sha256(inline).digest()
-            proof = proofs.transcript_of(lease.result_hash, batch.seed, task.k, count, digest, False)
+            proof = proofs.transcript_of(lease.result_hash, batch.seed, lease.k, count, digest, False)
             return False, proof, problem, inline
         inputs = task.inputs(spec) if task.inputs is not None else ()
         if self._store is None:
@@ -123,7 +123,7 @@ class Outputs:
         task, batch = work.lease.task, work.batch
         arguments = (
             task.challenge_type, replace(spec, env_class=batch.env_class), batch.leaves[work.position], batch.seed,
-            task.k, work.lease.result_hash, work.openings, output, listed, work.uploaded,
+            work.lease.k, work.lease.result_hash, work.openings, output, listed, work.uploaded,
         )  # fmt: skip
         found: audit.Found = await self.audits.ask(
             AUDIT, "judge", arguments, self._runtime.config.audit_timeout_ms / 1000)

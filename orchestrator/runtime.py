@@ -29,6 +29,7 @@ from orchestrator.state import Limits
 if TYPE_CHECKING:
     from orchestrator.dispatch import Dispatch
     from orchestrator.outputs import Outputs
+    from orchestrator.standing import Standing
     from orchestrator.submitter import Submitter
 
 TICK_S = 0.2
@@ -57,6 +58,7 @@ class Runtime:
     dispatch: Dispatch
     outputs: Outputs
     submitter: Submitter
+    standing: Standing
 
     def __init__(
         self, config: Config, key: PrivateKey, core: Core, group: GroupCommit, ledger: ledger_pb2_grpc.LedgerServiceStub
@@ -182,7 +184,7 @@ class Runtime:
         openings = work.openings or b""
         judge = partial(
             audit.judge_opening, lease.task.challenge_type, lease.spec, batch.leaves[position], batch.seed,
-            lease.task.k, lease.result_hash, openings,
+            lease.k, lease.result_hash, openings,
         )  # fmt: skip
 
         def judged(found: tuple[bool, bytes, str]) -> None:
@@ -191,7 +193,7 @@ class Runtime:
                 log.warning(
                     "audit failed", task=lease.task.id.hex(), job=lease.index, worker=batch.key.hex(), why=problem
                 )
-            self.apply(e.Judged(batch, [position], [accepted], [proof], [openings], lease.task.k))
+            self.apply(e.Judged(batch, [position], [accepted], [proof], [openings], lease.k))
 
         self._in_pool(judge, judged, batch, [position])
 

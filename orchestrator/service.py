@@ -88,6 +88,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         answer = pb.Worker(
             public_key=key.hex(), address=address_of(key), status=pb.WORKER_STATUS_GONE, jobs_settled=record.settled,
             jobs_wrong=record.wrong, jobs_late=record.late, last_seen_ms=record.last_seen_ms,
+            reputation=record.reputation, reputation_reasons=record.reasons,
         )  # fmt: skip
         if worker is not None and session is not None:
             answer.status = pb.WORKER_STATUS_DRAINING if worker.draining else pb.WORKER_STATUS_READY

@@ -69,6 +69,7 @@ class Session:
         types, memory = _wants(self.capabilities)
         runtime.apply(e.WorkerJoined(self.number, self.key, types, memory))
         self._offers()
+        runtime.spawn(runtime.standing.ask(self.key))
         log.info(
             "worker joined", session=self.number, worker=address_of(self.key), name=self.capabilities.display_name,
             types=sorted(types), memory_bytes=memory,

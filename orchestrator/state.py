@@ -8,6 +8,7 @@ from itertools import count
 
 from computemesh.trust.audit import INLINE_BYTES
 from computemesh.trust.identity import address_of
+from computemesh.trust.reputation import FULL
 from computemesh.workloads.contract import bind, worker_seed
 from orchestrator import events as e
 from orchestrator.model import ATTEMPT_BITS, LEASE_BITS, Batch, Cause, Job, Lease, Part, Record, Task, Trouble, Worker
@@ -27,6 +28,7 @@ TIMES_THE_MEAN = 10
 MAX_ATTEMPTS = (1 << ATTEMPT_BITS) - 1
 FIRST_BACKOFF_MS = 250
 LAST_BACKOFF_MS = 15_000
+LEAST_SAMPLE = 8
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def place(state: State, now_ms: int, out: e.Effects) -> None:
         worker for worker in state.ready.values()
         if worker.record.cooldown_until_ms <= now_ms
     ]  # fmt: skip
-    idle.sort(key=lambda worker: len(worker.leases))
+    idle.sort(key=lambda worker: (len(worker.leases), -worker.record.reputation))
     while idle:
         going_on = []
         for turn, worker in enumerate(idle):
@@ -259,9 +261,11 @@ def _lease(state: State, task: Task, worker: Worker, indices: list[int], now_ms:
         specs = [bind(spec, binding) for spec in specs]
     attempt, number = state.boot << ATTEMPT_BITS, state.next_lease
     trouble, leases, states = task.trouble, [], task.states
+    k = sample_size(task.k, worker.record.reputation)
     for index, spec in zip(indices, specs, strict=True):
         tried = trouble.get(index) if trouble else None
         lease = Lease(number, task, index, attempt + (tried.attempts if tried else 0), spec, now_ms)
+        lease.k = k
         worker.leases[number] = lease
         states[index] = Job.RUNNING  # (QUEUED, ASSIGN): _take gives queued jobs only
         leases.append(lease)
@@ -272,6 +276,11 @@ def _lease(state: State, task: Task, worker: Worker, indices: list[int], now_ms:
     state.progress.add(task.id)
     worker.next_check_ms = min(worker.next_check_ms, now_ms + state.limits.job_lease_ms)
     out.send.append(e.SendJobs(worker.session, leases))
+
+
+def sample_size(k: int, reputation: int) -> int:
+    """Units to challenge of a worker with this reputation, of the `k` a stranger gets: never below LEAST_SAMPLE."""
+    return k if k <= LEAST_SAMPLE else k - (k - LEAST_SAMPLE) * reputation // FULL
 
 
 def _binding(state: State, worker: Worker) -> bytes:

@@ -88,13 +88,37 @@ def list_(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
     now = time.time() * 1000
     rows = [
         (_shown(one.capabilities.display_name) or "-", one.address, _status(one.status), _devices(one.capabilities),
-         one.jobs_running, one.jobs_settled, one.jobs_wrong, one.jobs_late,
+         one.reputation, one.jobs_running, one.jobs_settled, one.jobs_wrong, one.jobs_late,
          f"{max(0.0, now - one.last_seen_ms) / 1000:.0f} s ago")
         for one in workers
     ]  # fmt: skip
-    columns = ("NAME", "ADDRESS", "STATUS", "DEVICES", "RUNNING", "SETTLED", "WRONG", "LATE", "SEEN")
+    columns = ("NAME", "ADDRESS", "STATUS", "DEVICES", "REPUTATION", "RUNNING", "SETTLED", "WRONG", "LATE", "SEEN")
     output.emit({"workers": [plain(one) for one in workers], "total": page.total},
                 output.table(columns, rows) if rows else "no workers")  # fmt: skip
+
+
+@app.command()
+def show(
+    worker: Annotated[str, typer.Argument(help="Address cpc1..., key, or name in the profile.", show_default=False)],
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """One worker: what it can do, what it did, and the grounds of its reputation."""
+    from computemesh.client.model import plain
+    from computemesh.v1 import orchestrator_pb2
+
+    with connect(profile) as client:
+        request = orchestrator_pb2.GetWorkerRequest(worker=client.profile.address_of(worker))
+        found = client.orchestrator("GetWorker", request).worker
+    values = {
+        "worker": _shown(found.capabilities.display_name) or "-", "address": found.address,
+        "status": _status(found.status), "devices": _devices(found.capabilities),
+        "jobs": f"{found.jobs_settled} settled, {found.jobs_running} running, {found.jobs_wrong} wrong, "
+                f"{found.jobs_late} late",
+        "reputation": f"{found.reputation} of 1000",
+    }  # fmt: skip
+    reasons = [f"  {reason}" for reason in found.reputation_reasons]
+    output.emit(plain(found), "\n".join([output.pairs(values), *reasons]))
 
 
 def _status(number: int) -> str:

@@ -632,6 +632,8 @@ class Worker(google.protobuf.message.Message):
     CONNECTED_MS_FIELD_NUMBER: builtins.int
     LAST_SEEN_MS_FIELD_NUMBER: builtins.int
     UTILISATION_FIELD_NUMBER: builtins.int
+    REPUTATION_FIELD_NUMBER: builtins.int
+    REPUTATION_REASONS_FIELD_NUMBER: builtins.int
     public_key: builtins.str
     address: builtins.str
     status: global___WorkerStatus.ValueType
@@ -643,10 +645,16 @@ class Worker(google.protobuf.message.Message):
     """Attempts lost to silence or late openings."""
     connected_ms: builtins.int
     last_seen_ms: builtins.int
+    reputation: builtins.int
+    """What the ledger says of the worker, 0..1000, and one sentence per ground. It lowers the units challenged (never below
+    eight) and gives the worker its turn earlier.
+    """
     @property
     def capabilities(self) -> computemesh.v1.common_pb2.Capabilities: ...
     @property
     def utilisation(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def reputation_reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
         self,
         *,
@@ -661,9 +669,11 @@ class Worker(google.protobuf.message.Message):
         connected_ms: builtins.int = ...,
         last_seen_ms: builtins.int = ...,
         utilisation: collections.abc.Iterable[builtins.float] | None = ...,
+        reputation: builtins.int = ...,
+        reputation_reasons: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["capabilities", b"capabilities"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "capabilities", b"capabilities", "connected_ms", b"connected_ms", "jobs_late", b"jobs_late", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "jobs_wrong", b"jobs_wrong", "last_seen_ms", b"last_seen_ms", "public_key", b"public_key", "status", b"status", "utilisation", b"utilisation"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "capabilities", b"capabilities", "connected_ms", b"connected_ms", "jobs_late", b"jobs_late", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "jobs_wrong", b"jobs_wrong", "last_seen_ms", b"last_seen_ms", "public_key", b"public_key", "reputation", b"reputation", "reputation_reasons", b"reputation_reasons", "status", b"status", "utilisation", b"utilisation"]) -> None: ...
 
 global___Worker = Worker
 
