@@ -94,6 +94,22 @@ class LedgerClient:
             return False
         return True
 
+    async def may_judge(self, task_id: str, address: str) -> bool:
+        """Whether the account has a validator's stake and a result of the task is contested. Raises Unavailable."""
+        rules = await self._ask(self._stub.GetLedger, ledger_pb2.GetLedgerRequest())
+        stake = (await self._ask(self._stub.GetStake, ledger_pb2.GetStakeRequest(address=address))).stake
+        if stake.units < rules.validator_stake_units:
+            return False
+        token = ""
+        while True:
+            page = await self._ask(self._stub.ListDisputes, ledger_pb2.ListDisputesRequest(
+                open_only=True, page_size=1000, page_token=token))
+            if any(dispute.task_id == task_id for dispute in page.disputes):
+                return True
+            token = page.next_page_token
+            if not token:
+                return False
+
     async def balance_units(self, address: str) -> int:
         """Free balance of an account. Raises Unavailable."""
         found = await self._ask(self._stub.GetAccount, ledger_pb2.GetAccountRequest(address=address))

@@ -97,7 +97,7 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
             checked_units_per_job=min(task_type.sample_size, units), units_per_job=units, payload=filled)
 
     async def GetTask(self, request: market_pb2.GetTaskRequest, context: Context) -> market_pb2.GetTaskResponse:
-        spec, state = await self._own_task(request.task_id, context)
+        spec, state = await self._own_task(request.task_id, context, judges=True)
         return market_pb2.GetTaskResponse(task=views.task(spec, state))
 
     async def ListTasks(self, request: market_pb2.ListTasksRequest, context: Context) -> market_pb2.ListTasksResponse:
@@ -211,13 +211,15 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
     ) -> None:
         await DispatchStream(self._config, self._key, self._engine, self._functions, context).serve(requests)
 
-    async def _own_task(self, task_id: str, context: Context) -> tuple[Spec, State]:
-        """The caller's task. Raises Unauthenticated, TaskNotFound, Unauthorized."""
+    async def _own_task(self, task_id: str, context: Context, judges: bool = False) -> tuple[Spec, State]:
+        """The caller's task; with `judges` a validator's too, while it is contested. Raises Unauthenticated,
+        TaskNotFound, Unauthorized."""
         caller = self._callers.identify(context, self._engine.clock())
         found = await self._engine.group.read(lambda c: store.task(c, bytes.fromhex(task_id)))
         if found is None:
             raise TaskNotFound(f"no task {task_id} in this market", metadata={"task_id": task_id})
-        if found[0].customer != caller.address:
+        mine = found[0].customer == caller.address
+        if not mine and not (judges and await self._engine.ledger.may_judge(task_id, caller.address)):
             raise Unauthorized(
                 f"task {task_id} belongs to another customer than the caller, {caller.address}",
                 metadata={"task_id": task_id, "caller": caller.address})

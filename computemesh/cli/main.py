@@ -16,7 +16,22 @@ from typing import Annotated, cast
 
 import typer
 
-from computemesh.cli import artifact, function, ledger, model, output, program, task, up, verify, worker
+from computemesh.cli import (
+    artifact,
+    authority,
+    dispute,
+    function,
+    ledger,
+    model,
+    output,
+    program,
+    stake,
+    task,
+    up,
+    validator,
+    verify,
+    worker,
+)
 from computemesh.cli.options import Root
 
 _WRITING = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE)
@@ -37,6 +52,11 @@ app.add_typer(function.app, name="function")
 app.add_typer(model.app, name="model")
 app.add_typer(worker.app, name="worker")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(stake.app, name="stake")
+app.add_typer(dispute.app, name="dispute")
+app.add_typer(validator.app, name="validator")
+app.add_typer(authority.keys, name="key")
+app.add_typer(authority.app, name="authority")
 app.command("verify")(verify.verify)
 
 

@@ -157,7 +157,8 @@ class MarketServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetTask(self, request, context):
-        """NOT_FOUND / TASK_NOT_FOUND; PERMISSION_DENIED / UNAUTHORIZED: the task belongs to another customer.
+        """NOT_FOUND / TASK_NOT_FOUND; PERMISSION_DENIED / UNAUTHORIZED: the task belongs to another customer. While a result of
+        it is contested, whoever has a validator's stake may read it too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

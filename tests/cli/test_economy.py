@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from computemesh.cli.cluster import Cluster
+from computemesh.trust.identity import PrivateKey
 
 Mesh = Callable[..., CompletedProcess[str]]
 
@@ -53,3 +55,60 @@ def test_a_customer_confirms_the_answer_it_waits_for(here: Mesh) -> None:
     watched = here("task", "watch", task_id, "--timeout", "60", "--json")
     assert json.loads(watched.stdout)["status"] == "completed", watched.stderr
     assert "has no answers that wait for you" in here("task", "confirm", task_id).stderr
+
+
+def test_money_is_put_at_stake_and_begins_to_come_back(here: Mesh) -> None:
+    before = json.loads(here("stake", "show", "--json").stdout)["units"]
+    assert json.loads(here("stake", "add", "3.0", "--json").stdout)["units"] == before + 3_000_000
+    dear = here("stake", "remove", "900000.0")
+    assert "INSUFFICIENT_STAKE" in dear.stderr
+    assert "900000.0 CPC, but cpc1" in dear.stderr
+    left = here("stake", "remove", "1.0")
+    assert "unbonding" in left.stdout
+    assert "CPC, free at block" in left.stdout
+
+
+def test_a_delegated_key_publishes_with_the_accounts_money_and_cannot_move_it(
+    here: Mesh, cluster: Cluster, tmp_path: Path
+) -> None:
+    key = PrivateKey.from_bytes(hashlib.sha256(b"delegate").digest())
+    file = tmp_path / "own.toml"
+    profile = cluster.profile
+    file.write_text(f'market = "{profile.market}"\nledger = "{profile.ledger}"\nchain_id = "{profile.chain_id}"\n'
+                    'key_file = "delegate.key"\n')
+    (tmp_path / "delegate.key").write_text(key.secret.hex())
+    granted = here("key", "delegate", key.public.hex())
+    payer = granted.stdout.split("--payer ")[1].strip()
+    words = ("task", "submit", "noop", "jobs=1", "--reward", "1.0", "--profile", str(file))
+    assert "INSUFFICIENT_FUNDS" in here(*words).stderr
+    task = json.loads(here(*words, "--payer", payer, "--wait", "--json").stdout)
+    assert (task["status"], task["payer"], task["customer"]) == ("completed", payer, key.address)
+    assert here("key", "delegate", key.public.hex(), "--revoke").returncode == 0
+    assert "UNAUTHORIZED" in here(*words, "--payer", payer).stderr
+    assert "is not a public key" in here("key", "delegate", "abc").stderr
+
+
+def test_the_authority_pauses_new_tasks_and_lets_them_on_again(here: Mesh) -> None:
+    assert json.loads(here("authority", "pause", "--json").stdout) == {"paused": True}
+    try:
+        refused = here("task", "submit", "noop", "jobs=1")
+        assert "PAUSED: the ledger refuses the order: the authority paused new escrows" in refused.stderr
+    finally:
+        assert "the chain is running" in here("authority", "resume").stdout
+    assert here("task", "submit", "noop", "jobs=1", "--wait").returncode == 0
+
+
+def test_what_does_not_fit_a_dispute_is_refused_in_words(here: Mesh) -> None:
+    task_id = json.loads(here("task", "submit", "noop", "jobs=1", "--wait", "--json").stdout)["task_id"]
+    assert "RESULT_NOT_FOUND" in here("dispute", "open", task_id, "7").stderr
+    assert "DISPUTE_NOT_FOUND" in here("dispute", "show", "0" * 32).stderr
+    assert "'maybe' is neither valid nor invalid" in here("dispute", "reveal", "0" * 32, "maybe", "--salt",
+                                                           "0" * 64).stderr
+    assert here("dispute", "list").stdout == "no disputes\n"
+
+
+def test_a_worker_shows_its_reputation_with_the_grounds(here: Mesh) -> None:
+    workers = json.loads(here("worker", "list", "--json").stdout)["workers"]
+    shown = here("worker", "show", workers[0]["address"]).stdout
+    assert "of 1000" in shown
+    assert "results settled" in shown

@@ -59,7 +59,11 @@ class ToyLedger(ledger_pb2_grpc.LedgerServiceServicer):
 
     async def GetLedger(self, request, context):
         self._enter("GetLedger")
-        return pb.GetLedgerResponse(chain_id=self.chain, vkey="toy+00000000+AAAA")
+        return pb.GetLedgerResponse(chain_id=self.chain, vkey="toy+00000000+AAAA", validator_stake_units=1)
+
+    async def GetStake(self, request, context):
+        self._enter("GetStake")
+        return pb.GetStakeResponse(stake=pb.Stake(address=request.address))
 
     async def GetAccount(self, request, context):
         self._enter("GetAccount")
