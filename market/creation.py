@@ -24,7 +24,7 @@ from computemesh.trust.errors import (
 )
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import ledger_pb2, market_pb2
-from market import orders, store
+from market import orders, royalties, store
 from market.callers import Caller
 from market.engine import Engine
 from market.functions import Functions
@@ -60,9 +60,10 @@ class Creation:
     async def draft(self, request: market_pb2.CreateTaskRequest, caller: Caller) -> orders.Draft:
         """The request, checked. Raises InvalidArgument, Unauthorized."""
         names = orders.names_in(request.challenge_type, request.payload)
-        draft = orders.read(request, await self._models.digests(names))
+        digests = await self._models.digests(names)
+        draft = orders.read(request, digests)
         orders.check_signer(request, caller)
-        return draft
+        return await royalties.with_model(self._engine.ledger, draft, digests)
 
     async def recover(self) -> None:
         """At start: finishes what a crash interrupted between the ledger and here."""

@@ -110,6 +110,15 @@ class LedgerClient:
             if not token:
                 return False
 
+    async def model_terms(self, name: str) -> ledger_pb2.GetModelTermsResponse | None:
+        """What a model's owner asks; None where no terms are registered. Raises Unavailable."""
+        try:
+            found: ledger_pb2.GetModelTermsResponse = await self._ask(
+                self._stub.GetModelTerms, ledger_pb2.GetModelTermsRequest(model_id=name))
+        except NotFound:
+            return None
+        return found
+
     async def balance_units(self, address: str) -> int:
         """Free balance of an account. Raises Unavailable."""
         found = await self._ask(self._stub.GetAccount, ledger_pb2.GetAccountRequest(address=address))

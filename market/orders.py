@@ -33,7 +33,8 @@ DEFAULT_DEADLINE_S = 3600
 class Draft:
     """A checked request. `deadline_s` is 0 where the customer left it open, `request_id` empty likewise. `references`
     is JSON, names to digests; `inputs` are the artifacts its jobs read; `leaves` says whether they leave any; `call` is
-    the function of a worker's operator that it calls; `wish` is what it asks for beyond the plain case."""
+    the function of a worker's operator that it calls; `wish` is what it asks for beyond the plain case, `tokens` are
+    those a language model may make for it."""
 
     challenge_type: str
     payload: bytes
@@ -48,6 +49,7 @@ class Draft:
     inputs: tuple[str, ...] = ()
     leaves: bool = False
     call: workloads.Call | None = None
+    tokens: int = 1
     wish: terms.Wish = terms.NOTHING
 
 
@@ -105,7 +107,12 @@ def read(request: market_pb2.CreateTaskRequest, digests: Mapping[str, str]) -> D
         request.challenge_type, encoded, digest, reward_units, request.deadline, request.priority, jobs,
         _request_id(request.request_id), _signature(request), json.dumps(digests, sort_keys=True),
         tuple(sorted({digest.hex() for digest in inputs})), task_type.output_bytes is not None,
-        task_type.call(params) if task_type.call is not None else None, terms.read(request))
+        task_type.call(params) if task_type.call is not None else None, _tokens(params), terms.read(request))
+
+
+def _tokens(params: Any) -> int:
+    """Most tokens the task may generate; 1 for what generates none, so that a price per token is one per task."""
+    return int(getattr(params, "max_tokens", 1)) * int(getattr(params, "count", 1))
 
 
 def _request_id(text: str) -> bytes:

@@ -42,7 +42,7 @@ def read_lease(lease: market_pb2.TaskLease) -> Task:
     first = jobs[0]
     if (workload.output_bytes is None) != (workload.output_digests is None):
         raise InvalidArgument(f"challenge_type: {workload.name} leaves outputs that nobody can hold against anything")
-    return Task(
+    task = Task(
         lease.task_id, lease.epoch, lease.challenge_type, jobs, customer=lease.customer,
         priority=min(lease.priority, 9), deadline_ms=lease.deadline_ms or 2**62, created_ms=lease.created_ms,
         memory=max(first.device_memory_bytes, jobs[len(jobs) - 1].device_memory_bytes),
@@ -52,6 +52,10 @@ def read_lease(lease: market_pb2.TaskLease) -> Task:
         apart=audit.apart(workload), payload=payload,
         opening_bytes=lambda spec: openings.limit(workload, spec, workload.sample_size),
     )  # fmt: skip
+    task.memory = max(task.memory, lease.memory_bytes)
+    if lease.delivery == market_pb2.DELIVERY_FIRST_RESPONSE:
+        task.k, task.exact_whole = 0, False  # accepted unaudited, by the customer's order
+    return task
 
 
 class Dispatch:

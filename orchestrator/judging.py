@@ -108,6 +108,8 @@ def seed_drawn(state: State, event: e.SeedDrawn, now_ms: int, out: e.Effects) ->
             _stale(state, batch, lease, now_ms, out)
         elif not lease.task.opens:
             out.work.append(e.CheckOpening(batch, position, lease, None))
+        elif not lease.k:
+            out.work.append(e.CheckOpening(batch, position, lease, b""))
         elif worker is None:
             void(batch, position, out)
             lost(state, lease, now_ms, "the worker's stream ended", out)
