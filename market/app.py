@@ -30,6 +30,7 @@ from market.engine import Engine, now_ms
 from market.ledger_client import LedgerClient
 from market.service import MarketService
 from market.states import TERMINAL, Drain, Release
+from market.webhooks import Webhooks
 
 NAME = "computemesh.v1.MarketService"
 DRAIN_S = 0.5
@@ -44,6 +45,7 @@ class Market:
     port: int
     engine: Engine
     creation: Creation
+    webhooks: Webhooks
     ledger: LedgerClient
     channel: grpc.aio.Channel
     artifacts: Artifacts | None
@@ -54,7 +56,8 @@ class Market:
         await self.creation.recover()
         if isinstance(self.engine.released, Releases):
             await self.engine.released.sweep(self.engine.group)
-        background = [asyncio.create_task(self.ledger.run()), asyncio.create_task(self.engine.tick())]
+        background = [asyncio.create_task(part) for part in (
+            self.ledger.run(), self.engine.tick(), self.webhooks.run())]
         if self.artifacts is not None:
             background.append(asyncio.create_task(self.artifacts.run()))
         for task in background:
@@ -157,4 +160,4 @@ def build(config: Config) -> Market:
 
     names = [NAME, *([artifact_service.SERVICE] if artifacts is not None else [])]
     server, port = build_server(config.listen, register, names)
-    return Market(server, port, engine, service.creation, ledger, channel, artifacts)
+    return Market(server, port, engine, service.creation, service.webhooks, ledger, channel, artifacts)

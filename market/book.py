@@ -16,6 +16,7 @@ from market.states import (
     Cause,
     Changed,
     EventKind,
+    FeedKind,
     IntentKind,
     OutcomeRow,
     Phase,
@@ -36,6 +37,8 @@ class Task:
     sequence: int
     progress: ProgressRow | None = None
     progress_ms: int = 0
+    # Jobs submitted, verified and settled, as far as the feed has said.
+    reached: tuple[int, int, int] = (0, 0, 0)
     # The orchestrator's claim that all jobs are settled, until the ledger confirmed it.
     claim: OutcomeRow | None = None
     retries: int = 0
@@ -110,18 +113,22 @@ class Book:
         """Takes in a task, new or reloaded."""
         self._sequence += 1
         task = self.tasks[spec.task_id] = Task(spec, state, self._sequence)
+        task.reached = (state.jobs_settled,) * 3
         heappush(self.deadlines, (spec.deadline_ms, spec.task_id))
         self.enter(task, state)
         return task
 
-    def change(self, task: Task, kind: EventKind | None, **values: Any) -> None:
-        """Records a new state; `kind` where customers are told. Raises AssertionError where the table forbids it."""
+    def change(
+        self, task: Task, kind: EventKind | None, feed: tuple[tuple[FeedKind, int], ...] = (), **values: Any
+    ) -> None:
+        """Records a new state; `kind` where customers are told, `feed` what everybody is told besides. Raises
+        AssertionError where the table forbids it."""
         old = task.state
         cursor = old.cursor + (kind is not None)
         state = replace(old, cursor=cursor, updated_ms=max(self.now_ms, old.updated_ms), **values)
         if state.phase is not old.phase and state.phase not in PHASES[old.phase]:
             raise AssertionError(f"no transition {old.phase.name} -> {state.phase.name}")
-        self.records.append(Changed(task.spec.task_id, state, kind))
+        self.records.append(Changed(task.spec.task_id, state, kind, feed))
         self.enter(task, state)
 
     def orchestrator(self, key: bytes, address: str) -> Orchestrator:

@@ -30,5 +30,7 @@ class Config:
     artifact_ttl_ms: int = TTL_MS
     # Most bytes one customer may keep in the store at once.
     artifact_quota_bytes: int = QUOTA_BYTES
+    # Networks webhooks may reach although they are private or loopback, e.g. "10.0.0.0/8"; others of these never.
+    webhook_networks: tuple[str, ...] = ()
     lease_ms: int = 15_000
     heartbeat_interval_ms: int = 3_000

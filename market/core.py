@@ -8,11 +8,11 @@ believes its answer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from heapq import heappop, heappush
 from typing import Any
 
 from market.book import Book, Orchestrator, Task, revocation, transaction_id
+from market.progress import Counts
 from market.states import (
     TERMINAL,
     TRANSITIONS,
@@ -28,6 +28,7 @@ from market.states import (
     EscrowStatus,
     Event,
     EventKind,
+    FeedKind,
     Heartbeat,
     Inspect,
     Intent,
@@ -53,9 +54,6 @@ from market.states import (
     Tick,
 )
 
-PROGRESS_MS = 200
-"""A task's counts are recorded at most this often; what comes between shares one event."""
-
 MAX_CREDITS = 100_000
 _FIRST_RETRY_MS = 50
 _LONGEST_RETRY_MS = 5_000
@@ -68,7 +66,7 @@ class Core:
         self._lease_ms = lease_ms
         self.book = Book()
         self._wakes: list[tuple[int, bytes]] = []
-        self._unrecorded: dict[bytes, None] = {}
+        self._counts = Counts(self.book)
         self._draining = False
         self._effects = Effects()
         self._now = 0
@@ -107,13 +105,15 @@ class Core:
             self._start(task)
         status = TRANSITIONS[task.state.status, move]
         holder = self.book.holder(task)
-        self._unrecorded.pop(task.spec.task_id, None)
+        self._counts.forget(task)
         claimed = task.claim is not None
         files = task.claim.files if task.claim is not None and move is Move.COMPLETE else b""
         self._effects.release.append(Release(task.spec.task_id, task.spec.challenge_type, files))
+        settled = max(task.state.jobs_settled, escrow.jobs_settled)
+        feed = ((FeedKind.TASK_SETTLED, settled),) if settled > task.reached[2] else ()
         self.book.change(
-            task, EventKind.ENDED, status=status, phase=Phase.ENDED, ended_ms=self._now, jobs_running=0,
-            jobs_settled=max(task.state.jobs_settled, escrow.jobs_settled), refunded_units=escrow.refunded_units,
+            task, EventKind.ENDED, feed, status=status, phase=Phase.ENDED, ended_ms=self._now, jobs_running=0,
+            jobs_settled=settled, refunded_units=escrow.refunded_units,
             intent=None, files=files, **values)
         if holder is not None and holder.connection is not None and claimed:
             self._effects.send.append(SendAck(holder.connection, task.spec.task_id))
@@ -219,27 +219,9 @@ class Core:
             task = self.book.leased(orchestrator, row.task_id, row.epoch)
             if task is None:
                 continue
-            task.progress = replace(row, jobs_settled=min(row.jobs_settled, task.spec.jobs),
-                                    jobs_running=min(row.jobs_running, task.spec.jobs))
             if row.jobs_running or row.jobs_settled:
                 self._start(task)
-            if self._now - task.progress_ms >= PROGRESS_MS:
-                self._record_progress(task)
-            else:
-                self._unrecorded[row.task_id] = None
-
-    def _record_progress(self, task: Task) -> None:
-        row, state = task.progress, task.state
-        task.progress = None
-        self._unrecorded.pop(task.spec.task_id, None)
-        if row is None or state.phase is not Phase.LEASED:
-            return
-        settled = max(state.jobs_settled, row.jobs_settled)
-        files = row.files or state.files
-        if (settled, row.jobs_running, files) != (state.jobs_settled, state.jobs_running, state.files):
-            task.progress_ms = self._now
-            self.book.change(task, EventKind.PROGRESS, jobs_settled=settled, jobs_running=row.jobs_running,
-                         block_height=max(state.block_height, row.block_height), files=files)
+            self._counts.take(task, row)
 
     def _outcomes(self, event: Outcomes) -> None:
         orchestrator = self._heard(event.connection)
@@ -379,10 +361,7 @@ class Core:
             self._wake(*heappop(self._wakes))
         while self.book.deadlines and self.book.deadlines[0][0] <= self._now:
             self._expire(heappop(self.book.deadlines)[1])
-        for task_id in list(self._unrecorded):
-            task = self.book.tasks[task_id]
-            if self._now - task.progress_ms >= PROGRESS_MS:
-                self._record_progress(task)
+        self._counts.record_due()
         for orchestrator in list(self.book.orchestrators.values()):
             if self._now - orchestrator.seen_ms >= self._lease_ms:
                 self._silent(orchestrator)
@@ -418,7 +397,7 @@ class Core:
             del self.book.orchestrators[orchestrator.key]
 
     def _release(self, task: Task) -> None:
-        self._record_progress(task)
+        self._counts.record(task)
         task.claim = None
         self.book.change(task, EventKind.RELEASED, phase=Phase.QUEUED, jobs_running=0,
                      orchestrator_key=b"", orchestrator_address="")

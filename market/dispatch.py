@@ -160,7 +160,8 @@ class DispatchStream:
         elif kind == "progress":
             self._engine.do(Progress(self._number, tuple(
                 ProgressRow(bytes(row.task_id), row.epoch, row.jobs_settled, row.jobs_running, row.block_height,
-                            views.files(preview=row.preview) if row.HasField("preview") else b"")
+                            views.files(preview=row.preview) if row.HasField("preview") else b"", row.jobs_submitted,
+                            row.jobs_verified)
                 for row in request.progress.progress)))
         elif kind == "outcomes":
             self._engine.do(Outcomes(self._number, tuple(map(_outcome, request.outcomes.outcomes))))

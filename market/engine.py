@@ -60,6 +60,23 @@ class Published:
         return self._message
 
 
+class Bell:
+    """Wakes everybody who waits for the feed to grow."""
+
+    def __init__(self) -> None:
+        self._next = asyncio.Event()
+
+    def wake(self) -> None:
+        """There is something new."""
+        self._next.set()
+        self._next = asyncio.Event()
+
+    @property
+    def next(self) -> asyncio.Event:
+        """Set once there is something newer than now; take it before looking."""
+        return self._next
+
+
 class Watcher:
     """What one WatchTask call has not yet seen. One that lags reads the store again instead of growing a queue."""
 
@@ -91,6 +108,7 @@ class Engine:
         # Told of tasks that ended, once that is durable.
         self.released: Callable[[Release], None] = lambda item: None
         self._in_flight = 0
+        self.feed = Bell()
         ledger.on_event = self.do
 
     def do(self, event: Event) -> asyncio.Future[None]:
@@ -103,11 +121,14 @@ class Engine:
             return done
         # A step without records waits its turn too, or its messages would overtake those of the step before.
         self._in_flight += 1
+        tells = any(not isinstance(item, Changed) or item.kind or item.feed for item in effects.persist)
         durable = self.group.submit(lambda connection: store.record(connection, effects.persist))
 
         def finish(_: asyncio.Future[None]) -> None:
             self._in_flight -= 1
             self._perform(effects)
+            if tells:
+                self.feed.wake()
             if not done.done():
                 done.set_result(None)
 
@@ -130,6 +151,7 @@ class Engine:
     def stop_watchers(self) -> None:
         """Ends all WatchTask calls: their customers resume elsewhere or later."""
         self.stopping = True
+        self.feed.wake()
         for watchers in self.watchers.values():
             for watcher in watchers:
                 watcher.wake.set()

@@ -119,6 +119,12 @@ class LedgerClient:
             return None
         return found
 
+    async def pool(self, name: str) -> ledger_pb2.GetPoolResponse:
+        """A pool as the ledger has it. Raises NotFound, Unavailable."""
+        found: ledger_pb2.GetPoolResponse = await self._ask(
+            self._stub.GetPool, ledger_pb2.GetPoolRequest(name=name))
+        return found
+
     async def balance_units(self, address: str) -> int:
         """Free balance of an account. Raises Unavailable."""
         found = await self._ask(self._stub.GetAccount, ledger_pb2.GetAccountRequest(address=address))

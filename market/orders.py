@@ -112,7 +112,7 @@ def read(request: market_pb2.CreateTaskRequest, digests: Mapping[str, str]) -> D
 
 def _tokens(params: Any) -> int:
     """Most tokens the task may generate; 1 for what generates none, so that a price per token is one per task."""
-    return int(getattr(params, "max_tokens", 1)) * int(getattr(params, "count", 1))
+    return int(params.max_tokens * params.count) if hasattr(params, "max_tokens") else 1
 
 
 def _request_id(text: str) -> bytes:

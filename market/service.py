@@ -20,7 +20,7 @@ from computemesh.trust.amount import format_cpc
 from computemesh.trust.errors import InvalidArgument, InvalidState, TaskNotFound, Unauthorized, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import market_pb2, market_pb2_grpc
-from market import orders, store, views
+from market import opportunities, orders, store, views
 from market.acts import Acts
 from market.batch import Batch
 from market.callers import Callers
@@ -28,10 +28,13 @@ from market.config import Config
 from market.creation import Creation
 from market.dispatch import DispatchStream
 from market.engine import Engine
+from market.events import Events
 from market.functions import Functions
 from market.models import Models
+from market.pools import Pools
 from market.refusals import refuse
 from market.states import TERMINAL, Cancel, Spec, State, Status
+from market.webhooks import Webhooks
 
 DEFAULT_PAGE = 50
 CANCEL_TIMEOUT_S = 15.0
@@ -57,6 +60,9 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         self._acts = Acts(engine, config.chain_id)
         self.creation = Creation(engine, config.chain_id, key, self._models, self._functions, artifacts)
         self._batch = Batch(engine, self.creation, self._acts)
+        self._pools = Pools(engine)
+        self.events = Events(engine, key, config.chain_id)
+        self.webhooks = Webhooks(engine, self.events, config.webhook_networks)
 
     async def GetMarket(self, request: market_pb2.GetMarketRequest, context: Context) -> market_pb2.GetMarketResponse:
         return market_pb2.GetMarketResponse(
@@ -205,6 +211,38 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         self._callers.identify(context, self._engine.clock())
         found, token = self._functions.page(request.page_size, request.page_token)
         return market_pb2.ListFunctionsResponse(functions=found, next_page_token=token)
+
+    async def ListPools(self, request: market_pb2.ListPoolsRequest, context: Context) -> market_pb2.ListPoolsResponse:
+        self._callers.identify(context, self._engine.clock())
+        return await self._pools.page(request)
+
+    async def ListOpportunities(
+        self, request: market_pb2.ListOpportunitiesRequest, context: Context
+    ) -> market_pb2.ListOpportunitiesResponse:
+        self._callers.identify(context, self._engine.clock())
+        return opportunities.find(self._engine.core.book, request)
+
+    async def WatchEvents(
+        self, request: market_pb2.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[market_pb2.WatchEventsResponse]:
+        self._callers.identify(context, self._engine.clock())
+        async for event in self.events.watch(request.cursor, request.filter, request.only_past):
+            yield market_pb2.WatchEventsResponse(event=event)
+
+    async def AddWebhook(
+        self, request: market_pb2.AddWebhookRequest, context: Context
+    ) -> market_pb2.AddWebhookResponse:
+        return await self.webhooks.add(request, self._callers.identify(context, self._engine.clock()))
+
+    async def ListWebhooks(
+        self, request: market_pb2.ListWebhooksRequest, context: Context
+    ) -> market_pb2.ListWebhooksResponse:
+        return await self.webhooks.list(self._callers.identify(context, self._engine.clock()))
+
+    async def RemoveWebhook(
+        self, request: market_pb2.RemoveWebhookRequest, context: Context
+    ) -> market_pb2.RemoveWebhookResponse:
+        return await self.webhooks.remove(request, self._callers.identify(context, self._engine.clock()))
 
     async def Dispatch(
         self, requests: AsyncIterator[market_pb2.DispatchRequest], context: Context

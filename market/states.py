@@ -79,6 +79,30 @@ class EventKind(IntEnum):
     RELEASED = 6
 
 
+class FeedKind(IntEnum):
+    """What everybody may hear of; the numbers are those of `EventKind` in the contract."""
+
+    TASKS_ADDED = 1
+    TASK_CLAIMED = 2
+    TASK_SUBMITTED = 3
+    TASK_VERIFIED = 4
+    TASK_SETTLED = 5
+    TASK_RELEASED = 6
+    TASK_ENDED = 7
+    POOL_OPENED = 8
+    POOL_ACTIVATED = 9
+    POOL_DEACTIVATED = 10
+    MODEL_CHANGED = 11
+
+
+FEED_OF: dict[EventKind, FeedKind] = {
+    EventKind.CREATED: FeedKind.TASKS_ADDED,
+    EventKind.LEASED: FeedKind.TASK_CLAIMED,
+    EventKind.ENDED: FeedKind.TASK_ENDED,
+    EventKind.RELEASED: FeedKind.TASK_RELEASED,
+}
+
+
 class IntentKind(IntEnum):
     """Transactions the market owes the ledger."""
 
@@ -173,6 +197,8 @@ class Changed:
     task_id: bytes
     state: State
     kind: EventKind | None
+    # (kind, jobs) of events for everybody, before the one that `kind` stands for.
+    feed: tuple[tuple[FeedKind, int], ...] = ()
 
 
 Record = Created | Changed
@@ -252,6 +278,8 @@ class ProgressRow:
     jobs_running: int
     block_height: int
     files: bytes = b""
+    jobs_submitted: int = 0
+    jobs_verified: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from market import feed
 from market.states import (
     TERMINAL,
     Cause,
@@ -66,6 +67,7 @@ SCHEMA: Sequence[str] = (
     """CREATE TABLE IF NOT EXISTS intents (
     task_id BLOB PRIMARY KEY, intent_kind INTEGER NOT NULL, intent_tx_id BLOB NOT NULL,
     intent_cause INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
+    *feed.SCHEMA,
 )
 
 
@@ -154,6 +156,7 @@ def record(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
         events.append((task_id, item.state.cursor, int(kind), *_state_row(item.state)))
     connection.executemany(_UPDATE_TASK, [(*_state_row(state), task_id) for task_id, state in last.items()])
     connection.executemany(_INSERT_EVENT, events)
+    feed.note(connection, records)
     connection.executemany(
         _PUT_INTENT,
         [(task_id, int(s.intent.kind), s.intent.tx_id, int(s.intent.cause)) for task_id, s in last.items() if s.intent])

@@ -50,25 +50,26 @@ def task(spec: Spec, state: State) -> market_pb2.Task:
 
 def _show_terms(shown: market_pb2.Task, spec: Spec) -> None:
     """Fills in what the order asks for beyond the plain case."""
-    terms = _terms(spec)
-    shown.delivery = delivery(terms)
-    if terms == statement.PLAIN:
+    asked = terms(spec)
+    shown.delivery = delivery(asked)
+    if asked == statement.PLAIN:
         return
     labels = json.loads(spec.labels)
-    shown.responses, shown.confirm_window_s = terms.responses, terms.confirm_window_s
+    shown.responses, shown.confirm_window_s = asked.responses, asked.confirm_window_s
     shown.pool, shown.model = labels.get("pool", ""), labels.get("model", "")
-    if terms.payer != statement.NO_ADDRESS:
-        shown.payer = identity.encode_address(terms.payer)
+    if asked.payer != statement.NO_ADDRESS:
+        shown.payer = identity.encode_address(asked.payer)
 
 
-def _terms(spec: Spec) -> statement.Terms:
+def terms(spec: Spec) -> statement.Terms:
+    """What the order asks for beyond the plain case."""
     plain = len(spec.order) == statement.ORDER_SIZE
     return statement.PLAIN if plain else statement.Order.unpack(spec.order).terms
 
 
-def delivery(terms: statement.Terms) -> market_pb2.Delivery.ValueType:
+def delivery(asked: statement.Terms) -> market_pb2.Delivery.ValueType:
     """The contract counts from 1, the order from 0."""
-    return market_pb2.Delivery.ValueType(terms.delivery + 1)
+    return market_pb2.Delivery.ValueType(asked.delivery + 1)
 
 
 def references(spec: Spec) -> dict[str, str]:
@@ -94,10 +95,10 @@ def event(spec: Spec, change: Changed) -> market_pb2.WatchTaskResponse:
 
 def lease(item: Lease) -> market_pb2.TaskLease:
     """The task as its orchestrator gets it."""
-    spec, terms = item.spec, _terms(item.spec)
+    spec, asked = item.spec, terms(item.spec)
     return market_pb2.TaskLease(
         task_id=spec.task_id, epoch=item.epoch, challenge_type=spec.challenge_type,
         payload=struct_pb2.Struct.FromString(spec.payload), reward_units=spec.reward_units,
         deadline_ms=spec.deadline_ms, priority=spec.priority, customer=spec.customer, jobs=spec.jobs,
-        created_ms=spec.created_ms, references=references(spec), delivery=delivery(terms), responses=terms.responses,
+        created_ms=spec.created_ms, references=references(spec), delivery=delivery(asked), responses=asked.responses,
         memory_bytes=json.loads(spec.labels).get("memory_bytes", 0))

@@ -21,7 +21,7 @@ from computemesh.v1 import common_pb2, market_pb2, market_pb2_grpc
 from computemesh.workloads import openings, references
 from orchestrator import audit, offers
 from orchestrator import events as e
-from orchestrator.model import Task
+from orchestrator.model import Job, Task
 from orchestrator.runtime import Runtime
 
 PROGRESS_EVERY_S = 0.2
@@ -162,7 +162,9 @@ class Dispatch:
             rows = [
                 market_pb2.TaskProgress(
                     task_id=task.id, epoch=task.epoch, jobs_settled=task.settled, jobs_running=max(task.running, 0),
-                    block_height=task.height, preview=self._runtime.outputs.preview(task.id),
+                    jobs_submitted=task.settled + task.settling + task.states.count(Job.AUDITING),
+                    jobs_verified=task.settled + task.settling, block_height=task.height,
+                    preview=self._runtime.outputs.preview(task.id),
                 )
                 for task in self._runtime.core.take_progress() if not task.ended
             ]  # fmt: skip

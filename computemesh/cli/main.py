@@ -20,10 +20,12 @@ from computemesh.cli import (
     artifact,
     authority,
     dispute,
+    events,
     function,
     ledger,
     model,
     output,
+    pool,
     program,
     stake,
     task,
@@ -52,6 +54,9 @@ app.add_typer(function.app, name="function")
 app.add_typer(model.app, name="model")
 app.add_typer(worker.app, name="worker")
 app.add_typer(ledger.app, name="ledger")
+app.command("events")(events.events)
+app.add_typer(events.webhooks, name="webhook")
+app.add_typer(pool.app, name="pool")
 app.add_typer(stake.app, name="stake")
 app.add_typer(dispute.app, name="dispute")
 app.add_typer(validator.app, name="validator")

@@ -121,6 +121,31 @@ def show(
     output.emit(plain(found), "\n".join([output.pairs(values), *reasons]))
 
 
+@app.command()
+def opportunities(
+    types: Annotated[str, typer.Option(help="Only these task types, separated by commas.")] = "",
+    memory: Annotated[int, typer.Option(help="Only what fits into this memory, bytes.", min=0)] = 0,
+    pool: Annotated[str, typer.Option(help="Only this pool's.")] = "",
+    limit: Annotated[int, typer.Option(help="Tasks to show at most.", min=1, max=1000)] = 50,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a worker could earn on now, the best paid job first."""
+    from computemesh.client.model import plain
+    from computemesh.v1 import market_pb2
+
+    wanted = [one.strip() for one in types.split(",") if one.strip()]
+    request = market_pb2.ListOpportunitiesRequest(challenge_types=wanted, memory_bytes=memory, pool=pool, limit=limit)
+    with connect(profile) as client:
+        found = client.market("ListOpportunities", request)
+    rows = [
+        (one.challenge_type, one.reward_per_job, one.jobs_left, one.priority, one.pool or "-", one.model or "-",
+         one.task_id) for one in found.opportunities
+    ]  # fmt: skip
+    columns = ("TYPE", "CPC A JOB", "JOBS", "PRIORITY", "POOL", "MODEL", "TASK")
+    output.emit({**plain(found)}, output.table(columns, rows) if rows else "nothing to do")
+
+
 def _status(number: int) -> str:
     from computemesh.client.model import enum_word
     from computemesh.v1 import orchestrator_pb2

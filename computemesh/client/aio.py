@@ -32,7 +32,7 @@ from computemesh.client.orders import DEFAULT_REWARD, Deadline, Wish, price_with
 from computemesh.client.profile import Profile
 from computemesh.client.programs import Program
 from computemesh.client.terms import OrderTerms
-from computemesh.client.watching import watch
+from computemesh.client.watching import watch, watch_events
 from computemesh.service import transactions
 from computemesh.trust import acts
 from computemesh.trust.errors import Unauthenticated
@@ -144,6 +144,14 @@ class AsyncClient:
     async def transfer(self, to: str, units: int) -> str:
         """Move `units` base units to an address; the transaction's id. Raises InsufficientFunds."""
         return await economy.declare(self._mesh, transactions.TRANSFER, transactions.transfer_body(to, units))
+
+    def events(
+        self, cursor: int = 0, wanted: market_pb2.EventFilter | None = None, follow: bool = True
+    ) -> AsyncIterator[market_pb2.Event]:
+        """The market's events after `cursor` that match, then new ones as they happen; without `follow` it ends with
+        the last there is. Each is checked against the market's signature. A dropped connection is resumed. Raises
+        InvalidProof, Unavailable."""
+        return watch_events(self._mesh, cursor, wanted or market_pb2.EventFilter(), follow)
 
     async def market(self, method: str, request: Any) -> Any:
         """Any unary call of `MarketService`, by name, with its request message."""

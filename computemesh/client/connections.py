@@ -70,6 +70,11 @@ class Connections:
         request = market_pb2.WatchTaskRequest(task_id=task_id, cursor=cursor)
         return self._market_stub().WatchTask(request, timeout=timeout, metadata=await self.credentials())
 
+    async def watch_events(self, cursor: int, wanted: market_pb2.EventFilter, follow: bool, timeout: float) -> Any:
+        """An open `WatchEvents` stream of at most `timeout` seconds."""
+        request = market_pb2.WatchEventsRequest(cursor=cursor, filter=wanted, only_past=not follow)
+        return self._market_stub().WatchEvents(request, timeout=timeout, metadata=await self.credentials())
+
     def market_channel(self) -> grpc.aio.Channel:
         """The channel to the market."""
         channel: grpc.aio.Channel = self.transport.stub(lambda channel: channel, self.market_address, "market")

@@ -100,6 +100,12 @@ class Client:
         """Move `units` base units to an address; the transaction's id. Raises InsufficientFunds."""
         return self._loop.run(self._async.transfer(to, units))
 
+    def events(
+        self, cursor: int = 0, wanted: market_pb2.EventFilter | None = None, follow: bool = True
+    ) -> Iterator[market_pb2.Event]:
+        """The market's events after `cursor`; see `AsyncClient.events`."""
+        return self._loop.iterate(self._async.events(cursor, wanted, follow))
+
     def market(self, method: str, request: Any) -> Any:
         """Any unary call of `MarketService`, by name, with its request message."""
         return self._loop.run(self._async.market(method, request))

@@ -1,4 +1,4 @@
-"""A task's events as one stream that survives dropped connections."""
+"""Events, of a task or of the market, as one stream that survives dropped connections."""
 
 # ruff: noqa: ASYNC109 (a timeout is part of what callers say, and spans several calls)
 
@@ -12,7 +12,8 @@ import grpc
 from computemesh.client.connections import Connections
 from computemesh.client.model import Task, TaskEvent
 from computemesh.client.rpc import Pauses, meaning
-from computemesh.trust.errors import DeadlineExceeded, MeshError, Unavailable
+from computemesh.trust import event
+from computemesh.trust.errors import DeadlineExceeded, InvalidProof, MeshError, Unavailable
 from computemesh.v1 import market_pb2
 
 STREAM_S = 60.0
@@ -36,11 +37,11 @@ async def watch(
         call = await mesh.watch_task(task_id, cursor, left)
         silent = True
         try:
-            async for event in call:
+            async for message in call:
                 silent = False
-                cursor, pauses = event.cursor, Pauses(retry_for)
-                yield TaskEvent.of(event)
-                if event.kind == market_pb2.TASK_EVENT_KIND_ENDED:
+                cursor, pauses = message.cursor, Pauses(retry_for)
+                yield TaskEvent.of(message)
+                if message.kind == market_pb2.TASK_EVENT_KIND_ENDED:
                     return
         except grpc.RpcError as error:
             silent = False
@@ -53,6 +54,39 @@ async def watch(
             pauses = Pauses(retry_for)  # our own limit on a quiet stream, not a failure
         elif not isinstance(failure, Unavailable) or not await pauses.wait(failure):
             raise failure
+
+
+async def watch_events(
+    mesh: Connections, cursor: int, wanted: market_pb2.EventFilter, follow: bool
+) -> AsyncIterator[market_pb2.Event]:
+    """Events of the market, each held against its signature; see `AsyncClient.events`."""
+    market = await mesh.market_info()
+    key, chain = bytes.fromhex(market.market_key), market.chain_id
+    pauses = Pauses(mesh.transport.retry_for)
+    while True:
+        call = await mesh.watch_events(cursor, wanted, follow, STREAM_S)
+        try:
+            async for message in call:
+                _check_event(message.event, key, chain)
+                cursor, pauses = message.event.cursor, Pauses(mesh.transport.retry_for)
+                yield message.event
+            if not follow:
+                return
+        except grpc.RpcError as error:
+            failure = meaning(error, mesh.market_peer)
+            if isinstance(failure, DeadlineExceeded):
+                continue  # our own limit on a quiet stream, not a failure
+            if not isinstance(failure, Unavailable) or not await pauses.wait(failure):
+                raise failure from None
+        finally:
+            call.cancel()
+
+
+def _check_event(one: market_pb2.Event, key: bytes, chain: str) -> None:
+    packed = event.body(one.cursor, one.kind, one.time_ms, one.task_id, one.customer, one.pool, one.challenge_type,
+                        one.jobs, one.detail)  # fmt: skip
+    if not event.verify(key, chain, packed, one.signature):
+        raise InvalidProof(f"event {one.cursor} is not signed by the market's key {key.hex()}")
 
 
 async def _has_ended(mesh: Connections, task_id: str, until: float | None) -> bool:

@@ -85,6 +85,55 @@ DELIVERY_FIRST_RESPONSE: Delivery.ValueType  # 3
 """The first answer, unaudited."""
 global___Delivery = Delivery
 
+class _EventKind:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _EventKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_EventKind.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    EVENT_KIND_UNSPECIFIED: _EventKind.ValueType  # 0
+    EVENT_KIND_TASKS_ADDED: _EventKind.ValueType  # 1
+    """A task was published."""
+    EVENT_KIND_TASK_CLAIMED: _EventKind.ValueType  # 2
+    """An orchestrator got the task."""
+    EVENT_KIND_TASK_SUBMITTED: _EventKind.ValueType  # 3
+    """Workers committed answers to `jobs` of its jobs so far."""
+    EVENT_KIND_TASK_VERIFIED: _EventKind.ValueType  # 4
+    """The audits of `jobs` of its jobs passed so far."""
+    EVENT_KIND_TASK_SETTLED: _EventKind.ValueType  # 5
+    """The ledger settled `jobs` of its jobs so far."""
+    EVENT_KIND_TASK_RELEASED: _EventKind.ValueType  # 6
+    """Its orchestrator was lost; the task waits for another."""
+    EVENT_KIND_TASK_ENDED: _EventKind.ValueType  # 7
+    """The task ended; `detail` is its status."""
+    EVENT_KIND_POOL_OPENED: _EventKind.ValueType  # 8
+    EVENT_KIND_POOL_ACTIVATED: _EventKind.ValueType  # 9
+    EVENT_KIND_POOL_DEACTIVATED: _EventKind.ValueType  # 10
+    EVENT_KIND_MODEL_CHANGED: _EventKind.ValueType  # 11
+
+class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper): ...
+
+EVENT_KIND_UNSPECIFIED: EventKind.ValueType  # 0
+EVENT_KIND_TASKS_ADDED: EventKind.ValueType  # 1
+"""A task was published."""
+EVENT_KIND_TASK_CLAIMED: EventKind.ValueType  # 2
+"""An orchestrator got the task."""
+EVENT_KIND_TASK_SUBMITTED: EventKind.ValueType  # 3
+"""Workers committed answers to `jobs` of its jobs so far."""
+EVENT_KIND_TASK_VERIFIED: EventKind.ValueType  # 4
+"""The audits of `jobs` of its jobs passed so far."""
+EVENT_KIND_TASK_SETTLED: EventKind.ValueType  # 5
+"""The ledger settled `jobs` of its jobs so far."""
+EVENT_KIND_TASK_RELEASED: EventKind.ValueType  # 6
+"""Its orchestrator was lost; the task waits for another."""
+EVENT_KIND_TASK_ENDED: EventKind.ValueType  # 7
+"""The task ended; `detail` is its status."""
+EVENT_KIND_POOL_OPENED: EventKind.ValueType  # 8
+EVENT_KIND_POOL_ACTIVATED: EventKind.ValueType  # 9
+EVENT_KIND_POOL_DEACTIVATED: EventKind.ValueType  # 10
+EVENT_KIND_MODEL_CHANGED: EventKind.ValueType  # 11
+global___EventKind = EventKind
+
 class _TaskEventKind:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -427,6 +476,422 @@ class ListModelsResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["models", b"models", "next_page_token", b"next_page_token"]) -> None: ...
 
 global___ListModelsResponse = ListModelsResponse
+
+@typing.final
+class Pool(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    CATEGORY_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
+    ACTIVE_FIELD_NUMBER: builtins.int
+    ADDRESS_FIELD_NUMBER: builtins.int
+    BALANCE_FIELD_NUMBER: builtins.int
+    OPENED_MS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    category: builtins.str
+    owner: builtins.str
+    """Account that owns it."""
+    active: builtins.bool
+    address: builtins.str
+    """A transfer to this account funds the pool."""
+    balance: builtins.str
+    """Decimal CPC."""
+    opened_ms: builtins.int
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        category: builtins.str = ...,
+        owner: builtins.str = ...,
+        active: builtins.bool = ...,
+        address: builtins.str = ...,
+        balance: builtins.str = ...,
+        opened_ms: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["active", b"active", "address", b"address", "balance", b"balance", "category", b"category", "name", b"name", "opened_ms", b"opened_ms", "owner", b"owner"]) -> None: ...
+
+global___Pool = Pool
+
+@typing.final
+class ListPoolsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CATEGORY_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    category: builtins.str
+    """Absent: every category."""
+    page_size: builtins.int
+    """Pools per page, 1..1000; absent (0) is 50."""
+    page_token: builtins.str
+    def __init__(
+        self,
+        *,
+        category: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["category", b"category", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+global___ListPoolsRequest = ListPoolsRequest
+
+@typing.final
+class ListPoolsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POOLS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty on the last page."""
+    @property
+    def pools(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Pool]: ...
+    def __init__(
+        self,
+        *,
+        pools: collections.abc.Iterable[global___Pool] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["next_page_token", b"next_page_token", "pools", b"pools"]) -> None: ...
+
+global___ListPoolsResponse = ListPoolsResponse
+
+@typing.final
+class ListOpportunitiesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHALLENGE_TYPES_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    POOL_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    memory_bytes: builtins.int
+    """Only tasks that fit into this memory, bytes; absent (0): any."""
+    pool: builtins.str
+    limit: builtins.int
+    """At most so many, 1..1000; absent (0) is 50."""
+    @property
+    def challenge_types(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Absent: every task type."""
+
+    def __init__(
+        self,
+        *,
+        challenge_types: collections.abc.Iterable[builtins.str] | None = ...,
+        memory_bytes: builtins.int = ...,
+        pool: builtins.str = ...,
+        limit: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_types", b"challenge_types", "limit", b"limit", "memory_bytes", b"memory_bytes", "pool", b"pool"]) -> None: ...
+
+global___ListOpportunitiesRequest = ListOpportunitiesRequest
+
+@typing.final
+class Opportunity(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: builtins.int
+    CHALLENGE_TYPE_FIELD_NUMBER: builtins.int
+    REWARD_PER_JOB_FIELD_NUMBER: builtins.int
+    JOBS_LEFT_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    DEADLINE_FIELD_NUMBER: builtins.int
+    POOL_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    DELIVERY_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    challenge_type: builtins.str
+    reward_per_job: builtins.str
+    """Decimal CPC for one job, before the ledger divides it (the worker's share is in GetLedger)."""
+    jobs_left: builtins.int
+    priority: builtins.int
+    deadline: builtins.int
+    """Unix seconds."""
+    pool: builtins.str
+    model: builtins.str
+    delivery: global___Delivery.ValueType
+    memory_bytes: builtins.int
+    """Memory its model needs, bytes."""
+    def __init__(
+        self,
+        *,
+        task_id: builtins.str = ...,
+        challenge_type: builtins.str = ...,
+        reward_per_job: builtins.str = ...,
+        jobs_left: builtins.int = ...,
+        priority: builtins.int = ...,
+        deadline: builtins.int = ...,
+        pool: builtins.str = ...,
+        model: builtins.str = ...,
+        delivery: global___Delivery.ValueType = ...,
+        memory_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "deadline", b"deadline", "delivery", b"delivery", "jobs_left", b"jobs_left", "memory_bytes", b"memory_bytes", "model", b"model", "pool", b"pool", "priority", b"priority", "reward_per_job", b"reward_per_job", "task_id", b"task_id"]) -> None: ...
+
+global___Opportunity = Opportunity
+
+@typing.final
+class ListOpportunitiesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OPPORTUNITIES_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    total: builtins.int
+    """All that match."""
+    @property
+    def opportunities(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Opportunity]: ...
+    def __init__(
+        self,
+        *,
+        opportunities: collections.abc.Iterable[global___Opportunity] | None = ...,
+        total: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["opportunities", b"opportunities", "total", b"total"]) -> None: ...
+
+global___ListOpportunitiesResponse = ListOpportunitiesResponse
+
+@typing.final
+class Event(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    TIME_MS_FIELD_NUMBER: builtins.int
+    TASK_ID_FIELD_NUMBER: builtins.int
+    CUSTOMER_FIELD_NUMBER: builtins.int
+    POOL_FIELD_NUMBER: builtins.int
+    CHALLENGE_TYPE_FIELD_NUMBER: builtins.int
+    JOBS_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    SIGNATURE_FIELD_NUMBER: builtins.int
+    cursor: builtins.int
+    """Grows from event to event of the market."""
+    kind: global___EventKind.ValueType
+    time_ms: builtins.int
+    task_id: builtins.str
+    """Empty where the event is not of a task."""
+    customer: builtins.str
+    """Customer of the task, owner of the pool or model."""
+    pool: builtins.str
+    """Name of the pool, also of the one that pays a task."""
+    challenge_type: builtins.str
+    jobs: builtins.int
+    detail: builtins.str
+    signature: builtins.bytes
+    """The market's, domain `event` (docs/PROTOCOL.md section 4)."""
+    def __init__(
+        self,
+        *,
+        cursor: builtins.int = ...,
+        kind: global___EventKind.ValueType = ...,
+        time_ms: builtins.int = ...,
+        task_id: builtins.str = ...,
+        customer: builtins.str = ...,
+        pool: builtins.str = ...,
+        challenge_type: builtins.str = ...,
+        jobs: builtins.int = ...,
+        detail: builtins.str = ...,
+        signature: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "cursor", b"cursor", "customer", b"customer", "detail", b"detail", "jobs", b"jobs", "kind", b"kind", "pool", b"pool", "signature", b"signature", "task_id", b"task_id", "time_ms", b"time_ms"]) -> None: ...
+
+global___Event = Event
+
+@typing.final
+class EventFilter(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KINDS_FIELD_NUMBER: builtins.int
+    TASK_ID_FIELD_NUMBER: builtins.int
+    CUSTOMER_FIELD_NUMBER: builtins.int
+    POOL_FIELD_NUMBER: builtins.int
+    task_id: builtins.str
+    customer: builtins.str
+    pool: builtins.str
+    @property
+    def kinds(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___EventKind.ValueType]:
+        """Absent: every kind."""
+
+    def __init__(
+        self,
+        *,
+        kinds: collections.abc.Iterable[global___EventKind.ValueType] | None = ...,
+        task_id: builtins.str = ...,
+        customer: builtins.str = ...,
+        pool: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["customer", b"customer", "kinds", b"kinds", "pool", b"pool", "task_id", b"task_id"]) -> None: ...
+
+global___EventFilter = EventFilter
+
+@typing.final
+class WatchEventsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    ONLY_PAST_FIELD_NUMBER: builtins.int
+    cursor: builtins.int
+    """Cursor of the last event seen; 0 begins with the oldest that is kept."""
+    only_past: builtins.bool
+    """End after the newest event instead of waiting for more."""
+    @property
+    def filter(self) -> global___EventFilter: ...
+    def __init__(
+        self,
+        *,
+        cursor: builtins.int = ...,
+        filter: global___EventFilter | None = ...,
+        only_past: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["filter", b"filter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cursor", b"cursor", "filter", b"filter", "only_past", b"only_past"]) -> None: ...
+
+global___WatchEventsRequest = WatchEventsRequest
+
+@typing.final
+class WatchEventsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: builtins.int
+    @property
+    def event(self) -> global___Event: ...
+    def __init__(
+        self,
+        *,
+        event: global___Event | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["event", b"event"]) -> None: ...
+
+global___WatchEventsResponse = WatchEventsResponse
+
+@typing.final
+class Webhook(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    URL_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    CURSOR_FIELD_NUMBER: builtins.int
+    FAILURES_FIELD_NUMBER: builtins.int
+    PROBLEM_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """32 hexadecimal characters."""
+    url: builtins.str
+    cursor: builtins.int
+    """Last event that was delivered."""
+    failures: builtins.int
+    """Failed tries since, and why the last one failed."""
+    problem: builtins.str
+    @property
+    def filter(self) -> global___EventFilter: ...
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        url: builtins.str = ...,
+        filter: global___EventFilter | None = ...,
+        cursor: builtins.int = ...,
+        failures: builtins.int = ...,
+        problem: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["filter", b"filter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cursor", b"cursor", "failures", b"failures", "filter", b"filter", "id", b"id", "problem", b"problem", "url", b"url"]) -> None: ...
+
+global___Webhook = Webhook
+
+@typing.final
+class AddWebhookRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    URL_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    CURSOR_FIELD_NUMBER: builtins.int
+    url: builtins.str
+    cursor: builtins.int
+    """Begins after this event; absent (0) replays everything that is kept."""
+    @property
+    def filter(self) -> global___EventFilter: ...
+    def __init__(
+        self,
+        *,
+        url: builtins.str = ...,
+        filter: global___EventFilter | None = ...,
+        cursor: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["filter", b"filter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["cursor", b"cursor", "filter", b"filter", "url", b"url"]) -> None: ...
+
+global___AddWebhookRequest = AddWebhookRequest
+
+@typing.final
+class AddWebhookResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WEBHOOK_FIELD_NUMBER: builtins.int
+    @property
+    def webhook(self) -> global___Webhook: ...
+    def __init__(
+        self,
+        *,
+        webhook: global___Webhook | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["webhook", b"webhook"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["webhook", b"webhook"]) -> None: ...
+
+global___AddWebhookResponse = AddWebhookResponse
+
+@typing.final
+class ListWebhooksRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___ListWebhooksRequest = ListWebhooksRequest
+
+@typing.final
+class ListWebhooksResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WEBHOOKS_FIELD_NUMBER: builtins.int
+    @property
+    def webhooks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Webhook]: ...
+    def __init__(
+        self,
+        *,
+        webhooks: collections.abc.Iterable[global___Webhook] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["webhooks", b"webhooks"]) -> None: ...
+
+global___ListWebhooksResponse = ListWebhooksResponse
+
+@typing.final
+class RemoveWebhookRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id"]) -> None: ...
+
+global___RemoveWebhookRequest = RemoveWebhookRequest
+
+@typing.final
+class RemoveWebhookResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___RemoveWebhookResponse = RemoveWebhookResponse
 
 @typing.final
 class GetMarketRequest(google.protobuf.message.Message):
@@ -1189,11 +1654,16 @@ class TaskProgress(google.protobuf.message.Message):
     JOBS_RUNNING_FIELD_NUMBER: builtins.int
     BLOCK_HEIGHT_FIELD_NUMBER: builtins.int
     PREVIEW_FIELD_NUMBER: builtins.int
+    JOBS_SUBMITTED_FIELD_NUMBER: builtins.int
+    JOBS_VERIFIED_FIELD_NUMBER: builtins.int
     task_id: builtins.bytes
     epoch: builtins.int
     jobs_settled: builtins.int
     jobs_running: builtins.int
     block_height: builtins.int
+    jobs_submitted: builtins.int
+    """Jobs that workers committed an answer to, and jobs whose audit passed, settled ones included."""
+    jobs_verified: builtins.int
     @property
     def preview(self) -> global___TaskArtifact:
         """Absent: as it was."""
@@ -1207,9 +1677,11 @@ class TaskProgress(google.protobuf.message.Message):
         jobs_running: builtins.int = ...,
         block_height: builtins.int = ...,
         preview: global___TaskArtifact | None = ...,
+        jobs_submitted: builtins.int = ...,
+        jobs_verified: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["preview", b"preview"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "epoch", b"epoch", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "preview", b"preview", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "epoch", b"epoch", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "jobs_submitted", b"jobs_submitted", "jobs_verified", b"jobs_verified", "preview", b"preview", "task_id", b"task_id"]) -> None: ...
 
 global___TaskProgress = TaskProgress
 

@@ -101,6 +101,36 @@ class MarketServiceStub(object):
                 request_serializer=computemesh_dot_v1_dot_market__pb2.ListFunctionsRequest.SerializeToString,
                 response_deserializer=computemesh_dot_v1_dot_market__pb2.ListFunctionsResponse.FromString,
                 _registered_method=True)
+        self.ListPools = channel.unary_unary(
+                '/computemesh.v1.MarketService/ListPools',
+                request_serializer=computemesh_dot_v1_dot_market__pb2.ListPoolsRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_market__pb2.ListPoolsResponse.FromString,
+                _registered_method=True)
+        self.ListOpportunities = channel.unary_unary(
+                '/computemesh.v1.MarketService/ListOpportunities',
+                request_serializer=computemesh_dot_v1_dot_market__pb2.ListOpportunitiesRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_market__pb2.ListOpportunitiesResponse.FromString,
+                _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/computemesh.v1.MarketService/WatchEvents',
+                request_serializer=computemesh_dot_v1_dot_market__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_market__pb2.WatchEventsResponse.FromString,
+                _registered_method=True)
+        self.AddWebhook = channel.unary_unary(
+                '/computemesh.v1.MarketService/AddWebhook',
+                request_serializer=computemesh_dot_v1_dot_market__pb2.AddWebhookRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_market__pb2.AddWebhookResponse.FromString,
+                _registered_method=True)
+        self.ListWebhooks = channel.unary_unary(
+                '/computemesh.v1.MarketService/ListWebhooks',
+                request_serializer=computemesh_dot_v1_dot_market__pb2.ListWebhooksRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_market__pb2.ListWebhooksResponse.FromString,
+                _registered_method=True)
+        self.RemoveWebhook = channel.unary_unary(
+                '/computemesh.v1.MarketService/RemoveWebhook',
+                request_serializer=computemesh_dot_v1_dot_market__pb2.RemoveWebhookRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_market__pb2.RemoveWebhookResponse.FromString,
+                _registered_method=True)
         self.Dispatch = channel.stream_stream(
                 '/computemesh.v1.MarketService/Dispatch',
                 request_serializer=computemesh_dot_v1_dot_market__pb2.DispatchRequest.SerializeToString,
@@ -217,6 +247,51 @@ class MarketServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPools(self, request, context):
+        """Pools whose names this market knows, in order. INVALID_ARGUMENT: unknown page token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOpportunities(self, request, context):
+        """What a worker could earn on now: live tasks with jobs left, the best paid job first. Without payloads.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchEvents(self, request, context):
+        """Every event of the market after `cursor` that matches, then new ones as they happen. Resume with the last cursor
+        seen; nothing is skipped or repeated. INVALID_ARGUMENT: a cursor beyond the last event. UNAVAILABLE: the market is
+        stopping, resume later.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddWebhook(self, request, context):
+        """Posts the caller's events to a URL, signed, in order, again until it answers 2xx. INVALID_ARGUMENT: not an http(s)
+        URL, or an address the operator does not allow. RESOURCE_EXHAUSTED: too many webhooks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWebhooks(self, request, context):
+        """The caller's webhooks and how far each got.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveWebhook(self, request, context):
+        """NOT_FOUND / WEBHOOK_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Dispatch(self, request_iterator, context):
         """Held by orchestrators: credits, progress and outcomes go up, leased tasks and acknowledgements come down. The
         first message down is the greeting, the first up the hello.
@@ -293,6 +368,36 @@ def add_MarketServiceServicer_to_server(servicer, server):
                     servicer.ListFunctions,
                     request_deserializer=computemesh_dot_v1_dot_market__pb2.ListFunctionsRequest.FromString,
                     response_serializer=computemesh_dot_v1_dot_market__pb2.ListFunctionsResponse.SerializeToString,
+            ),
+            'ListPools': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPools,
+                    request_deserializer=computemesh_dot_v1_dot_market__pb2.ListPoolsRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_market__pb2.ListPoolsResponse.SerializeToString,
+            ),
+            'ListOpportunities': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOpportunities,
+                    request_deserializer=computemesh_dot_v1_dot_market__pb2.ListOpportunitiesRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_market__pb2.ListOpportunitiesResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=computemesh_dot_v1_dot_market__pb2.WatchEventsRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_market__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'AddWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddWebhook,
+                    request_deserializer=computemesh_dot_v1_dot_market__pb2.AddWebhookRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_market__pb2.AddWebhookResponse.SerializeToString,
+            ),
+            'ListWebhooks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWebhooks,
+                    request_deserializer=computemesh_dot_v1_dot_market__pb2.ListWebhooksRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_market__pb2.ListWebhooksResponse.SerializeToString,
+            ),
+            'RemoveWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveWebhook,
+                    request_deserializer=computemesh_dot_v1_dot_market__pb2.RemoveWebhookRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_market__pb2.RemoveWebhookResponse.SerializeToString,
             ),
             'Dispatch': grpc.stream_stream_rpc_method_handler(
                     servicer.Dispatch,
@@ -653,6 +758,168 @@ class MarketService(object):
             '/computemesh.v1.MarketService/ListFunctions',
             computemesh_dot_v1_dot_market__pb2.ListFunctionsRequest.SerializeToString,
             computemesh_dot_v1_dot_market__pb2.ListFunctionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPools(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.MarketService/ListPools',
+            computemesh_dot_v1_dot_market__pb2.ListPoolsRequest.SerializeToString,
+            computemesh_dot_v1_dot_market__pb2.ListPoolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOpportunities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.MarketService/ListOpportunities',
+            computemesh_dot_v1_dot_market__pb2.ListOpportunitiesRequest.SerializeToString,
+            computemesh_dot_v1_dot_market__pb2.ListOpportunitiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/computemesh.v1.MarketService/WatchEvents',
+            computemesh_dot_v1_dot_market__pb2.WatchEventsRequest.SerializeToString,
+            computemesh_dot_v1_dot_market__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.MarketService/AddWebhook',
+            computemesh_dot_v1_dot_market__pb2.AddWebhookRequest.SerializeToString,
+            computemesh_dot_v1_dot_market__pb2.AddWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWebhooks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.MarketService/ListWebhooks',
+            computemesh_dot_v1_dot_market__pb2.ListWebhooksRequest.SerializeToString,
+            computemesh_dot_v1_dot_market__pb2.ListWebhooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.MarketService/RemoveWebhook',
+            computemesh_dot_v1_dot_market__pb2.RemoveWebhookRequest.SerializeToString,
+            computemesh_dot_v1_dot_market__pb2.RemoveWebhookResponse.FromString,
             options,
             channel_credentials,
             insecure,

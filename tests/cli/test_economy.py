@@ -112,3 +112,49 @@ def test_a_worker_shows_its_reputation_with_the_grounds(here: Mesh) -> None:
     shown = here("worker", "show", workers[0]["address"]).stdout
     assert "of 1000" in shown
     assert "results settled" in shown
+
+
+def test_a_pool_is_opened_funded_used_and_emptied(here: Mesh) -> None:
+    assert "active" in here("pool", "open", "frames", "--category", "rendering").stdout
+    assert "5.0 CPC" in here("pool", "fund", "frames", "5.0").stdout
+    task = json.loads(here("task", "submit", "noop", "jobs=1", "--reward", "2.0", "--pool", "frames", "--wait",
+                           "--json").stdout)
+    assert (task["status"], task["pool"]) == ("completed", "frames")
+    (row,) = json.loads(here("pool", "list", "--category", "rendering", "--json").stdout)["pools"]
+    assert (row["name"], row["balance"]) == ("frames", "3.0")
+    assert "INSUFFICIENT_FUNDS" in here("pool", "withdraw", "frames", "9.0").stderr
+    assert "0.0 CPC" in here("pool", "withdraw", "frames", "3.0").stdout
+    assert "deactivated" in here("pool", "deactivate", "frames").stdout
+    assert "POOL_INACTIVE" in here("task", "submit", "noop", "jobs=1", "--pool", "frames").stderr
+    assert "POOL_NOT_FOUND" in here("pool", "activate", "flames").stderr
+    kinds = [row["kind"] for row in json.loads(here("events", "--pool", "frames", "--json").stdout)["events"]]
+    assert kinds[0] == "EVENT_KIND_POOL_OPENED"
+    assert kinds[-1] == "EVENT_KIND_POOL_DEACTIVATED"
+    assert {"EVENT_KIND_TASKS_ADDED", "EVENT_KIND_TASK_CLAIMED", "EVENT_KIND_TASK_SETTLED",
+            "EVENT_KIND_TASK_ENDED"} <= set(kinds)
+
+
+def test_events_and_webhooks_are_refused_in_words(here: Mesh) -> None:
+    assert "'task-gone' is not a kind; known are tasks-added, " in here("events", "--kind", "task-gone").stderr
+    assert "beyond the last event" in here("events", "--cursor", "999999999").stderr
+    assert "leads to no address this market posts to" in here("webhook", "add", "http://localhost:1/").stderr
+    assert here("webhook", "list").stdout == "no webhooks\n"
+
+
+def test_a_model_with_terms_is_registered_shown_and_deactivated(here: Mesh, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"w" * 100)
+    digest = json.loads(here("artifact", "put", str(tmp_path / "weights"), "--json").stdout)["digest"]
+    shown = here("model", "register", "toy", digest, "--price", "0.5", "--royalty", "10", "--memory", "1000")
+    assert "0.5 CPC per task" in shown.stdout
+    assert "10 % of the worker's share" in shown.stdout
+    words = ("task", "submit", "noop", "jobs=1", "--model", "toy", "--reward")
+    assert "below what model 'toy' asks: 0.5 CPC" in here(*words, "0.1").stderr
+    assert here(*words, "1.0", "--wait").returncode == 0
+    assert "deactivated" in here("model", "deactivate", "toy").stdout
+    assert "MODEL_INACTIVE" in here(*words, "1.0").stderr
+    assert "UNKNOWN_MODEL" in here("task", "submit", "noop", "jobs=1", "--model", "nothing").stderr
+    assert "toy" in here("model", "list").stdout
+
+
+def test_a_worker_sees_what_it_could_earn_on(here: Mesh) -> None:
+    assert here("worker", "opportunities", "--types", "nothing-like-it").stdout == "nothing to do\n"

@@ -97,7 +97,8 @@ def test_a_contest_of_a_wrong_result_slashes_the_worker_and_refunds_the_customer
     contestant, *validators = fund(court, here)
     court.stop_process("worker-1")
     with lying_worker(court, tmp_path / "liar"):
-        words = ("task", "submit", "synthetic", "matrix_size=256", "--reward", "2.0", "--delivery", "first-response")
+        words = ("task", "submit", "synthetic", "matrix_size=256", "seed=lies", "--delivery",
+                 "first-response", "--reward", "2.0")
         task = json.loads(ok(here(*words, "--wait", "--timeout", "60", "--json")))
     liar = PrivateKey.from_bytes(bytes.fromhex((tmp_path / "liar" / "worker.key").read_text().strip()))
     (tmp_path / "liar.key").write_text(liar.secret.hex())

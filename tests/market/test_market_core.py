@@ -10,8 +10,9 @@ from hypothesis import given
 
 from computemesh.v1 import ledger_pb2, market_pb2
 from market import states as s
-from market.core import PROGRESS_MS, Core, transaction_id
+from market.core import Core, transaction_id
 from market.fair_queue import FairQueue
+from market.progress import PROGRESS_MS
 
 LEASE_MS = 1000
 
