@@ -15,8 +15,9 @@ from computemesh.v1 import market_pb2 as pb
 from market import feed
 from market.callers import Caller
 from market.engine import Engine
+from market.kinds import FeedKind
 from market.refusals import refuse
-from market.states import FeedKind, Look
+from market.states import Look
 
 
 class Acts:

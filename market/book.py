@@ -11,12 +11,11 @@ from heapq import heappush
 from typing import Any
 
 from market.fair_queue import FairQueue
+from market.kinds import EventKind, FeedKind
 from market.states import (
     PHASES,
     Cause,
     Changed,
-    EventKind,
-    FeedKind,
     IntentKind,
     OutcomeRow,
     Phase,

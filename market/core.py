@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from market.book import Book, Orchestrator, Task, revocation, transaction_id
+from market.kinds import EventKind, FeedKind
 from market.progress import Counts
 from market.states import (
     TERMINAL,
@@ -27,8 +28,6 @@ from market.states import (
     EscrowRead,
     EscrowStatus,
     Event,
-    EventKind,
-    FeedKind,
     Heartbeat,
     Inspect,
     Intent,

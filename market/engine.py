@@ -13,13 +13,13 @@ from computemesh.service.store import GroupCommit
 from computemesh.v1 import market_pb2
 from market import store, views
 from market.core import Core
+from market.kinds import EventKind
 from market.ledger_client import LedgerClient
 from market.states import (
     Changed,
     Created,
     Effects,
     Event,
-    EventKind,
     Inspect,
     Release,
     Restore,

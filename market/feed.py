@@ -6,7 +6,8 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from market.states import FEED_OF, Created, EventKind, FeedKind, Record
+from market.kinds import FEED_OF, EventKind, FeedKind
+from market.states import Created, Record
 
 SCHEMA: Sequence[str] = (
     """CREATE TABLE IF NOT EXISTS feed (

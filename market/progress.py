@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from market.book import Book, Task
-from market.states import EventKind, FeedKind, Phase, ProgressRow
+from market.kinds import EventKind, FeedKind
+from market.states import Phase, ProgressRow
 
 PROGRESS_MS = 200
 """A task's counts are recorded at most this often; what comes between shares one event."""

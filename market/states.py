@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
 from computemesh.trust import statement
+from market.kinds import EventKind, FeedKind
 
 
 class Status(IntEnum):
@@ -65,41 +66,6 @@ PHASES: dict[Phase, frozenset[Phase]] = {
     Phase.LEASED: frozenset({Phase.QUEUED, Phase.CLOSING, Phase.ENDED}),
     Phase.CLOSING: frozenset({Phase.QUEUED, Phase.ENDED}),
     Phase.ENDED: frozenset(),
-}
-
-
-class EventKind(IntEnum):
-    """What a customer watching the task is told; the numbers are those of `TaskEventKind` in the contract."""
-
-    CREATED = 1
-    LEASED = 2
-    STARTED = 3
-    PROGRESS = 4
-    ENDED = 5
-    RELEASED = 6
-
-
-class FeedKind(IntEnum):
-    """What everybody may hear of; the numbers are those of `EventKind` in the contract."""
-
-    TASKS_ADDED = 1
-    TASK_CLAIMED = 2
-    TASK_SUBMITTED = 3
-    TASK_VERIFIED = 4
-    TASK_SETTLED = 5
-    TASK_RELEASED = 6
-    TASK_ENDED = 7
-    POOL_OPENED = 8
-    POOL_ACTIVATED = 9
-    POOL_DEACTIVATED = 10
-    MODEL_CHANGED = 11
-
-
-FEED_OF: dict[EventKind, FeedKind] = {
-    EventKind.CREATED: FeedKind.TASKS_ADDED,
-    EventKind.LEASED: FeedKind.TASK_CLAIMED,
-    EventKind.ENDED: FeedKind.TASK_ENDED,
-    EventKind.RELEASED: FeedKind.TASK_RELEASED,
 }
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from market import feed
+from market.kinds import EventKind
 from market.states import (
     TERMINAL,
     Cause,
     Changed,
     Created,
-    EventKind,
     Intent,
     IntentKind,
     Phase,

@@ -17,7 +17,7 @@ from computemesh.trust import acts, event
 from computemesh.trust.identity import decode_address
 from computemesh.v1 import market_pb2 as pb
 from market import posting
-from market.states import FeedKind
+from market.kinds import FeedKind
 from tests.market.market_bench import ALICE, BOB, CHAIN, Bench, struct
 from tests.market.real_ledger import RealLedger
 from tests.market.test_market_delivery import act, leased
