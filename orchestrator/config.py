@@ -43,6 +43,8 @@ class Config:
     # bytes takes at this rate.
     opening_timeout_ms: int = 10_000
     upload_bytes_per_s: int = 4 << 20
+    # Audits of so long draw from one secret, sealed on the ledger before and revealed two such spans later.
+    beacon_epoch_ms: int = 600_000
     audit_threads: int = 2
     # Processes that judge what may need JAX and put task files together; time for one audit, and for one assembly.
     audit_processes: int = 1

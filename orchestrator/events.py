@@ -124,10 +124,11 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class SeedDrawn:
-    """The batch is durable and 32 random bytes were drawn for it since."""
+    """The batch is durable and its 32-byte seed was drawn since, from the beacon of `epoch`; 0: from none."""
 
     batch: Batch
     seed: bytes
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ def _broken(path: str, problem: str) -> BrokenRule:
 def seed_drawn(state: State, event: e.SeedDrawn, now_ms: int, out: e.Effects) -> None:
     """The batch is durable: challenge what is not recomputed whole. Without its stream nobody can answer."""
     batch = event.batch
-    batch.seed = event.seed
+    batch.seed, batch.beacon_epoch = event.seed, event.epoch
     worker = state.workers.get(batch.session)
     asked = []
     for position, lease in enumerate(batch.leases):

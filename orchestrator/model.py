@@ -223,8 +223,8 @@ class Batch:
     """Commitments a worker signed together. `leases[i]` is None where commitment i was stale on arrival."""
 
     __slots__ = (
-        "arrived_ms", "commitments", "env_class", "id", "key", "leases", "leaves", "outputs", "seed", "session",
-        "signature", "unit_digests",
+        "arrived_ms", "beacon_epoch", "commitments", "env_class", "id", "key", "leases", "leaves", "outputs", "seed",
+        "session", "signature", "unit_digests",
     )  # fmt: skip
 
     def __init__(
@@ -235,6 +235,7 @@ class Batch:
         self.signature, self.leaves, self.leases = signature, leaves, leases
         self.arrived_ms = 0
         self.seed = b""
+        self.beacon_epoch = 0
         # Artifacts of each commitment (SHA-256, or empty), both lists empty where no job of the batch leaves any.
         self.outputs: Sequence[bytes] = ()
         self.unit_digests: Sequence[bytes] = ()

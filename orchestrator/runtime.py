@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from orchestrator.session import Session, StreamEnded
 from orchestrator.state import Limits
 
 if TYPE_CHECKING:
+    from orchestrator.beacons import Beacons
     from orchestrator.dispatch import Dispatch
     from orchestrator.outputs import Outputs
     from orchestrator.standing import Standing
@@ -59,6 +59,7 @@ class Runtime:
     outputs: Outputs
     submitter: Submitter
     standing: Standing
+    beacons: Beacons
 
     def __init__(
         self, config: Config, key: PrivateKey, core: Core, group: GroupCommit, ledger: ledger_pb2_grpc.LedgerServiceStub
@@ -151,7 +152,7 @@ class Runtime:
     def _deliver(self, effects: list[e.Send]) -> None:
         for effect in effects:
             if isinstance(effect, e.DrawSeed):
-                self.apply(e.SeedDrawn(effect.batch, os.urandom(32)))
+                self.apply(e.SeedDrawn(effect.batch, *self.beacons.draw(effect.batch)))
             elif isinstance(effect, e.SaveOutcome):
                 self.dispatch.outcome(effect)
             else:

@@ -192,7 +192,8 @@ def _transcript(connection: Any, *, task_id: bytes, job: int) -> pb.AuditTranscr
             break
     if best is None:
         return None
-    position, commitments, signature, bindings, batch_id, (accepted, digest, seed, k, openings, uploaded) = best
+    position, commitments, signature, bindings, batch_id, judgement = best
+    accepted, digest, seed, k, openings, uploaded, epoch = judgement
     leaves = statement.leaves(commitments, statement.COMMITMENT_SIZE)
     task = dispatch.read_lease(market_pb2.TaskLease.FromString(lease_row[0]))
     binding = bindings[32 * position : 32 * position + 32] if task.binds else b""
@@ -210,7 +211,7 @@ def _transcript(connection: Any, *, task_id: bytes, job: int) -> pb.AuditTranscr
         verdict=pb.VERDICT_KIND_SETTLED if accepted else pb.VERDICT_KIND_WRONG, digest=digest,
         output=output, unit_digests=unit_digests, env_class=env_class, openings_artifact=uploaded,
         inputs=task.inputs(spec) if task.inputs is not None else (),
-        needs=[pb.NeededResult(job=index, output=needed.get(index, b"")) for index in spec.needs],
+        beacon_epoch=epoch, needs=[pb.NeededResult(job=index, output=needed.get(index, b"")) for index in spec.needs],
     )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ SCHEMA = (
     """CREATE TABLE IF NOT EXISTS results (
          task_id BLOB NOT NULL, job INTEGER NOT NULL, result_hash BLOB NOT NULL,
          PRIMARY KEY (task_id, job)) STRICT, WITHOUT ROWID""",
+    "CREATE TABLE IF NOT EXISTS beacons (epoch INTEGER PRIMARY KEY) STRICT",
 )
 
 
@@ -54,8 +55,8 @@ LATER = {
         "outputs": "BLOB NOT NULL DEFAULT x''", "unit_digests": "BLOB NOT NULL DEFAULT x''",
         "env_class": "TEXT NOT NULL DEFAULT ''",
     },
-    "judgements": {"uploaded": "BLOB NOT NULL DEFAULT x''"},
     "results": {"output": "BLOB NOT NULL DEFAULT x''"},
+    "judgements": {"uploaded": "BLOB NOT NULL DEFAULT x''", "epoch": "INTEGER NOT NULL DEFAULT 0"},
 }  # fmt: skip
 
 
@@ -133,12 +134,13 @@ def _save_judgement(connection: sqlite3.Connection, row: e.SaveJudgement) -> Non
     event = row.event
     opened = b"".join(pack(">I", len(data)) + data for data in event.openings)
     connection.execute(
-        """INSERT INTO judgements (batch_id, positions, accepted, proofs, seed, k, openings, uploaded)
-           VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+        """INSERT INTO judgements (batch_id, positions, accepted, proofs, seed, k, openings, uploaded, epoch)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         (
             event.batch.id, pack(f">{len(event.positions)}I", *event.positions), bytes(event.accepted),
             b"".join(event.proofs), event.batch.seed if event.openings else b"", event.k, opened,
             _column(event.uploaded),
+            event.batch.beacon_epoch if event.openings else 0,
         ),
     )  # fmt: skip
 
@@ -195,6 +197,21 @@ _WRITERS: dict[type[Any], Callable[[sqlite3.Connection, Any], None]] = {
     e.SaveOutcome: _save_outcome,
     e.CloseTask: _close_task,
 }
+
+
+def owe_beacon(connection: sqlite3.Connection, epoch: int) -> None:
+    """An epoch is sealed: its secret is to be revealed."""
+    connection.execute("INSERT OR IGNORE INTO beacons VALUES (?)", (epoch,))
+
+
+def beacon_revealed(connection: sqlite3.Connection, epoch: int) -> None:
+    """An epoch's secret is out."""
+    connection.execute("DELETE FROM beacons WHERE epoch = ?", (epoch,))
+
+
+def beacons_owed(connection: sqlite3.Connection) -> list[int]:
+    """Epochs whose secret is to be revealed."""
+    return [row[0] for row in connection.execute("SELECT epoch FROM beacons ORDER BY epoch")]
 
 
 # ---- reads ---------------------------------------------------------------------------------------------------------
@@ -276,14 +293,15 @@ def commitments_of(
 
 def judgement_of(
     connection: sqlite3.Connection, batch_id: int, position: int
-) -> tuple[bool, bytes, bytes, int, bytes, bytes] | None:
-    """(accepted, transcript digest, seed, k, openings, their artifact) of one commitment; None while not judged."""
+) -> tuple[bool, bytes, bytes, int, bytes, bytes, int] | None:
+    """(accepted, transcript digest, seed, k, openings, their artifact, beacon epoch) of one commitment; None while it
+    was not judged."""
     wanted = pack(">I", position)
     rows = connection.execute(
-        "SELECT positions, accepted, proofs, seed, k, openings, uploaded FROM judgements WHERE batch_id = ?",
+        "SELECT positions, accepted, proofs, seed, k, openings, uploaded, epoch FROM judgements WHERE batch_id = ?",
         (batch_id,),
     ).fetchall()
-    for at, accepted, proofs, seed, k, openings, uploaded in rows:
+    for at, accepted, proofs, seed, k, openings, uploaded, epoch in rows:
         positions = [at[i : i + 4] for i in range(0, len(at), 4)]
         if wanted not in positions:
             continue
@@ -292,7 +310,7 @@ def judgement_of(
             start += 4 + unpack(">I", openings[start : start + 4])[0]
         opened = openings[start + 4 : start + 4 + unpack(">I", openings[start : start + 4])[0]] if openings else b""
         artifact = _item(uploaded, row)
-        return bool(accepted[row]), proofs[32 * row : 32 * row + 32], seed, k, opened, artifact
+        return bool(accepted[row]), proofs[32 * row : 32 * row + 32], seed, k, opened, artifact, epoch
     return None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from computemesh import workloads
+from computemesh.client.beacons import Beacons
 from computemesh.client.sync import Client
 from computemesh.trust import audit, identity, merkle, statement
 from computemesh.trust.errors import InvalidProof, MeshError, NotFound
@@ -42,7 +43,7 @@ def _replay(
     payload = references.resolve(workload, receipt.payload, task.references)
     jobs = workload.split(workload.parse(payload), task_id)
     checks = []
-    bindings = Bindings(client, receipt)
+    bindings, seeds = Bindings(client, receipt), Beacons(client)
     for position, job in enumerate(receipt.jobs):
         number = statement.Result.unpack(job.result).job
         try:
@@ -54,6 +55,7 @@ def _replay(
                 uploaded.unlink()  # they are large, and nobody else's
             detail += files.judge_output(workload, expected, job, transcript)
             detail += bindings.check(job, transcript.binding)
+            detail += seeds.check(job.orchestrator_key, transcript)
             checks.append(Check(f"jobs[{position}].replay", True, detail))
         except (MeshError, IndexError, ValueError) as error:
             checks.append(Check(f"jobs[{position}].replay", False, str(error)))

@@ -51,6 +51,11 @@ def sealed_beacon(orchestrator_key: bytes, epoch: int, secret: bytes) -> bytes:
     return tagged("computemesh.v1/beacon", orchestrator_key + struct.pack(">Q", epoch) + secret)
 
 
+def beacon_seed(secret: bytes, commitment_root: bytes) -> bytes:
+    """The 32-byte seed of a challenge: from an epoch's secret and the root of the batch a worker signed."""
+    return tagged("computemesh.v1/beacon-seed", secret + commitment_root)
+
+
 class Act:
     """A body of one fixed layout. `KIND` is the transaction kind whose digest is signed."""
 

@@ -990,6 +990,7 @@ class AuditTranscript(google.protobuf.message.Message):
     INPUTS_FIELD_NUMBER: builtins.int
     NEEDS_FIELD_NUMBER: builtins.int
     OPENINGS_ARTIFACT_FIELD_NUMBER: builtins.int
+    BEACON_EPOCH_FIELD_NUMBER: builtins.int
     commitment: builtins.bytes
     """The worker's commitment (118 bytes) and what proves it was signed."""
     position: builtins.int
@@ -1013,6 +1014,8 @@ class AuditTranscript(google.protobuf.message.Message):
     env_class: builtins.str
     openings_artifact: builtins.bytes
     """Where `openings` did not fit a message: the artifact with them. It is kept for a limited time."""
+    beacon_epoch: builtins.int
+    """Epoch of the orchestrator's beacon that the seed is from (docs/PROTOCOL.md section 6); 0: drawn by chance."""
     @property
     def commitment_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
     @property
@@ -1044,7 +1047,8 @@ class AuditTranscript(google.protobuf.message.Message):
         inputs: collections.abc.Iterable[builtins.bytes] | None = ...,
         needs: collections.abc.Iterable[global___NeededResult] | None = ...,
         openings_artifact: builtins.bytes = ...,
+        beacon_epoch: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["binding", b"binding", "challenge_type", b"challenge_type", "commitment", b"commitment", "commitment_path", b"commitment_path", "count", b"count", "digest", b"digest", "env_class", b"env_class", "inputs", b"inputs", "k", b"k", "needs", b"needs", "openings", b"openings", "openings_artifact", b"openings_artifact", "output", b"output", "params", b"params", "position", b"position", "seed", b"seed", "unit_digests", b"unit_digests", "units", b"units", "verdict", b"verdict", "worker_signature", b"worker_signature"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["beacon_epoch", b"beacon_epoch", "binding", b"binding", "challenge_type", b"challenge_type", "commitment", b"commitment", "commitment_path", b"commitment_path", "count", b"count", "digest", b"digest", "env_class", b"env_class", "inputs", b"inputs", "k", b"k", "needs", b"needs", "openings", b"openings", "openings_artifact", b"openings_artifact", "output", b"output", "params", b"params", "position", b"position", "seed", b"seed", "unit_digests", b"unit_digests", "units", b"units", "verdict", b"verdict", "worker_signature", b"worker_signature"]) -> None: ...
 
 global___AuditTranscript = AuditTranscript

@@ -20,7 +20,7 @@ from tests.e2e.test_honesty import lying_worker
 
 Mesh = Callable[..., CompletedProcess[str]]
 # Blocks come every 50 ms while a dispute is open: eight seconds to vote, eight to open the votes.
-RULES = {"ledger": {"dispute_window_blocks": 500, "vote_blocks": 160}}
+RULES = {"ledger": {"dispute_window_blocks": 500, "vote_blocks": 160}, "orchestrator": {"beacon_epoch_ms": 1000}}
 VALIDATORS = 3
 
 
@@ -72,6 +72,19 @@ def decide(court: Cluster, here: Mesh, dispute: str, files: list[str], tmp_path:
 def conserved(court: Cluster) -> bool:
     with Client(court.profile) as client:
         return money.conserved(client.ledger("GetSupply", ledger_pb2.GetSupplyRequest()))
+
+
+@pytest.mark.timeout(120)
+def test_the_seed_of_an_audit_is_what_its_epoch_was_committed_to_before(court: Cluster, here: Mesh) -> None:
+    words = ("task", "submit", "synthetic", "matrix_size=1024", "--wait", "--timeout", "60", "--json")
+    task_id = json.loads(ok(here(*words)))["task_id"]
+    deadline = time.monotonic() + 60
+    said = ""
+    while "seed committed to in epoch" not in said:
+        assert time.monotonic() < deadline, said
+        time.sleep(0.2)
+        said = ok(here("verify", task_id, "--replay"))
+        assert "no beacon" not in said
 
 
 @pytest.mark.long
