@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from computemesh.trust.identity import address_of
 from orchestrator import events as e
 from orchestrator import judging
 from orchestrator.model import TRANSITIONS, Cause, Job, Lease, Task, Trouble, Worker
@@ -128,6 +129,8 @@ def _outcome_acked(state: State, event: e.OutcomeAcked, now_ms: int, out: e.Effe
     for task_id in event.task_ids:
         task = state.tasks.get(task_id)
         if task is not None and task.outcome in ("COMPLETED", "FAILED"):
+            if task.responses > 1:
+                end_attempts(state, task, out)
             judging.forget(state, task, out)
 
 
@@ -137,7 +140,9 @@ def _worker_joined(state: State, event: e.WorkerJoined, now_ms: int, out: e.Effe
     if older is not None:
         out.send.append(e.CloseStream(older, "SUPERSEDED", "the same key dialled again"))
         _leave(state, state.workers[older], now_ms, "the worker dialled again", blame=False, out=out)
-    worker = Worker(event.session, event.key, event.types, event.memory_bytes, state.record(event.key), now_ms)
+    record = state.record(event.key)
+    record.owner = event.owner or address_of(event.key)
+    worker = Worker(event.session, event.key, event.types, event.memory_bytes, record, now_ms, event.ask)
     state.workers[event.session] = worker
     state.sessions[event.key] = event.session
 

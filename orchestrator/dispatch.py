@@ -53,6 +53,8 @@ def read_lease(lease: market_pb2.TaskLease) -> Task:
         opening_bytes=lambda spec: openings.limit(workload, spec, workload.sample_size),
     )  # fmt: skip
     task.memory = max(task.memory, lease.memory_bytes)
+    task.responses = max(lease.responses, 1)
+    task.job_units, task.operations = lease.reward_units // len(jobs), workload.price(params).flops // len(jobs)
     if lease.delivery == market_pb2.DELIVERY_FIRST_RESPONSE:
         task.k, task.exact_whole = 0, False  # accepted unaudited, by the customer's order
     return task

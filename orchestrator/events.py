@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.model import Batch, Lease, Part, Task
+from orchestrator.model import FREE, Ask, Batch, Lease, Part, Task
 
 # Verdicts and nacks, numbered as in the contract.
 SETTLED, WRONG, LATE, STALE, REFUSED = 1, 2, 3, 4, 5
@@ -69,6 +69,8 @@ class WorkerJoined:
     key: bytes
     types: frozenset[str]
     memory_bytes: int
+    owner: str = ""
+    ask: Ask = FREE
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from computemesh.trust.errors import InvalidArgument
 from computemesh.trust.statement import COMMITMENT
+from orchestrator import answers
 from orchestrator import events as e
 from orchestrator.model import Batch, Cause, Job, Lease, Part, Task, Trouble, Worker
-from orchestrator.state import State, batch_of, blame, end_attempts, fail_task, lost, void
+from orchestrator.state import State, batch_of, blame, count_settled, end_attempts, fail_task, lost, void
 
 # Below this many operations a job is recomputed in the event loop: handing it to a thread would cost more.
 CHEAP_COST = 20_000.0
@@ -275,6 +276,10 @@ def _settled(
     at = 0
     while at < len(leases):
         task, start = leases[at].task, at
+        if task.responses > 1:
+            answers.settled(state, leases[at], event, now_ms, out)
+            at += 1
+            continue
         states, results = task.states, task.results
         while at < len(leases) and leases[at].task is task:
             lease = leases[at]
@@ -288,7 +293,7 @@ def _settled(
             else:
                 start += 1  # of a task that ended, or settled before: the ledger's answer is for nobody
         task.settling -= at - start
-        _count_settled(state, task, at - start, event.height, event.tx_id, out)
+        count_settled(state, task, at - start, event.height, event.tx_id, out)
     return [lease.id for lease in leases]
 
 
@@ -299,7 +304,7 @@ def settle_job(
     task.states[index] = Job.SETTLED  # (SETTLING | QUEUED, SETTLE): callers checked
     task.results[32 * index : 32 * index + 32] = result_hash
     _feed(state, task, index, now_ms)
-    _count_settled(state, task, 1, height, b"", out)
+    count_settled(state, task, 1, height, b"", out)
 
 
 def _feed(state: State, task: Task, index: int, now_ms: int) -> None:
@@ -309,33 +314,26 @@ def _feed(state: State, task: Task, index: int, now_ms: int) -> None:
         state.place_needed = True
 
 
-def _count_settled(state: State, task: Task, jobs: int, height: int, tx_id: bytes, out: e.Effects) -> None:
-    """`jobs` more are settled; the task's root is asked for with the last one."""
-    if not jobs:
-        return
-    task.settled += jobs
-    if height > task.height:
-        task.height = height
-    state.progress.add(task.id)
-    if task.settled == len(task.states) and not task.outcome and not task.ended:
-        task.outcome = "ROOTING"
-        task.trouble.clear()
-        out.work.append(e.ComputeRoot(task.id, bytes(task.results), height, tx_id))
-
-
 def _refused(state: State, batch: Batch, lease: Lease, reason: str, now_ms: int, out: e.Effects) -> None:
     task = lease.task
     if task.states[lease.index] != Job.SETTLING:
         return
-    if reason == "DUPLICATE_RESULT":
+    if answers.one_more(task, lease.index):
+        answers.refused(state, batch, lease, reason, out)
+    elif reason == "DUPLICATE_RESULT":
         # Somebody settled the job before: it counts, with the hash the ledger has. It stays SETTLING until asked.
         out.send.append(e.SendVerdicts(batch.session, e.REFUSED, [lease.id], reason))
         out.work.append(e.FetchResult(task.id, lease.index))
-        return
-    task.settling -= 1
-    out.send.append(e.SendVerdicts(batch.session, e.REFUSED, [lease.id], reason))
-    if task.ended:
-        return
+    else:
+        task.settling -= 1
+        out.send.append(e.SendVerdicts(batch.session, e.REFUSED, [lease.id], reason))
+        if not task.ended:
+            _try_again(state, lease, reason, now_ms, out)
+
+
+def _try_again(state: State, lease: Lease, reason: str, now_ms: int, out: e.Effects) -> None:
+    """The ledger refused a result: another attempt, or the end of the task, as the reason says."""
+    task = lease.task
     if reason in TASK_GONE and not task.outcome:
         task.detail = f"the ledger refuses its results: {reason}"
         fail_task(state, task, out)
@@ -362,7 +360,8 @@ def rooted(state: State, event: e.Rooted, now_ms: int, out: e.Effects) -> None:
     task = state.tasks.get(event.task_id)
     if task is None or task.outcome != "ROOTING":
         return
-    task.outcome, task.root, task.ended = "COMPLETED", event.root, True
+    # Where the customer picks, further answers are taken until it has, or its silence has.
+    task.outcome, task.root, task.ended = "COMPLETED", event.root, task.responses == 1
     task.height = max(task.height, event.height)
     task.artifacts, task.detail = event.artifacts, event.detail
     repeat_outcome(task, out)

@@ -38,6 +38,8 @@ class Cause(IntEnum):
     CONDEMN = 6
     # After a restart: its settlement was sent, the answer is not known.
     RESUME = 7
+    # Answered, and the customer wants another answer to pick from.
+    ANSWERED = 8
 
 
 TRANSITIONS: dict[tuple[Job, Cause], Job] = {
@@ -51,6 +53,7 @@ TRANSITIONS: dict[tuple[Job, Cause], Job] = {
     (Job.AUDITING, Cause.LOSE): Job.QUEUED,
     (Job.SETTLING, Cause.SETTLE): Job.SETTLED,
     (Job.SETTLING, Cause.LOSE): Job.QUEUED,
+    (Job.SETTLING, Cause.ANSWERED): Job.QUEUED,
 }
 """Everything a job may do; what is not here is a fault of the core."""
 
@@ -58,6 +61,22 @@ TRANSITIONS: dict[tuple[Job, Cause], Job] = {
 # number never comes back after a restart.
 ATTEMPT_BITS = 12
 LEASE_BITS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Lowest price a worker takes, base units per 10^12 operations: in general, and of some task types."""
+
+    general: int = 0
+    of: Mapping[str, int] = field(default_factory=dict)
+
+    def takes(self, task: Task) -> bool:
+        """Whether the task's jobs pay enough."""
+        return task.operations * self.of.get(task.challenge_type, self.general) <= task.job_units * TERA
+
+
+FREE = Ask()
+TERA = 10**12
 
 
 @dataclass(slots=True)
@@ -73,14 +92,16 @@ class Trouble:
     wrong_by: set[bytes] = field(default_factory=set)
     # Workers that should not get it before a time, Unix ms.
     avoid: dict[bytes, int] = field(default_factory=dict)
+    # Owners whose answer the customer has: where it wants several, they are of different owners.
+    answered: set[str] = field(default_factory=set)
     # Challenges a worker left unanswered: three bar it, or it could wait for a seed that spares it.
     unanswered: dict[bytes, int] = field(default_factory=dict)
     backoff_ms: int = 0
     detail: str = ""
 
-    def bars(self, worker: bytes, now_ms: int) -> bool:
+    def bars(self, worker: Worker, now_ms: int) -> bool:
         """Whether this worker must not get the job now."""
-        return worker in self.wrong_by or self.avoid.get(worker, 0) > now_ms
+        return worker.key in self.wrong_by or worker.owner in self.answered or self.avoid.get(worker.key, 0) > now_ms
 
 
 class Task:
@@ -106,6 +127,7 @@ class Task:
         "height",
         "id",
         "inputs",
+        "job_units",
         "jobs",
         "k",
         "leaves",
@@ -113,10 +135,12 @@ class Task:
         "offered",
         "opening_bytes",
         "opens",
+        "operations",
         "outcome",
         "payload",
         "priority",
         "queued",
+        "responses",
         "results",
         "returned",
         "root",
@@ -140,6 +164,8 @@ class Task:
         self.id, self.epoch, self.challenge_type, self.jobs = id, epoch, challenge_type, jobs
         self.customer, self.priority, self.deadline_ms, self.created_ms = customer, priority, deadline_ms, created_ms
         self.memory, self.cost, self.exact_whole, self.k, self.binds = memory, cost, exact_whole, k, binds
+        # Answers wanted for each job; reward of one, base units, and its operations.
+        self.responses, self.job_units, self.operations = 1, 0, 0
         self.cursor = 0  # jobs below it were given out at least once
         self.returned: deque[int] = deque()
         self.delayed = 0  # jobs waiting for their back-off
@@ -209,12 +235,15 @@ class Task:
 class Lease:
     """One attempt: one worker's time-limited right to one job."""
 
-    __slots__ = ("attempt", "began_ms", "epoch", "id", "index", "k", "renewed_ms", "result_hash", "spec", "task")
+    __slots__ = (
+        "attempt", "began_ms", "epoch", "id", "index", "k", "owner", "renewed_ms", "result_hash", "spec", "task",
+    )  # fmt: skip
 
     def __init__(self, id: int, task: Task, index: int, attempt: int, spec: JobSpec, now_ms: int) -> None:
         self.id, self.task, self.index, self.attempt = id, task, index, attempt
         self.epoch = task.epoch
         self.k = task.k  # units to challenge
+        self.owner = ""
         self.spec, self.began_ms, self.renewed_ms = spec, now_ms, now_ms
         self.result_hash = b""
 
@@ -265,15 +294,30 @@ class Worker:
     """A connected worker. `types` empty takes every task type; `memory_bytes` 0 is unlimited."""
 
     __slots__ = (
-        "binding", "binding_block", "called_off", "challenged", "free", "key", "last_seen_ms", "leases",
-        "memory_bytes", "next_check_ms", "paused", "record", "session", "types",
+        "ask",
+        "binding",
+        "binding_block",
+        "called_off",
+        "challenged",
+        "free",
+        "key",
+        "last_seen_ms",
+        "leases",
+        "memory_bytes",
+        "next_check_ms",
+        "owner",
+        "paused",
+        "record",
+        "session",
+        "types",
     )  # fmt: skip
 
     def __init__(
-        self, session: int, key: bytes, types: frozenset[str], memory_bytes: int, record: Record, now_ms: int
+        self, session: int, key: bytes, types: frozenset[str], memory_bytes: int, record: Record, now_ms: int,
+        ask: Ask = FREE,
     ) -> None:
         self.session, self.key, self.types, self.memory_bytes = session, key, types, memory_bytes
-        self.record = record
+        self.record, self.owner, self.ask = record, record.owner, ask
         self.free = 0
         # Drained from this side (on request, or because it shuts down), and by the worker's owner.
         self.called_off = record.drained
@@ -303,6 +347,8 @@ class Record:
     cooldown_until_ms: int = 0
     last_seen_ms: int = 0
     drained: bool = False
+    # Address of whoever owns it, as it says.
+    owner: str = ""
     # By the ledger: 0..1000, and on what grounds.
     reputation: int = 0
     reasons: tuple[str, ...] = ()

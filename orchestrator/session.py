@@ -22,6 +22,7 @@ from computemesh.v1 import common_pb2
 from computemesh.v1 import orchestrator_pb2 as pb
 from orchestrator import audit, wire
 from orchestrator import events as e
+from orchestrator.model import Ask
 
 if TYPE_CHECKING:
     from orchestrator.runtime import Runtime
@@ -67,7 +68,9 @@ class Session:
         runtime = self.runtime
         runtime.sessions[self.number] = self
         types, memory = _wants(self.capabilities)
-        runtime.apply(e.WorkerJoined(self.number, self.key, types, memory))
+        ask = Ask(self.capabilities.price_units_per_teraop, {
+            one.challenge_type: one.price_units_per_teraop for one in self.capabilities.asks})
+        runtime.apply(e.WorkerJoined(self.number, self.key, types, memory, self.capabilities.owner, ask))
         self._offers()
         runtime.spawn(runtime.standing.ask(self.key))
         log.info(

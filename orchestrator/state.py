@@ -168,6 +168,21 @@ def void(batch: Batch, position: int, out: e.Effects) -> None:
         out.work.append(e.Discard(batch.key, batch.uploads(position)))
 
 
+def count_settled(state: State, task: Task, jobs: int, height: int, tx_id: bytes, out: e.Effects) -> None:
+    """`jobs` more are settled; the task's root is asked for with the last one."""
+    if not jobs:
+        return
+    task.settled += jobs
+    if height > task.height:
+        task.height = height
+    state.progress.add(task.id)
+    if task.settled == len(task.states) and not task.outcome and not task.ended:
+        task.outcome = "ROOTING"
+        if task.responses == 1:
+            task.trouble.clear()
+        out.work.append(e.ComputeRoot(task.id, bytes(task.results), height, tx_id))
+
+
 def end_attempts(state: State, task: Task, out: e.Effects) -> None:
     """No more work for this task: attempts in workers' hands are revoked, those in audit end when they are judged."""
     task.ended = True
@@ -212,7 +227,7 @@ def _give(state: State, worker: Worker, sharers: int, now_ms: int, out: e.Effect
     for task in state.queue.choose(worker.types, worker.memory_bytes, now_ms):
         if task.deadline_ms <= now_ms:
             continue  # the market and the ledger end it; nothing done now would be paid
-        if task.binds and not state.block_hash:
+        if not worker.ask.takes(task) or (task.binds and not state.block_hash):
             passed.append(task)
             continue
         share = -(-task.waiting // sharers)
@@ -237,7 +252,7 @@ def _take(task: Task, worker: Worker, most: int, now_ms: int) -> list[int]:
             return taken
         index = task.returned.popleft()
         trouble = task.trouble.get(index)
-        if trouble is not None and trouble.bars(worker.key, now_ms):
+        if trouble is not None and trouble.bars(worker, now_ms):
             task.returned.append(index)
         elif task.states[index] == Job.QUEUED:
             taken.append(index)
@@ -265,7 +280,7 @@ def _lease(state: State, task: Task, worker: Worker, indices: list[int], now_ms:
     for index, spec in zip(indices, specs, strict=True):
         tried = trouble.get(index) if trouble else None
         lease = Lease(number, task, index, attempt + (tried.attempts if tried else 0), spec, now_ms)
-        lease.k = k
+        lease.k, lease.owner = k, worker.owner
         worker.leases[number] = lease
         states[index] = Job.RUNNING  # (QUEUED, ASSIGN): _take gives queued jobs only
         leases.append(lease)

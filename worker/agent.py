@@ -8,7 +8,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import structlog
 from computemesh import workloads
 from computemesh.trust.errors import InvalidArgument, Unavailable
 from computemesh.trust.identity import PrivateKey
-from computemesh.v1.common_pb2 import Capabilities, Device
+from computemesh.v1.common_pb2 import Ask, Capabilities, Device
 from computemesh.v1.worker_pb2 import WorkerAgentStatus, WorkerDescription
 from worker.config import WorkerConfig
 from worker.core import Core
@@ -82,6 +82,18 @@ def one_is_enough(description: Mapping[str, Any]) -> bool:
     return bool(description["platform"] == "cpu")
 
 
+def read_asks(texts: Sequence[str]) -> list[Ask]:
+    """The asks of a configuration, "TYPE=UNITS" each. Raises InvalidArgument."""
+    found = []
+    for text in texts:
+        name, _, units = text.partition("=")
+        if not name or not units.isdecimal():
+            problem = f"{text[:80]!r} must be TYPE=UNITS, base units per 10^12 operations, e.g. rendering=250"
+            raise InvalidArgument(f"asks: {problem}", violations=[("asks", problem)])
+        found.append(Ask(challenge_type=name, price_units_per_teraop=int(units)))
+    return found
+
+
 def env_class(description: Mapping[str, Any]) -> str:
     """Where float results are byte-equal: device kind, jaxlib and what changes the code XLA makes."""
     flags = os.environ.get("XLA_FLAGS", "")
@@ -139,6 +151,8 @@ class Agent:
             price_units_per_teraop=self.config.price_units_per_teraop,
             software_version=SOFTWARE_VERSION,
             functions=functions,
+            owner=self.config.owner,
+            asks=read_asks(self.config.asks),
         )
         batchable = [name for name in self._types if workloads.get(name).execute_batch is not None]
         self.core = core = Core(

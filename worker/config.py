@@ -27,6 +27,10 @@ class WorkerConfig:
     challenge_types: tuple[str, ...] = ()
     platform: str = ""
     credits: int = 0
+    # Account of whoever owns this machine, `cpc1...`; empty: the worker's own.
+    owner: str = ""
+    # TYPE=UNITS: lowest price for jobs of a task type, base units per 10^12 operations, where it differs.
+    asks: tuple[str, ...] = ()
     price_units_per_teraop: int = 0
     functions: tuple[str, ...] = ()
     drain_timeout_ms: int = 30_000

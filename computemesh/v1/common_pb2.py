@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63omputemesh/v1/common.proto\x12\x0e\x63omputemesh.v1\x1a\x1b\x62uf/validate/validate.proto\"Q\n\x06\x44\x65vice\x12\x16\n\x04kind\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x19\n\x08platform\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x10\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\"\xae\x02\n\x0c\x43\x61pabilities\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x16.computemesh.v1.DeviceB\n\xbaH\x07\x92\x01\x04\x08\x01\x10@\x12*\n\x0f\x63hallenge_types\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x80\x02\"\x06r\x04\x10\x01\x18@\x12\x1f\n\x0ejaxlib_version\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1e\n\x16price_units_per_teraop\x18\x05 \x01(\x04\x12!\n\x10software_version\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12:\n\tfunctions\x18\x07 \x03(\x0b\x32\x1c.computemesh.v1.FunctionSpecB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\"\xab\x01\n\x0c\x46unctionSpec\x12\x44\n\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$\x12\x1f\n\x0cinput_schema\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x02\x12 \n\routput_schema\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x02\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\"Q\n\x08Greeting\x12\x16\n\x05nonce\x18\x01 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x1b\n\npublic_key\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h!\x12\x10\n\x08\x63hain_id\x18\x03 \x01(\t\"a\n\x05Hello\x12\x1b\n\npublic_key\x18\x01 \x01(\x0c\x42\x07\xbaH\x04z\x02h!\x12\x1f\n\x0c\x63\x61pabilities\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12\x1a\n\tsignature\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h@\".\n\x0b\x44rainNotice\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\x12\x10\n\x08until_ms\x18\x02 \x01(\x03\"\"\n\x07Goodbye\x12\x17\n\x05\x63\x61use\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63omputemesh/v1/common.proto\x12\x0e\x63omputemesh.v1\x1a\x1b\x62uf/validate/validate.proto\"Q\n\x06\x44\x65vice\x12\x16\n\x04kind\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x19\n\x08platform\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x10\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\"\xf4\x02\n\x0c\x43\x61pabilities\x12\x33\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x16.computemesh.v1.DeviceB\n\xbaH\x07\x92\x01\x04\x08\x01\x10@\x12*\n\x0f\x63hallenge_types\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x80\x02\"\x06r\x04\x10\x01\x18@\x12\x1f\n\x0ejaxlib_version\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1d\n\x0c\x64isplay_name\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1e\n\x16price_units_per_teraop\x18\x05 \x01(\x04\x12!\n\x10software_version\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12:\n\tfunctions\x18\x07 \x03(\x0b\x32\x1c.computemesh.v1.FunctionSpecB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\x12\x16\n\x05owner\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x18Z\x12,\n\x04\x61sks\x18\t \x03(\x0b\x32\x13.computemesh.v1.AskB\t\xbaH\x06\x92\x01\x03\x10\x80\x02\"H\n\x03\x41sk\x12!\n\x0e\x63hallenge_type\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1e\n\x16price_units_per_teraop\x18\x02 \x01(\x04\"\xab\x01\n\x0c\x46unctionSpec\x12\x44\n\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$\x12\x1f\n\x0cinput_schema\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x02\x12 \n\routput_schema\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x02\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\"Q\n\x08Greeting\x12\x16\n\x05nonce\x18\x01 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x1b\n\npublic_key\x18\x02 \x01(\x0c\x42\x07\xbaH\x04z\x02h!\x12\x10\n\x08\x63hain_id\x18\x03 \x01(\t\"a\n\x05Hello\x12\x1b\n\npublic_key\x18\x01 \x01(\x0c\x42\x07\xbaH\x04z\x02h!\x12\x1f\n\x0c\x63\x61pabilities\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x04\x12\x1a\n\tsignature\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h@\".\n\x0b\x44rainNotice\x12\r\n\x05\x63\x61use\x18\x01 \x01(\t\x12\x10\n\x08until_ms\x18\x02 \x01(\x03\"\"\n\x07Goodbye\x12\x17\n\x05\x63\x61use\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,6 +48,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CAPABILITIES'].fields_by_name['software_version']._serialized_options = b'\272H\004r\002\030@'
   _globals['_CAPABILITIES'].fields_by_name['functions']._loaded_options = None
   _globals['_CAPABILITIES'].fields_by_name['functions']._serialized_options = b'\272H\006\222\001\003\020\200\002'
+  _globals['_CAPABILITIES'].fields_by_name['owner']._loaded_options = None
+  _globals['_CAPABILITIES'].fields_by_name['owner']._serialized_options = b'\272H\004r\002\030Z'
+  _globals['_CAPABILITIES'].fields_by_name['asks']._loaded_options = None
+  _globals['_CAPABILITIES'].fields_by_name['asks']._serialized_options = b'\272H\006\222\001\003\020\200\002'
+  _globals['_ASK'].fields_by_name['challenge_type']._loaded_options = None
+  _globals['_ASK'].fields_by_name['challenge_type']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_FUNCTIONSPEC'].fields_by_name['name']._loaded_options = None
   _globals['_FUNCTIONSPEC'].fields_by_name['name']._serialized_options = b'\272H3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$'
   _globals['_FUNCTIONSPEC'].fields_by_name['input_schema']._loaded_options = None
@@ -69,15 +75,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEVICE']._serialized_start=76
   _globals['_DEVICE']._serialized_end=157
   _globals['_CAPABILITIES']._serialized_start=160
-  _globals['_CAPABILITIES']._serialized_end=462
-  _globals['_FUNCTIONSPEC']._serialized_start=465
-  _globals['_FUNCTIONSPEC']._serialized_end=636
-  _globals['_GREETING']._serialized_start=638
-  _globals['_GREETING']._serialized_end=719
-  _globals['_HELLO']._serialized_start=721
-  _globals['_HELLO']._serialized_end=818
-  _globals['_DRAINNOTICE']._serialized_start=820
-  _globals['_DRAINNOTICE']._serialized_end=866
-  _globals['_GOODBYE']._serialized_start=868
-  _globals['_GOODBYE']._serialized_end=902
+  _globals['_CAPABILITIES']._serialized_end=532
+  _globals['_ASK']._serialized_start=534
+  _globals['_ASK']._serialized_end=606
+  _globals['_FUNCTIONSPEC']._serialized_start=609
+  _globals['_FUNCTIONSPEC']._serialized_end=780
+  _globals['_GREETING']._serialized_start=782
+  _globals['_GREETING']._serialized_end=863
+  _globals['_HELLO']._serialized_start=865
+  _globals['_HELLO']._serialized_end=962
+  _globals['_DRAINNOTICE']._serialized_start=964
+  _globals['_DRAINNOTICE']._serialized_end=1010
+  _globals['_GOODBYE']._serialized_start=1012
+  _globals['_GOODBYE']._serialized_end=1046
 # @@protoc_insertion_point(module_scope)

@@ -61,6 +61,8 @@ class Capabilities(google.protobuf.message.Message):
     PRICE_UNITS_PER_TERAOP_FIELD_NUMBER: builtins.int
     SOFTWARE_VERSION_FIELD_NUMBER: builtins.int
     FUNCTIONS_FIELD_NUMBER: builtins.int
+    OWNER_FIELD_NUMBER: builtins.int
+    ASKS_FIELD_NUMBER: builtins.int
     jaxlib_version: builtins.str
     """Version of jaxlib; with the device kind it is the class in which float results are compared byte for byte."""
     display_name: builtins.str
@@ -69,6 +71,10 @@ class Capabilities(google.protobuf.message.Message):
     """Lowest price asked, base units per 10^12 operations; 0 takes any job."""
     software_version: builtins.str
     """Release of the worker software, e.g. "0.1.0"."""
+    owner: builtins.str
+    """Account of whoever owns the machine; absent: the worker's own. What is to be done by different owners never goes to
+    two workers that name the same.
+    """
     @property
     def devices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Device]: ...
     @property
@@ -78,6 +84,12 @@ class Capabilities(google.protobuf.message.Message):
     @property
     def functions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FunctionSpec]:
         """Functions its operator exposes to tasks of type `function`. All of a Hello's capabilities fit into 64 KiB."""
+
+    @property
+    def asks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Ask]:
+        """Lowest price asked for jobs of a task type, base units per 10^12 operations, where it is another than
+        `price_units_per_teraop`. A job goes only to workers whose ask it meets.
+        """
 
     def __init__(
         self,
@@ -89,10 +101,32 @@ class Capabilities(google.protobuf.message.Message):
         price_units_per_teraop: builtins.int = ...,
         software_version: builtins.str = ...,
         functions: collections.abc.Iterable[global___FunctionSpec] | None = ...,
+        owner: builtins.str = ...,
+        asks: collections.abc.Iterable[global___Ask] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["challenge_types", b"challenge_types", "devices", b"devices", "display_name", b"display_name", "functions", b"functions", "jaxlib_version", b"jaxlib_version", "price_units_per_teraop", b"price_units_per_teraop", "software_version", b"software_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["asks", b"asks", "challenge_types", b"challenge_types", "devices", b"devices", "display_name", b"display_name", "functions", b"functions", "jaxlib_version", b"jaxlib_version", "owner", b"owner", "price_units_per_teraop", b"price_units_per_teraop", "software_version", b"software_version"]) -> None: ...
 
 global___Capabilities = Capabilities
+
+@typing.final
+class Ask(google.protobuf.message.Message):
+    """What a worker asks for jobs of one task type."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHALLENGE_TYPE_FIELD_NUMBER: builtins.int
+    PRICE_UNITS_PER_TERAOP_FIELD_NUMBER: builtins.int
+    challenge_type: builtins.str
+    price_units_per_teraop: builtins.int
+    def __init__(
+        self,
+        *,
+        challenge_type: builtins.str = ...,
+        price_units_per_teraop: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "price_units_per_teraop", b"price_units_per_teraop"]) -> None: ...
+
+global___Ask = Ask
 
 @typing.final
 class FunctionSpec(google.protobuf.message.Message):
