@@ -37,20 +37,24 @@ def test_a_file_of_tasks_is_published_line_by_line(here: Mesh, tmp_path: Path) -
 
 
 def test_a_customer_confirms_the_answer_it_waits_for(here: Mesh) -> None:
-    words = ("task", "submit", "noop", "jobs=2", "--reward", "1.0", "--delivery", "manual", "--confirm-window", "1h")
+    words = ("task", "submit", "noop", "jobs=2", "--reward", "1.0", "--delivery", "manual", "--responses", "2",
+             "--confirm-window", "1h")
     task_id = json.loads(here(*words, "--json").stdout)["task_id"]
     rows: list[dict[str, object]] = []
     for _ in range(200):
         rows = json.loads(here("task", "answers", task_id, "--json").stdout)["answers"]
-        if len(rows) == 2:
+        if len(rows) == 4:
             break
-    assert [row["job"] for row in rows] == [0, 1]
+    assert [row["job"] for row in rows] == [0, 0, 1, 1]
+    assert rows[0]["worker"] != rows[1]["worker"], "answers of two owners"
     late = here("task", "retract", task_id)
     assert "TASK_ALREADY_CLAIMED" in late.stderr
     assert "`mesh task cancel` ends a task somebody works on" in late.stderr
     assert json.loads(here("task", "get", task_id, "--json").stdout)["status"] == "in_progress"
     stranger = here("task", "confirm", task_id, "--worker", "cpc1nobody")
     assert "TASK_NOT_CLAIMED" in stranger.stderr
+    second = here("task", "confirm", task_id, "--job", "0", "--worker", str(rows[1]["worker"]))
+    assert f"job 0: answer of {rows[1]['worker']} confirmed" in second.stdout
     assert here("task", "confirm", task_id).returncode == 0
     watched = here("task", "watch", task_id, "--timeout", "60", "--json")
     assert json.loads(watched.stdout)["status"] == "completed", watched.stderr
