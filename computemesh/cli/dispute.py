@@ -81,6 +81,7 @@ def _describe(dispute: Any) -> str:
     values = {
         "dispute": dispute.id,
         "status": _status(dispute.status) + (f": {dispute.detail}" if dispute.detail else ""),
+        "kind": "accusation of a failed audit" if dispute.accusation else "contest of a settled result",
         "result": f"job {dispute.job} of task {dispute.task_id}",
         "accused": dispute.accused,
         "contestant": f"{dispute.contestant}, with {format_cpc(dispute.bond_units)} CPC",
@@ -134,6 +135,18 @@ def reveal(
 
     with acting(profile, key) as client:
         client.declare(acts.Reveal(_bytes(dispute, 16, "DISPUTE"), _verdict(verdict), _bytes(salt, 32, "--salt")))
+        _show(client, dispute)
+
+
+@app.command()
+def appeal(
+    dispute: Contest, key: KeyOption = None, profile: ProfileOption = None, as_json: JsonOption = False
+) -> None:
+    """As the accused worker: have validators judge an orchestrator's accusation instead of accepting it."""
+    from computemesh.trust import acts
+
+    with acting(profile, key) as client:
+        client.declare(acts.Appeal(_bytes(dispute, 16, "DISPUTE")))
         _show(client, dispute)
 
 

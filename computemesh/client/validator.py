@@ -86,6 +86,10 @@ def examine(
     """What was done again, where it holds; `spec` is the job as the order implies it, bound to its worker. Raises Wrong
     where it does not hold, MeshError where the evidence decides nothing."""
     layout = workload.layout(spec)
+    shown = statement.Commitment.unpack(transcript.commitment)
+    if (shown.worker_key, shown.result_hash) != (result.worker_key, result.result_hash) \
+            and (transcript.binding or not workload.exact):
+        raise NoEvidence("the orchestrator shows the audit of another worker's answer")
     if workload.exact:
         digests = workload.recompute([spec])[0]
         if audit.JobTree(layout, digests).result_hash != result.result_hash:
@@ -184,6 +188,8 @@ class Validator:
 
     def _act(self, dispute: ledger_pb2.Dispute) -> bool:
         """Votes, or opens the vote, as it is time for; whether nothing is left to do in this phase."""
+        if dispute.accusation and not dispute.judged:
+            return False  # nobody has asked for a judgement yet
         contest = bytes.fromhex(dispute.id)
         ballot = self._ballots.get(dispute.id)
         if dispute.status == ledger_pb2.DISPUTE_STATUS_REVEALING:
