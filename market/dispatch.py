@@ -98,6 +98,7 @@ class DispatchStream:
         finally:
             self._engine.connections.pop(self._number, None)
             self._functions.drop(self._number)
+            self._engine.asks.pop(self._number, None)
             self._engine.do(Disconnect(self._number))
             for part in parts:
                 part.cancel()
@@ -167,6 +168,8 @@ class DispatchStream:
             self._engine.do(Outcomes(self._number, tuple(map(_outcome, request.outcomes.outcomes))))
         elif kind == "functions":
             self._functions.report(self._number, request.functions)
+        elif kind == "asks":
+            self._engine.asks[self._number] = list(request.asks.asks)
         elif kind == "goodbye":
             return False
         else:

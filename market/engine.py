@@ -109,6 +109,8 @@ class Engine:
         self.released: Callable[[Release], None] = lambda item: None
         self._in_flight = 0
         self.feed = Bell()
+        # What the workers of each connected orchestrator ask.
+        self.asks: dict[int, list[market_pb2.TypeAsk]] = {}
         ledger.on_event = self.do
 
     def do(self, event: Event) -> asyncio.Future[None]:

@@ -12,15 +12,13 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf import json_format, struct_pb2
 
 from computemesh import workloads
 from computemesh.service.artifacts import Artifacts
-from computemesh.trust.amount import format_cpc
 from computemesh.trust.errors import InvalidArgument, InvalidState, TaskNotFound, Unauthorized, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import market_pb2, market_pb2_grpc
-from market import opportunities, orders, store, views
+from market import opportunities, orders, quotes, store, views
 from market.acts import Acts
 from market.batch import Batch
 from market.callers import Callers
@@ -87,20 +85,13 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
 
     async def QuoteTask(self, request: market_pb2.QuoteTaskRequest, context: Context) -> market_pb2.QuoteTaskResponse:
         self._callers.identify(context, self._engine.clock())
+        names = orders.names_in(request.challenge_type, request.payload)
         task_type = workloads.get(request.challenge_type)
         _, values = orders.payload_of(request.payload)
-        names = orders.names_in(request.challenge_type, request.payload)
         params = orders.parse(task_type, values, await self._models.digests(names))
         if task_type.call is not None:
             await self._functions.check(task_type.call(params))
-        estimate = task_type.price(params)
-        layout = task_type.layout(task_type.split(params, bytes(32))[0])
-        units = layout.segments * layout.units
-        filled = struct_pb2.Struct()
-        json_format.ParseDict(params.model_dump(mode="json", exclude_none=True), filled)
-        return market_pb2.QuoteTaskResponse(
-            price=format_cpc(estimate.upper_bound_units), operations=str(estimate.flops), jobs=task_type.jobs(params),
-            checked_units_per_job=min(task_type.sample_size, units), units_per_job=units, payload=filled)
+        return quotes.quote(task_type, params, [one for asks in self._engine.asks.values() for one in asks])
 
     async def GetTask(self, request: market_pb2.GetTaskRequest, context: Context) -> market_pb2.GetTaskResponse:
         spec, state = await self._own_task(request.task_id, context, judges=True)

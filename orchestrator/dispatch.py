@@ -19,12 +19,13 @@ from computemesh.trust import envelope, statement
 from computemesh.trust.errors import InvalidArgument, MeshError
 from computemesh.v1 import common_pb2, market_pb2, market_pb2_grpc
 from computemesh.workloads import openings, references
-from orchestrator import audit, offers
+from orchestrator import asks, audit, offers
 from orchestrator import events as e
 from orchestrator.model import Job, Task
 from orchestrator.runtime import Runtime
 
 PROGRESS_EVERY_S = 0.2
+ASKS_EVERY_S = 3.0
 FIRST_WAIT_S, LAST_WAIT_S = 0.1, 5.0
 MAX_ROWS = 4096
 log = structlog.get_logger("orchestrator.dispatch")
@@ -122,6 +123,7 @@ class Dispatch:
                         asyncio.create_task(_beat(outbox, interval)),
                         asyncio.create_task(self._report(outbox)),
                         asyncio.create_task(self._offer(outbox)),
+                        asyncio.create_task(self._ask(outbox)),
                     ]
                 elif kind in _TAKE:
                     _TAKE[kind](self, response)
@@ -132,6 +134,12 @@ class Dispatch:
             call.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
         return welcomed
+
+    async def _ask(self, outbox: Outbox[market_pb2.DispatchRequest]) -> None:
+        """What workers ask, now and every few seconds."""
+        while True:
+            outbox.push(market_pb2.DispatchRequest(asks=asks.summary(self._runtime.core.state)))
+            await asyncio.sleep(ASKS_EVERY_S)
 
     def _hello(self, greeting: common_pb2.Greeting) -> common_pb2.Hello:
         runtime = self._runtime

@@ -14,7 +14,17 @@ from computemesh.trust.statement import COMMITMENT
 from orchestrator import answers
 from orchestrator import events as e
 from orchestrator.model import Batch, Cause, Job, Lease, Part, Task, Trouble, Worker
-from orchestrator.state import State, batch_of, blame, count_settled, end_attempts, fail_task, lost, void
+from orchestrator.state import (
+    State,
+    batch_of,
+    blame,
+    count_settled,
+    end_attempts,
+    fail_task,
+    lost,
+    timed,
+    void,
+)
 
 # Below this many operations a job is recomputed in the event loop: handing it to a thread would cost more.
 CHEAP_COST = 20_000.0
@@ -155,8 +165,7 @@ def judged(state: State, event: e.Judged, now_ms: int, out: e.Effects) -> None:
         elif accepted:
             task.states[lease.index] = Job.SETTLING  # (AUDITING, ACCEPT): only judged jobs are auditing
             task.settling += 1
-            task.timed += 1
-            task.took_ms += batch.arrived_ms - lease.began_ms
+            timed(state, task, batch.arrived_ms - lease.began_ms)
             if task.leaves:
                 task.offered[lease.index, lease.result_hash] = batch.outputs[position]
             part.positions.append(position)

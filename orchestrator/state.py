@@ -71,6 +71,8 @@ class State:
         self.unsettled: list[Part] = []
         self.in_flight: dict[bytes, list[Part]] = {}
         self.progress: set[bytes] = set()
+        # Operations of accepted jobs of each task type, and the time from their assignment to their commitment, ms.
+        self.rates: dict[str, tuple[int, int]] = {}
         self.place_needed = False
 
     def record(self, key: bytes) -> Record:
@@ -89,6 +91,14 @@ def longest_ms(limits: Limits, task: Task) -> int:
     if task.timed < TIMED_JOBS:
         return limits.job_limit_ms
     return min(limits.job_limit_ms, max(limits.job_lease_ms, TIMES_THE_MEAN * task.took_ms // task.timed))
+
+
+def timed(state: State, task: Task, took_ms: int) -> None:
+    """An accepted job took so long."""
+    task.timed += 1
+    task.took_ms += took_ms
+    operations, total_ms = state.rates.get(task.challenge_type, (0, 0))
+    state.rates[task.challenge_type] = operations + task.operations, total_ms + took_ms
 
 
 def blame(state: State, record: Record, now_ms: int) -> None:

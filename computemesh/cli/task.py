@@ -277,10 +277,12 @@ def quote(
     with connect(profile) as client:
         price = client.quote(challenge_type, values)
     output.emit(price, output.pairs({
-        "price": f"{price.price} CPC at most",
+        "price": f"{price.price} CPC",
         "operations": f"{price.operations:,}",
         "jobs": f"{price.jobs:,}",
         "checked": f"{price.checked_units_per_job} of {price.units_per_job:,} units of each job",
+        "workers": f"{price.workers} take it" + (f", the cheapest for {price.lowest_price} CPC" if price.workers else ""),
+        "time": f"about {price.estimated_ms / 1000:.1f} s" if price.estimated_ms else "not known yet",
         "payload": price.payload,
     }))  # fmt: skip
 

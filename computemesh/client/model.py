@@ -210,7 +210,8 @@ class TaskEvent:
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What a task would cost: `price` in CPC for `operations` arithmetic operations, split into `jobs`."""
+    """What a task would cost: `price` in CPC for `operations` arithmetic operations, split into `jobs`. `workers`
+    take such jobs now, the cheapest for `lowest_price`; all together need `estimated_ms`, 0 where that is not known."""
 
     price: str
     operations: int
@@ -218,6 +219,9 @@ class Quote:
     checked_units_per_job: int
     units_per_job: int
     payload: dict[str, Any]
+    workers: int = 0
+    lowest_price: str = ""
+    estimated_ms: int = 0
 
     @classmethod
     def of(cls, message: market_pb2.QuoteTaskResponse) -> Quote:
@@ -229,6 +233,9 @@ class Quote:
             checked_units_per_job=message.checked_units_per_job,
             units_per_job=message.units_per_job,
             payload=payload_of(message.payload),
+            workers=message.workers,
+            lowest_price=message.lowest_price,
+            estimated_ms=message.estimated_ms,
         )
 
 

@@ -1183,14 +1183,24 @@ class QuoteTaskResponse(google.protobuf.message.Message):
     CHECKED_UNITS_PER_JOB_FIELD_NUMBER: builtins.int
     UNITS_PER_JOB_FIELD_NUMBER: builtins.int
     PAYLOAD_FIELD_NUMBER: builtins.int
+    WORKERS_FIELD_NUMBER: builtins.int
+    LOWEST_PRICE_FIELD_NUMBER: builtins.int
+    ESTIMATED_MS_FIELD_NUMBER: builtins.int
     price: builtins.str
-    """Suggested reward, decimal CPC: an upper bound from the operations the task needs."""
+    """Suggested reward, decimal CPC: what its operations cost by the workers' asks, or else by the market's own list."""
     operations: builtins.str
     """Operations (floating point or integer) the price is for. A decimal string: it may exceed 2^63."""
     jobs: builtins.int
     checked_units_per_job: builtins.int
     """Units checked per job, of units there are."""
     units_per_job: builtins.int
+    workers: builtins.int
+    """Connected workers that take the task type, and the least decimal CPC any of them would do it for. Where they ask
+    anything, `price` is what the one in the middle asks.
+    """
+    lowest_price: builtins.str
+    estimated_ms: builtins.int
+    """How long it would take all of them together, by their jobs so far; 0: not known."""
     @property
     def payload(self) -> google.protobuf.struct_pb2.Struct:
         """Payload with every default filled in."""
@@ -1204,9 +1214,12 @@ class QuoteTaskResponse(google.protobuf.message.Message):
         checked_units_per_job: builtins.int = ...,
         units_per_job: builtins.int = ...,
         payload: google.protobuf.struct_pb2.Struct | None = ...,
+        workers: builtins.int = ...,
+        lowest_price: builtins.str = ...,
+        estimated_ms: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["checked_units_per_job", b"checked_units_per_job", "jobs", b"jobs", "operations", b"operations", "payload", b"payload", "price", b"price", "units_per_job", b"units_per_job"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["checked_units_per_job", b"checked_units_per_job", "estimated_ms", b"estimated_ms", "jobs", b"jobs", "lowest_price", b"lowest_price", "operations", b"operations", "payload", b"payload", "price", b"price", "units_per_job", b"units_per_job", "workers", b"workers"]) -> None: ...
 
 global___QuoteTaskResponse = QuoteTaskResponse
 
@@ -1431,6 +1444,7 @@ class DispatchRequest(google.protobuf.message.Message):
     HEARTBEAT_FIELD_NUMBER: builtins.int
     GOODBYE_FIELD_NUMBER: builtins.int
     FUNCTIONS_FIELD_NUMBER: builtins.int
+    ASKS_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> computemesh.v1.common_pb2.Hello: ...
     @property
@@ -1447,6 +1461,10 @@ class DispatchRequest(google.protobuf.message.Message):
     def functions(self) -> global___FunctionOffers:
         """What its workers offer to tasks of type `function`: when the stream begins, and whenever it changes."""
 
+    @property
+    def asks(self) -> global___AskBatch:
+        """What its workers ask and how fast they were: when the stream begins, and every few seconds."""
+
     def __init__(
         self,
         *,
@@ -1457,12 +1475,60 @@ class DispatchRequest(google.protobuf.message.Message):
         heartbeat: global___DispatchHeartbeat | None = ...,
         goodbye: computemesh.v1.common_pb2.Goodbye | None = ...,
         functions: global___FunctionOffers | None = ...,
+        asks: global___AskBatch | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["functions", b"functions", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcomes", b"outcomes", "progress", b"progress", "ready", b"ready"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["functions", b"functions", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcomes", b"outcomes", "progress", b"progress", "ready", b"ready"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "ready", "progress", "outcomes", "heartbeat", "goodbye", "functions"] | None: ...
+    def HasField(self, field_name: typing.Literal["asks", b"asks", "functions", b"functions", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcomes", b"outcomes", "progress", b"progress", "ready", b"ready"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["asks", b"asks", "functions", b"functions", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcomes", b"outcomes", "progress", b"progress", "ready", b"ready"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "ready", "progress", "outcomes", "heartbeat", "goodbye", "functions", "asks"] | None: ...
 
 global___DispatchRequest = DispatchRequest
+
+@typing.final
+class AskBatch(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ASKS_FIELD_NUMBER: builtins.int
+    @property
+    def asks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TypeAsk]: ...
+    def __init__(
+        self,
+        *,
+        asks: collections.abc.Iterable[global___TypeAsk] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["asks", b"asks"]) -> None: ...
+
+global___AskBatch = AskBatch
+
+@typing.final
+class TypeAsk(google.protobuf.message.Message):
+    """Connected workers of one orchestrator that take a task type."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHALLENGE_TYPE_FIELD_NUMBER: builtins.int
+    WORKERS_FIELD_NUMBER: builtins.int
+    LOWEST_UNITS_FIELD_NUMBER: builtins.int
+    MEDIAN_UNITS_FIELD_NUMBER: builtins.int
+    OPERATIONS_PER_S_FIELD_NUMBER: builtins.int
+    challenge_type: builtins.str
+    workers: builtins.int
+    lowest_units: builtins.int
+    """Of their asks, base units per 10^12 operations."""
+    median_units: builtins.int
+    operations_per_s: builtins.int
+    """Operations per second in one job, from assignment to commitment, over the jobs accepted so far; 0: none yet."""
+    def __init__(
+        self,
+        *,
+        challenge_type: builtins.str = ...,
+        workers: builtins.int = ...,
+        lowest_units: builtins.int = ...,
+        median_units: builtins.int = ...,
+        operations_per_s: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "lowest_units", b"lowest_units", "median_units", b"median_units", "operations_per_s", b"operations_per_s", "workers", b"workers"]) -> None: ...
+
+global___TypeAsk = TypeAsk
 
 @typing.final
 class DispatchResponse(google.protobuf.message.Message):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from computemesh.trust import acts, event
+from computemesh.trust.amount import format_cpc
 from computemesh.trust.identity import decode_address
 from computemesh.v1 import market_pb2 as pb
 from market import posting
@@ -215,3 +216,31 @@ def test_a_private_address_hidden_in_ipv6_is_still_private() -> None:
     assert not posting.allowed(ipaddress.ip_address("::ffff:127.0.0.1"), ())
     assert posting.allowed(ipaddress.ip_address("8.8.8.8"), ())
     assert posting.allowed(ipaddress.ip_address("10.0.0.1"), posting.networks(["10.0.0.0/8"]))
+
+
+# ---------------------------------------------------------------- quotes
+
+
+async def test_a_quote_is_what_the_worker_in_the_middle_asks_and_follows_who_is_connected(bench: Bench) -> None:
+    request = pb.QuoteTaskRequest(challenge_type="synthetic", payload=struct(matrix_size=1024))
+    listed = await bench.stub.QuoteTask(request, metadata=ALICE)
+    assert (listed.workers, listed.lowest_price, listed.estimated_ms) == (0, "", 0)
+    one = bench.orchestrator()
+    await one.dial()
+    await one.write(asks=pb.AskBatch(asks=[pb.TypeAsk(
+        challenge_type="synthetic", workers=3, lowest_units=1_000_000, median_units=4_000_000,
+        operations_per_s=10**9)]))
+    async with asyncio.timeout(5):
+        while True:
+            quote = await bench.stub.QuoteTask(request, metadata=ALICE)
+            if quote.workers:
+                break
+    operations = int(quote.operations)
+    assert (quote.workers, quote.jobs) == (3, 1)
+    assert quote.price == format_cpc(-(-operations * 4_000_000 // 10**12))
+    assert quote.lowest_price == format_cpc(-(-operations * 1_000_000 // 10**12))
+    assert quote.estimated_ms == 1000 * operations // (3 * 10**9)
+    one.call.cancel()
+    async with asyncio.timeout(5):
+        while (await bench.stub.QuoteTask(request, metadata=ALICE)).workers:
+            pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestrator import asks
 from orchestrator import events as e
 from orchestrator.model import Ask, Job
 from tests.orchestrator.scene import Scene, key, task, task_id
@@ -79,3 +80,17 @@ def test_a_job_goes_only_to_workers_whose_ask_it_meets() -> None:
     rich.job_units, rich.operations = 6, 10**12
     scene.do(e.TaskLeased(rich, b"", ()))
     assert len(scene.held(1)) + len(scene.held(2)) == 3
+
+
+def test_the_market_hears_the_lowest_and_the_middle_ask_and_the_pace_of_accepted_jobs() -> None:
+    scene = Scene()
+    for number, units in ((1, 9), (2, 1), (3, 4)):
+        join(scene, number, credits=0, ask=Ask(100, {"noop": units}))
+    work = task(1, jobs=1)
+    work.operations, work.job_units = 5_000, 1
+    scene.do(e.TaskLeased(work, b"", ()))
+    scene.do(e.CreditsGranted(2, 1))
+    scene.now += 250
+    scene.finish(2)
+    (row,) = (one for one in asks.summary(scene.core.state).asks if one.challenge_type == "noop")
+    assert (row.workers, row.lowest_units, row.median_units, row.operations_per_s) == (3, 1, 4, 20_000)
