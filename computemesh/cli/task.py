@@ -281,7 +281,7 @@ def quote(
         "operations": f"{price.operations:,}",
         "jobs": f"{price.jobs:,}",
         "checked": f"{price.checked_units_per_job} of {price.units_per_job:,} units of each job",
-        "workers": f"{price.workers} take it" + (f", the cheapest for {price.lowest_price} CPC" if price.workers else ""),
+        "workers": f"{price.workers}" + (f", the cheapest for {price.lowest_price} CPC" if price.workers else ""),
         "time": f"about {price.estimated_ms / 1000:.1f} s" if price.estimated_ms else "not known yet",
         "payload": price.payload,
     }))  # fmt: skip
