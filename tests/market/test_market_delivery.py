@@ -6,13 +6,16 @@ import asyncio
 import hashlib
 import time
 import uuid
+from dataclasses import replace
 
+from computemesh.client.contest import contest_of
 from computemesh.client.orders import Wish
 from computemesh.client.terms import OrderTerms
 from computemesh.service import transactions
 from computemesh.service.auth import make_token
 from computemesh.trust import acts, merkle
 from computemesh.trust.identity import PrivateKey
+from computemesh.v1 import ledger_pb2
 from computemesh.v1 import market_pb2 as pb
 from tests.market.market_bench import ALICE, CHAIN, Bench, Orchestrator, bearer, create_request, struct
 from tests.market.real_ledger import RealLedger
@@ -205,3 +208,39 @@ async def test_an_account_that_delegated_a_key_pays_and_gets_the_refund(real: Re
     stolen = transactions.signed(CAROL, CHAIN, transactions.TRANSFER,
                                  transactions.transfer_body(CAROL.address, 1_000_000))
     assert (await ledger.submit(stolen)).reason == "INSUFFICIENT_FUNDS"  # it may publish, and moves only its own money
+
+
+# ---------------------------------------------------------------- errors of the seeds
+
+
+async def test_what_comes_after_the_deadline_is_refused_as_expired(real: Real) -> None:
+    bench, ledger = real
+    task = await bench.create(deadline=int(time.time()) + 2)
+    await bench.reach(task.task_id, pb.TASK_STATUS_EXPIRED, 15)
+    assert await ledger.balance(bench.alice.address) == 100_000_000
+    error = await refused(act(bench, acts.Retract(bytes.fromhex(task.task_id))))
+    assert (error.status, error.reason) == ("FAILED_PRECONDITION", "TASK_EXPIRED")
+    assert error.message.endswith("is expired: retract is refused")
+
+
+async def test_a_contest_with_a_forged_path_is_refused_as_an_invalid_proof(real: Real) -> None:
+    bench, ledger = real
+    await bench.create()
+    one, lease = await leased(bench)
+    await ledger.settle(one.key, lease.task_id, lease.epoch, range(4))
+    await act(bench, acts.Stake(5_000_000))
+    asked = ledger_pb2.GetInclusionProofRequest(task_id=lease.task_id.hex(), job=0)
+    proven = (await ledger.stub.GetInclusionProof(asked, timeout=10)).result
+    contest = contest_of(proven)
+    error = await refused(act(bench, replace(contest, path=bytes(len(contest.path)))))
+    # The window of two blocks may be over on a slow machine: then that is what is said.
+    assert error.reason in ("INVALID_PROOF", "NOT_CONTESTABLE"), error
+    error = await refused(bench.stub.SubmitAct(pb.SubmitActRequest(kind="contest", body=b"x"), metadata=ALICE))
+    assert (error.status, error.reason) == ("INVALID_ARGUMENT", "INVALID_PROOF")
+    assert "has 1 bytes, not" in error.message
+
+
+async def test_a_task_nobody_knows_is_not_found(real: Real) -> None:
+    bench, _ = real
+    error = await refused(act(bench, acts.Retract(bytes(32))))
+    assert (error.status, error.reason) == ("NOT_FOUND", "TASK_NOT_FOUND")
