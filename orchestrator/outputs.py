@@ -137,7 +137,7 @@ class Outputs:
             assert workload.output_bytes is not None
             units = proofs.DIGEST_BYTES * workload.layout(spec).count
             limits = [(output, workload.output_bytes(spec), "output"), (listed, units, "list of unit digests")]
-        limits.append((work.uploaded, openings.limit(workload, spec, work.lease.task.k), "answer to the challenge"))
+        limits.append((work.uploaded, openings.limit(workload, spec, work.lease.k), "answer to the challenge"))
         for digest, limit, what in limits:
             if not digest:
                 continue
