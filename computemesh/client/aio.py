@@ -19,6 +19,7 @@ from computemesh.client.model import Account, Block, Model, Page, Quote, Task, T
 from computemesh.client.orders import Deadline, Wish
 from computemesh.client.profile import Profile
 from computemesh.client.rpc import Pauses, Transport, meaning, signed_token
+from computemesh.service import tracing
 from computemesh.trust.errors import DeadlineExceeded, InvalidState, MeshError, Unauthenticated, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.receipt import Check, Receipt, verify
@@ -89,6 +90,7 @@ class AsyncClient:
 
     # --- tasks -----------------------------------------------------------------------------------------------------
 
+    @tracing.rooted("submit")
     async def submit(
         self,
         challenge_type: str,
