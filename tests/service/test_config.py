@@ -52,7 +52,8 @@ def test_one_file_configures_every_service(path: Path) -> None:
     ('listen = "a"\nlisetn = "b"\n', "lisetn.*did you mean listen?"),
     ('listen = "a"\nzzz = "b"\n', "zzz.*known are keys, lease_ms"),
     ("lease_ms = 1\n", "listen"), ('listen = "a"\nlease_ms = "soon"\n', "lease_ms.*an integer"),
-    ('listen = "a"\nlease_ms = true\n', "lease_ms.*an integer"), ('listen = "a"\nkeys = [1]\n', "keys.*list of strings"),
+    ('listen = "a"\nlease_ms = true\n', "lease_ms.*an integer"),
+    ('listen = "a"\nkeys = [1]\n', "keys.*list of strings"),
     ("listen = \n", "--config"), ("listen = 3\n", "listen.*a string"),
     ('[markte]\nlisten = "a"\n', "markte.*did you mean market?"),
     ('stray = 1\n[market]\nlisten = "a"\n', "stray.*no key outside")])
