@@ -18,23 +18,17 @@ _TRANSACTIONS = Counter("computemesh_transactions", "Transactions applied.")
 _RESULTS = Counter("computemesh_results", "Results settled.")
 _QUEUED = Gauge("computemesh_ledger_queue_bytes", "Bytes of submissions that wait to be applied.")
 _SUPPLY = Gauge("computemesh_supply_units", "Base units (1 CPC = 10^6) by where they are.", ["where"])
-_MINTED, _ESCROWED, _BURNED = (_SUPPLY.labels(where) for where in ("minted", "escrowed", "burned"))
+_WHERE = [_SUPPLY.labels(where) for where in ("minted", "escrowed", "burned", "maturing", "staked")]
 
 
 class Telemetry:
     """One writer's, told once per commit."""
 
-    def __init__(self, minted: int, escrowed: int, burned: int) -> None:
-        """Sums as the ledger starts with them, base units."""
-        self._supply(minted, escrowed, burned)
+    def __init__(self, supply: Row) -> None:
+        """`supply`: the totals as the ledger starts with them, as their table has them."""
+        _show(supply)
         # (last transaction number, traceparent, Unix ns) of traced submissions whose block is not sealed yet.
         self._open: list[tuple[int, str, int]] = []
-
-    @staticmethod
-    def _supply(minted: int, escrowed: int, burned: int) -> None:
-        _MINTED.set(minted)
-        _ESCROWED.set(escrowed)
-        _BURNED.set(burned)
 
     def durable(self, rows: Rows, queued_bytes: int) -> None:
         """A group was committed."""
@@ -42,7 +36,7 @@ class Telemetry:
         _RESULTS.inc(len(rows.results))
         _QUEUED.set(queued_bytes)
         if rows.supply:
-            self._supply(*rows.supply[-1][:3])
+            _show(rows.supply[-1])
         if rows.blocks:
             _BLOCKS.inc(len(rows.blocks))
             _HEIGHT.set(rows.blocks[-1][0])
@@ -58,3 +52,8 @@ class Telemetry:
             for _, traceparent, began_ns in [one for one in self._open if one[0] <= last]:
                 tracing.record("block", [traceparent], began_ns, {"height": height, "last_transaction": last})
             self._open = [one for one in self._open if one[0] > last]
+
+
+def _show(supply: Row) -> None:
+    for gauge, units in zip(_WHERE, supply, strict=False):  # the row goes on with what is no amount
+        gauge.set(units)

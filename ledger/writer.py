@@ -82,7 +82,7 @@ class Writer:
         self._pending: dict[bytes, Known] = {}
         self._slots = asyncio.Semaphore(_MAX_COMMITS)
         self._waiting: list[tuple[int, Submission, list[Verdict]]] = []
-        self._telemetry = Telemetry(chain.state.minted, chain.state.escrowed, chain.state.burned)
+        self._telemetry = Telemetry(replay.supply_row(chain.state))
         self.news = asyncio.Event()
         """Set once another block is sealed and durable, or the writer closes; then there is a new one."""
         newest = store.newest_block(reader)
