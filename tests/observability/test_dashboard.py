@@ -53,7 +53,8 @@ class Prometheus:
 def prometheus(watched: Cluster, tmp_path: Path) -> Iterator[Prometheus]:
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed")
-    jobs = [{"job_name": name.split("-")[0], "static_configs": [{"targets": [at]}]} for name, at in shown(watched).items()]
+    jobs = [{"job_name": name.split("-")[0], "static_configs": [{"targets": [address]}]}
+            for name, address in shown(watched).items()]
     config = tmp_path / "prometheus.yml"
     config.write_text(json.dumps({"global": {"scrape_interval": "500ms"}, "scrape_configs": jobs}))  # JSON is YAML
     address = f"127.0.0.1:{free_ports(1)[0]}"
