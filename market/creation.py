@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import structlog
 
+from computemesh.service import tracing
 from computemesh.service.artifacts import Artifacts
 from computemesh.trust import envelope, statement
 from computemesh.trust.amount import format_cpc
@@ -132,7 +133,8 @@ class Creation:
             task_id=order.task_id(self._chain), request_id=request_id, customer_key=caller.public_key,
             customer=caller.address, challenge_type=draft.challenge_type, payload=draft.payload,
             reward_units=draft.reward_units, deadline_ms=order.deadline_ms, priority=draft.priority, jobs=draft.jobs,
-            created_ms=now_ms, order=order.pack(), order_signature=signature, references=draft.references)
+            created_ms=now_ms, order=order.pack(), order_signature=signature, references=draft.references,
+            traceparent=tracing.current())
         await self._hold(draft, spec.task_id)
         # Noted first: a crash while the ledger takes the money must leave a trace of what it is for.
         keep = bool(draft.request_id)

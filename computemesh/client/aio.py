@@ -31,6 +31,7 @@ from computemesh.client.model import (
 from computemesh.client.orders import Deadline, Wish
 from computemesh.client.profile import Profile
 from computemesh.client.rpc import Pauses, Transport, meaning, signed_token
+from computemesh.service import tracing
 from computemesh.trust.errors import DeadlineExceeded, MeshError, Unauthenticated, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.receipt import Check, Receipt, verify
@@ -101,6 +102,7 @@ class AsyncClient:
 
     # --- tasks -----------------------------------------------------------------------------------------------------
 
+    @tracing.rooted("submit")
     async def submit(
         self,
         challenge_type: str,

@@ -915,6 +915,7 @@ class TaskLease(google.protobuf.message.Message):
     JOBS_FIELD_NUMBER: builtins.int
     CREATED_MS_FIELD_NUMBER: builtins.int
     REFERENCES_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
     task_id: builtins.bytes
     epoch: builtins.int
     """Grows with every lease of the task; results under an older one are refused."""
@@ -926,6 +927,8 @@ class TaskLease(google.protobuf.message.Message):
     """Address of the customer, for fair shares."""
     jobs: builtins.int
     created_ms: builtins.int
+    traceparent: builtins.str
+    """W3C trace context of the call that created the task (55 characters); empty where it was not traced."""
     @property
     def payload(self) -> google.protobuf.struct_pb2.Struct: ...
     @property
@@ -946,9 +949,10 @@ class TaskLease(google.protobuf.message.Message):
         jobs: builtins.int = ...,
         created_ms: builtins.int = ...,
         references: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        traceparent: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "jobs", b"jobs", "payload", b"payload", "priority", b"priority", "references", b"references", "reward_units", b"reward_units", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "jobs", b"jobs", "payload", b"payload", "priority", b"priority", "references", b"references", "reward_units", b"reward_units", "task_id", b"task_id", "traceparent", b"traceparent"]) -> None: ...
 
 global___TaskLease = TaskLease
 
