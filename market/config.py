@@ -34,3 +34,7 @@ class Config:
     webhook_networks: tuple[str, ...] = ()
     lease_ms: int = 15_000
     heartbeat_interval_ms: int = 3_000
+    # HOST:PORT where Prometheus reads /metrics over HTTP; empty: nowhere.
+    metrics_listen: str = ""
+    # OTLP collector (gRPC, HOST:PORT or URL) that gets traces; empty: $OTEL_EXPORTER_OTLP_ENDPOINT, else none.
+    traces: str = ""

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import structlog
 
-from computemesh.service import transactions
+from computemesh.service import tracing, transactions
 from computemesh.service.artifacts import Artifacts
 from computemesh.trust import envelope, identity, statement
 from computemesh.trust.amount import format_cpc
@@ -145,7 +145,7 @@ class Creation:
             customer=caller.address, challenge_type=draft.challenge_type, payload=draft.payload,
             reward_units=draft.reward_units, deadline_ms=order.deadline_ms, priority=draft.priority, jobs=draft.jobs,
             created_ms=now_ms, order=order.pack(), order_signature=signature, references=draft.references,
-            labels=draft.wish.labels())
+            traceparent=tracing.current(), labels=draft.wish.labels())
 
     async def _create(self, draft: orders.Draft, caller: Caller, request_id: bytes) -> tuple[Spec, State]:
         engine = self._engine

@@ -27,6 +27,7 @@ from market.states import (
     Spec,
     Tick,
 )
+from market.telemetry import Telemetry
 
 TICK_S = 0.1
 _LONGEST_QUEUE = 256
@@ -111,6 +112,7 @@ class Engine:
         self.feed = Bell()
         # What the workers of each connected orchestrator ask.
         self.asks: dict[int, list[market_pb2.TypeAsk]] = {}
+        self._telemetry = Telemetry()
         ledger.on_event = self.do
 
     def do(self, event: Event) -> asyncio.Future[None]:
@@ -149,6 +151,7 @@ class Engine:
         while True:
             await asyncio.sleep(TICK_S)
             await self.do(Tick())
+            self._telemetry.sample(self.core.book, len(self.watchers))
 
     def stop_watchers(self) -> None:
         """Ends all WatchTask calls: their customers resume elsewhere or later."""
@@ -190,6 +193,7 @@ class Engine:
                 self.ledger.submit(call)
 
     def _publish(self, change: Changed) -> None:
+        self._telemetry.published(change)
         watchers = self.watchers.get(change.task_id)
         if watchers:
             item = Published(change)

@@ -97,8 +97,8 @@ class Intent:
 @dataclass(frozen=True, slots=True)
 class Spec:
     """What was ordered; never changes. `payload` is the deterministic encoding of the Struct; `references` a JSON
-    object with the digest of each registered name in it, `labels` one with what people call the pool and the model that
-    the order names by hash, and the memory that model needs, bytes."""
+    object with the digest of each registered name in it, `traceparent` the trace the creating call belongs to; `labels`
+    are what people call the pool and the model that the order names by hash, and the memory that model needs, JSON."""
 
     task_id: bytes
     request_id: bytes
@@ -114,6 +114,7 @@ class Spec:
     order: bytes
     order_signature: bytes
     references: str = "{}"
+    traceparent: str = ""
     labels: str = "{}"
 
     @property

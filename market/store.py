@@ -24,7 +24,8 @@ from market.states import (
 
 _SPEC = (
     "task_id", "request_id", "customer_key", "customer", "challenge_type", "payload", "reward_units", "deadline_ms",
-    "priority", "jobs", "created_ms", "order_bytes", "order_signature", "names", "labels",
+    "priority", "jobs", "created_ms", "order_bytes", "order_signature", "names", "traceparent",
+    "labels",
 )  # fmt: skip
 _STATE = (
     "status", "phase", "cursor", "updated_ms", "ended_ms", "jobs_settled", "jobs_running", "detail", "result_hash",
@@ -44,7 +45,8 @@ SCHEMA: Sequence[str] = (
     task_id BLOB NOT NULL UNIQUE, request_id BLOB NOT NULL, customer_key BLOB NOT NULL, customer TEXT NOT NULL,
     challenge_type TEXT NOT NULL, payload BLOB NOT NULL, reward_units INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
     priority INTEGER NOT NULL, jobs INTEGER NOT NULL, created_ms INTEGER NOT NULL, order_bytes BLOB NOT NULL,
-    order_signature BLOB NOT NULL, names TEXT NOT NULL DEFAULT '{{}}', labels TEXT NOT NULL DEFAULT '{{}}',
+    order_signature BLOB NOT NULL, names TEXT NOT NULL DEFAULT '{{}}', traceparent TEXT NOT NULL DEFAULT '',
+    labels TEXT NOT NULL DEFAULT '{{}}',
     {_STATE_COLUMNS}) STRICT""",
     "CREATE UNIQUE INDEX IF NOT EXISTS tasks_request ON tasks (customer_key, request_id)",
     "CREATE INDEX IF NOT EXISTS tasks_customer ON tasks (customer, number)",
@@ -59,7 +61,7 @@ SCHEMA: Sequence[str] = (
     challenge_type TEXT NOT NULL, payload BLOB NOT NULL, reward_units INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
     priority INTEGER NOT NULL, jobs INTEGER NOT NULL, created_ms INTEGER NOT NULL, order_bytes BLOB NOT NULL,
     order_signature BLOB NOT NULL, keep INTEGER NOT NULL, names TEXT NOT NULL DEFAULT '{}',
-    labels TEXT NOT NULL DEFAULT '{}') STRICT""",
+    traceparent TEXT NOT NULL DEFAULT '', labels TEXT NOT NULL DEFAULT '{}') STRICT""",
     """CREATE TABLE IF NOT EXISTS models (
     model_id TEXT PRIMARY KEY, artifact TEXT NOT NULL, owner TEXT NOT NULL, registered_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
@@ -75,6 +77,7 @@ LATER = (
     ("tasks", "names", "TEXT NOT NULL DEFAULT '{}'"), ("drafts", "names", "TEXT NOT NULL DEFAULT '{}'"),
     ("tasks", "labels", "TEXT NOT NULL DEFAULT '{}'"), ("drafts", "labels", "TEXT NOT NULL DEFAULT '{}'"),
     ("tasks", "files", "BLOB NOT NULL DEFAULT x''"), ("task_events", "files", "BLOB NOT NULL DEFAULT x''"),
+    ("tasks", "traceparent", "TEXT NOT NULL DEFAULT ''"), ("drafts", "traceparent", "TEXT NOT NULL DEFAULT ''"),
 )  # fmt: skip
 """Columns that came after the first release."""
 
@@ -119,7 +122,8 @@ Stored = tuple[Spec, State]
 def _spec_row(spec: Spec) -> tuple[Any, ...]:
     return (spec.task_id, spec.request_id, spec.customer_key, spec.customer, spec.challenge_type, spec.payload,
             spec.reward_units, spec.deadline_ms, spec.priority, spec.jobs, spec.created_ms, spec.order,
-            spec.order_signature, spec.references, spec.labels)  # fmt: skip
+            spec.order_signature, spec.references, spec.traceparent,
+            spec.labels)  # fmt: skip
 
 
 def _state_row(state: State) -> tuple[Any, ...]:

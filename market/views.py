@@ -101,4 +101,4 @@ def lease(item: Lease) -> market_pb2.TaskLease:
         payload=struct_pb2.Struct.FromString(spec.payload), reward_units=spec.reward_units,
         deadline_ms=spec.deadline_ms, priority=spec.priority, customer=spec.customer, jobs=spec.jobs,
         created_ms=spec.created_ms, references=references(spec), delivery=delivery(asked), responses=asked.responses,
-        memory_bytes=json.loads(spec.labels).get("memory_bytes", 0))
+        memory_bytes=json.loads(spec.labels).get("memory_bytes", 0), traceparent=spec.traceparent)

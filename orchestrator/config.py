@@ -65,3 +65,7 @@ class Config:
     max_attempts: int = 32
     # Time running jobs have to finish when the orchestrator is told to stop.
     drain_ms: int = 3_000
+    # HOST:PORT where Prometheus reads /metrics over HTTP; empty: nowhere.
+    metrics_listen: str = ""
+    # OTLP collector (gRPC, HOST:PORT or URL) that gets traces; empty: $OTEL_EXPORTER_OTLP_ENDPOINT, else none.
+    traces: str = ""

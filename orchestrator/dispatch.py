@@ -12,6 +12,7 @@ import structlog
 from google.protobuf.json_format import MessageToDict
 
 from computemesh import workloads
+from computemesh.service import tracing
 from computemesh.service.errors import from_rpc_error
 from computemesh.service.outbox import Outbox
 from computemesh.service.server import dial
@@ -50,7 +51,7 @@ def read_lease(lease: market_pb2.TaskLease) -> Task:
         cost=1000.0 + workload.price(params).flops / len(jobs), exact_whole=audit.whole(workload, first),
         k=workload.sample_size, binds=workload.binds(first),
         leaves=workload.output_bytes is not None, opens=workload.output_units is None, inputs=workload.job_inputs,
-        apart=audit.apart(workload), payload=payload,
+        apart=audit.apart(workload), payload=payload, traceparent=lease.traceparent,
         opening_bytes=lambda spec: openings.limit(workload, spec, workload.sample_size),
     )  # fmt: skip
     task.memory = max(task.memory, lease.memory_bytes)
@@ -235,7 +236,9 @@ class Dispatch:
             self._refuse(lease, error)
             return
         log.info("task leased", task=task.id.hex(), epoch=task.epoch, type=task.challenge_type, jobs=len(task.jobs),
-                 settled=len(settled))
+                 settled=len(settled), **tracing.named(task.traceparent))
+        if task.id not in self._runtime.core.state.tasks:
+            self._runtime.telemetry.leased(task)
         self._runtime.apply(e.TaskLeased(task, lease.SerializeToString(), settled, outputs))
 
     def _acks(self, response: market_pb2.DispatchResponse) -> None:
@@ -248,6 +251,7 @@ class Dispatch:
             log.info("task revoked", task=revoke.task_id.hex(), status=market_pb2.TaskStatus.Name(revoke.status))
             self._reading.pop(revoke.task_id, None)
             self._outcomes.pop(revoke.task_id, None)
+            self._runtime.telemetry.ended(revoke.task_id, "revoked")
             self._runtime.apply(e.TaskRevoked(revoke.task_id, revoke.epoch))
 
     def _drain(self, response: market_pb2.DispatchResponse) -> None:

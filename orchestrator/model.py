@@ -150,6 +150,7 @@ class Task:
         "states",
         "timed",
         "took_ms",
+        "traceparent",
         "trouble",
     )  # fmt: skip
 
@@ -158,7 +159,8 @@ class Task:
         priority: int = 0, deadline_ms: int = 2**62, created_ms: int = 0, memory: int = 0, cost: float = 1.0,
         exact_whole: bool = True, k: int = 32, binds: bool = False, leaves: bool = False, opens: bool = True,
         inputs: Callable[[JobSpec], Sequence[bytes]] | None = None, apart: bool = False,
-        payload: Mapping[str, object] | None = None, opening_bytes: Callable[[JobSpec], int] = lambda _: 0,
+        payload: Mapping[str, object] | None = None, traceparent: str = "",
+        opening_bytes: Callable[[JobSpec], int] = lambda _: 0,
     ) -> None:  # fmt: skip
         count = len(jobs)
         self.id, self.epoch, self.challenge_type, self.jobs = id, epoch, challenge_type, jobs
@@ -182,6 +184,7 @@ class Task:
         self.leaves, self.opens, self.inputs, self.apart = leaves, opens, inputs, apart
         self.opening_bytes = opening_bytes
         self.payload = payload or {}
+        self.traceparent = traceparent  # of its span here, or of who created it; empty where it is not traced
         # (job, result hash) -> SHA-256 of an output that was held against that hash and found good.
         self.offered: dict[tuple[int, bytes], bytes] = {}
         # Jobs that wait for others: how many results each lacks; and which jobs each result is needed by.

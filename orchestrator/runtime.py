@@ -24,6 +24,7 @@ from orchestrator.config import Config
 from orchestrator.core import Core
 from orchestrator.session import Session, StreamEnded
 from orchestrator.state import Limits
+from orchestrator.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from orchestrator.beacons import Beacons
@@ -67,6 +68,7 @@ class Runtime:
         self.config, self.key, self.core, self.group, self.ledger = config, key, core, group, ledger
         self.sessions: dict[int, Session] = {}
         self.stopping = False
+        self.telemetry = Telemetry()
         self.artifacts: Artifacts | None = None
         self._pool = ThreadPoolExecutor(config.audit_threads, thread_name_prefix="audit")
         self._numbers = 0
@@ -76,6 +78,7 @@ class Runtime:
     def apply(self, event: e.Event) -> None:
         """Let the core take in an event; persist, then send. Raises what the core raises on broken rules."""
         out = self.core.step(event, now_ms())
+        self.telemetry.took(event)
         if out.persist:
             future = self.group.submit(partial(_write, out.persist))
             if out.send:
@@ -115,6 +118,7 @@ class Runtime:
         while True:
             await asyncio.sleep(TICK_S)
             self.apply(e.Tick())
+            self.telemetry.sample(self.core)
 
     def next_session(self, context: grpc.aio.ServicerContext[Any, Any]) -> Session:
         """A session for a stream that was just opened."""
@@ -151,6 +155,7 @@ class Runtime:
     # ---- effects -----------------------------------------------------------------------------------------------------
     def _deliver(self, effects: list[e.Send]) -> None:
         for effect in effects:
+            self.telemetry.sends(effect)
             if isinstance(effect, e.DrawSeed):
                 self.apply(e.SeedDrawn(effect.batch, *self.beacons.draw(effect.batch)))
             elif isinstance(effect, e.SaveOutcome):

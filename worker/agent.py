@@ -42,6 +42,7 @@ from worker.nonce import NonceFile
 from worker.process import DeviceUnavailable, ExecutorProcess
 from worker.service import ControlServer
 from worker.session import Session
+from worker.telemetry import Telemetry
 
 SOFTWARE_VERSION = "0.1.0"
 FIRST_PAUSE_S = 0.1
@@ -123,6 +124,7 @@ class Agent:
         self.capabilities = Capabilities()
         self.core: Core | None = None
         self.reconnects = 0
+        self._telemetry = Telemetry()
 
     async def start(self) -> None:
         """Open the devices. Raises DeviceUnavailable, and InvalidState where another agent has the folder."""
@@ -194,6 +196,8 @@ class Agent:
                 events.append(self._inbox.get_nowait())
             # All results that are ready share one signature: the more there is to do, the cheaper each gets.
             finished = [done for _, event in events if isinstance(event, Finished) for done in event.groups]
+            for done in finished:
+                self._telemetry.finished(self.core, done)
             if finished:
                 await self._take(Finished(finished))
             for session, event in events:
@@ -271,6 +275,8 @@ class Agent:
         while True:
             await asyncio.sleep(TICK_S)
             self._inbox.put_nowait((None, Tick()))
+            if self.core is not None:
+                self._telemetry.sample(self.core)
             if self._files is not None and self.core is not None:
                 await self._files.let_go(self.core.lanes.held)
 

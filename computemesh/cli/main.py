@@ -106,6 +106,10 @@ def _run(arguments: list[str]) -> int:
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     output.OUTPUT.as_json = as_json = "--json" in options  # known before they are parsed: that may be what fails
     try:
+        if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+            from computemesh.service import tracing
+
+            tracing.configure("client")
         status = app(arguments, prog_name="mesh", standalone_mode=not as_json)
     except SystemExit as end:
         return int(end.code or 0)

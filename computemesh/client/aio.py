@@ -33,7 +33,7 @@ from computemesh.client.profile import Profile
 from computemesh.client.programs import Program
 from computemesh.client.terms import OrderTerms
 from computemesh.client.watching import watch, watch_events
-from computemesh.service import transactions
+from computemesh.service import tracing, transactions
 from computemesh.trust import acts
 from computemesh.trust.errors import Unauthenticated
 from computemesh.trust.identity import PrivateKey
@@ -95,6 +95,7 @@ class AsyncClient:
 
     # --- tasks -----------------------------------------------------------------------------------------------------
 
+    @tracing.rooted("submit")
     async def submit(
         self,
         challenge_type: str,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
+from computemesh.service import metrics
 from computemesh.service.auth import bearer, verify_token
 from computemesh.service.blobs import CHUNK_BYTES, Blob, BlobStore, Declaration, Owner, missing
 from computemesh.service.objects import Objects
@@ -189,6 +190,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         try:
             await context.write(pb.UploadArtifactResponse(offset=upload.stored))
             async for chunk in _chunks(requests):
+                metrics.ARTIFACT_BYTES_IN.inc(len(chunk))
                 if await upload.write(chunk):
                     await context.write(pb.UploadArtifactResponse(offset=upload.stored))
             blob = await upload.finish()
@@ -205,6 +207,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         if not blob.size:
             await context.write(pb.DownloadArtifactResponse())
         async for piece in store.read(blob, request.offset, request.length):
+            metrics.ARTIFACT_BYTES_OUT.inc(len(piece))
             for at in range(0, len(piece), CHUNK_BYTES):
                 chunk = bytes(piece[at : at + CHUNK_BYTES])
                 await context.write(pb.DownloadArtifactResponse(size=blob.size, chunk=chunk))

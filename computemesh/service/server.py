@@ -12,6 +12,7 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from computemesh.service import tracing
 from computemesh.service.interceptors import Boundary
 from computemesh.trust.errors import InvalidArgument
 
@@ -50,7 +51,8 @@ def dial(
     gigabytes neither delays the heartbeats beside it nor takes their streams.
     """
     options = [*_CLIENT, ("grpc.use_local_subchannel_pool", 1)] if own_connection else _CLIENT
-    return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+    return grpc.aio.insecure_channel(
+        address, options=options, interceptors=[*tracing.interceptors(), *interceptors])
 
 
 def build_server(

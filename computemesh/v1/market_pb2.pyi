@@ -1646,6 +1646,7 @@ class TaskLease(google.protobuf.message.Message):
     JOBS_FIELD_NUMBER: builtins.int
     CREATED_MS_FIELD_NUMBER: builtins.int
     REFERENCES_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
     DELIVERY_FIELD_NUMBER: builtins.int
     RESPONSES_FIELD_NUMBER: builtins.int
     MEMORY_BYTES_FIELD_NUMBER: builtins.int
@@ -1660,6 +1661,8 @@ class TaskLease(google.protobuf.message.Message):
     """Address of the customer, for fair shares."""
     jobs: builtins.int
     created_ms: builtins.int
+    traceparent: builtins.str
+    """W3C trace context of the call that created the task (55 characters); empty where it was not traced."""
     delivery: global___Delivery.ValueType
     responses: builtins.int
     """With MANUAL: distinct workers whose answers are taken for each job."""
@@ -1685,12 +1688,13 @@ class TaskLease(google.protobuf.message.Message):
         jobs: builtins.int = ...,
         created_ms: builtins.int = ...,
         references: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        traceparent: builtins.str = ...,
         delivery: global___Delivery.ValueType = ...,
         responses: builtins.int = ...,
         memory_bytes: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline_ms", b"deadline_ms", "delivery", b"delivery", "epoch", b"epoch", "jobs", b"jobs", "memory_bytes", b"memory_bytes", "payload", b"payload", "priority", b"priority", "references", b"references", "responses", b"responses", "reward_units", b"reward_units", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline_ms", b"deadline_ms", "delivery", b"delivery", "epoch", b"epoch", "jobs", b"jobs", "memory_bytes", b"memory_bytes", "payload", b"payload", "priority", b"priority", "references", b"references", "responses", b"responses", "reward_units", b"reward_units", "task_id", b"task_id", "traceparent", b"traceparent"]) -> None: ...
 
 global___TaskLease = TaskLease
 

@@ -276,6 +276,7 @@ class Job(google.protobuf.message.Message):
     LEASE_MS_FIELD_NUMBER: builtins.int
     INPUTS_FIELD_NUMBER: builtins.int
     NEEDS_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
     lease_id: builtins.int
     """Names the attempt on this stream; every later message refers to it."""
     task_id: builtins.bytes
@@ -292,6 +293,10 @@ class Job(google.protobuf.message.Message):
     job renew it while the attempt is not too old: a quarter of an hour unless the orchestrator is configured otherwise,
     and once three jobs of the task were accepted, ten times their mean time from assignment to commitment (at least
     lease_ms) if that is less. Then the job goes to another worker, and a commitment is STALE.
+    """
+    traceparent: builtins.str
+    """W3C trace context of the task at its orchestrator (55 characters), for spans of those who trace; empty where the
+    task is not traced.
     """
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
@@ -315,8 +320,9 @@ class Job(google.protobuf.message.Message):
         lease_ms: builtins.int = ...,
         inputs: collections.abc.Iterable[builtins.bytes] | None = ...,
         needs: collections.abc.Iterable[global___NeededResult] | None = ...,
+        traceparent: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "binding", b"binding", "challenge_type", b"challenge_type", "index", b"index", "inputs", b"inputs", "lease_id", b"lease_id", "lease_ms", b"lease_ms", "needs", b"needs", "params", b"params", "task_epoch", b"task_epoch", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "binding", b"binding", "challenge_type", b"challenge_type", "index", b"index", "inputs", b"inputs", "lease_id", b"lease_id", "lease_ms", b"lease_ms", "needs", b"needs", "params", b"params", "task_epoch", b"task_epoch", "task_id", b"task_id", "traceparent", b"traceparent"]) -> None: ...
 
 global___Job = Job
 
