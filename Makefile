@@ -71,7 +71,7 @@ test-long: $(TOOLS) $(DEBIAN) build/node_modules  ## run every test, including t
 
 check: $(TOOLS) check-proto  ## lint, types, contracts, generated code, architecture
 	$(BIN)/ruff check .
-	$(BIN)/mypy computemesh/trust $(wildcard */core.py)
+	$(BIN)/mypy computemesh/trust computemesh/client computemesh/__init__.py computemesh/sandbox/exposed.py $(wildcard */core.py)
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 build/node_modules: deploy/buf/package.json

@@ -147,10 +147,7 @@ def stderr_console() -> Console:
 
 
 def progress_bar() -> Progress:
-    """A bar on stderr with count and time; invisible where nobody watches."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    """A bar on stderr with count, time and what is left of it; invisible where nobody watches."""
+    from computemesh.client.progress import jobs_bar
 
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
-        TimeElapsedColumn(), console=stderr_console(), disable=OUTPUT.quiet, transient=True,
-    )  # fmt: skip
+    return jobs_bar(not OUTPUT.quiet)

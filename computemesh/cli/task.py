@@ -109,15 +109,15 @@ def _naming(task_id: str, ended: Callable[[], bool]) -> Iterator[None]:
 
 def follow(created: Task, events: Iterable[TaskEvent]) -> None:
     """Show a task's progress until it has ended."""
+    from computemesh.client.progress import label
+
     if created.ended:
         return
     with output.progress_bar() as bar:
-        shown = bar.add_task(_label(created), total=max(created.jobs_total, 1))
+        shown = bar.add_task(label(created), total=max(created.jobs_total, 1))
         for event in events:
             task = event.task
-            bar.update(
-                shown, description=_label(task), completed=task.jobs_settled, total=max(task.jobs_total, 1)
-            )
+            bar.update(shown, description=label(task), completed=task.jobs_settled, total=max(task.jobs_total, 1))
 
 
 def fetch(client: Client, task: Task, to: Path) -> list[Path]:
@@ -127,10 +127,6 @@ def fetch(client: Client, task: Task, to: Path) -> list[Path]:
     for path in written:
         output.say(f"{path}")
     return written
-
-
-def _label(task: Task) -> str:
-    return f"{task.challenge_type} {task.task_id[:12]} {task.status}"
 
 
 def _finish(task: Task, ended: bool) -> None:
