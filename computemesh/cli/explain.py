@@ -67,16 +67,16 @@ def _interceptors(notes: Notes, address: str) -> list[Any]:
         sent = reads and name.rpartition("/")[2].startswith(READS)
         notes.note(Call(name.removeprefix("/"), address, body, _caller(name, details.metadata), streams, sent))
 
-    class Unary(grpc.aio.UnaryUnaryClientInterceptor):
+    class Unary(grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[type-arg]
         async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
             seen(client_call_details, request)
             return await continuation(client_call_details, request)
 
-    class Down(grpc.aio.UnaryStreamClientInterceptor):
+    class Down(grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[type-arg]
         async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
             seen(client_call_details, request, reads=False)
 
-    class Both(grpc.aio.StreamStreamClientInterceptor):
+    class Both(grpc.aio.StreamStreamClientInterceptor):  # type: ignore[type-arg]
         async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
             seen(client_call_details, None, streams=True, reads=False)
 
