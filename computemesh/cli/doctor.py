@@ -69,10 +69,12 @@ def examine(profile: str | None, with_jax: bool = True) -> Iterator[Finding]:
         yield from _jax()
     found: Profile | None = None
     try:
-        found = find_profile(profile)
-        yield _profile(found)
+        chosen = find_profile(profile)
+        yield _profile(chosen)
+        found = chosen
     except MeshError as error:
-        yield Finding("profile", FAIL, error.message, _PROFILE_STEP)
+        step = _PROFILE_STEP if error.reason == "PROFILE_NOT_FOUND" else "correct it, or choose another with --profile"
+        yield Finding("profile", FAIL, error.message, step)
     yield _disk(Path(found.path).parent if found else Path())
     if found is None:
         yield from _ports()

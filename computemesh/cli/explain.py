@@ -116,10 +116,11 @@ def explain(
     if words[:1] == ["explain"]:
         raise typer.BadParameter("explains other commands", param_hint="COMMAND")
     notes, said = Notes(), ""
+    before = ["--profile", Root.profile] if Root.profile else []
     Root.interceptors = lambda address: _interceptors(notes, address)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            app(words, prog_name="mesh", standalone_mode=False)
+            app([*before, *words], prog_name="mesh", standalone_mode=False)
     except (Held, typer.Exit):
         pass
     except MeshError as error:

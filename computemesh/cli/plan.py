@@ -155,7 +155,8 @@ def taken(address: str) -> bool:
     return False
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds, nothing where there is none. Raises InvalidArgument naming it."""
     try:
         return tomllib.loads(_text(path)) if path.exists() else {}
     except tomllib.TOMLDecodeError as error:
@@ -166,9 +167,9 @@ def _addresses(data: Path, workers: list[str], port_base: int | None, host: str 
     """Where each process is reached: free ports for 0, the stored or default ports for None, else from the base.
     Services are reached at `host` (None: the stored one), the workers' control ports from this machine only."""
     names = [*SERVICES, *workers]
-    stored = {name: _read(_config_path(data, name)).get("control_listen" if name in workers else "listen", "")
+    stored = {name: read_toml(_config_path(data, name)).get("control_listen" if name in workers else "listen", "")
               for name in names}
-    public = host or str(_read(_config_path(data, "orchestrator")).get("advertise", f"{HOST}:0")).rpartition(":")[0]
+    public = host or str(read_toml(_config_path(data, "orchestrator")).get("advertise", f"{HOST}:0")).rpartition(":")[0]
     hosts = {name: HOST if name in workers else public for name in names}
     if port_base == 0:
         return {name: f"{hosts[name]}:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
@@ -230,7 +231,7 @@ def prepare(
     moved = {"listen", "control_listen", "advertise", "ledger", "market", "orchestrator"}
     for name, planned in configs.items():
         path = _config_path(data, name)
-        stored = _read(path)
+        stored = read_toml(path)
         if stored.get("chain_id", CHAIN_ID) != planned.get("chain_id", CHAIN_ID):
             raise InvalidState(f"{path} is of chain {stored['chain_id']!r}, this cluster is {CHAIN_ID!r}")
         values = {**planned, **{key: value for key, value in stored.items() if key not in moved}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,11 +84,11 @@ def set_(
     as_json: JsonOption = False,
 ) -> None:
     """Make a profile, or change fields of one."""
-    from computemesh.cli.plan import write_toml
+    from computemesh.cli.plan import read_toml, write_toml
     from computemesh.client.profile import named
 
     path = named(name)
-    stored: dict[str, Any] = tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
+    stored = read_toml(path)
     for item in values:
         field, equals, text = item.partition("=")
         if not equals:

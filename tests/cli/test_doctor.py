@@ -224,3 +224,6 @@ def test_a_profile_others_may_read_or_that_says_nobody_is_a_warning(mesh: Mesh, 
     Path("k").write_text(PrivateKey.generate().secret.hex())
     Path("key.toml").write_text(f'market = "{cluster.profile.market}"\nkey_file = "k"\n')
     assert "as a key" in mesh("doctor", "--no-jax", profile="key.toml").stdout
+    Path("k").unlink()
+    lost = mesh("doctor", "--no-jax", profile="key.toml")
+    assert (lost.returncode, "the key file k cannot be read" in lost.stdout) == (1, True)

@@ -100,6 +100,8 @@ def test_what_no_call_can_say_is_said(mesh: Mesh, cluster: Cluster, tmp_path: Pa
     assert "is a stream in both directions" in put
     assert "# the call was answered with TASK_NOT_FOUND" in mesh("explain", "task", "get", "ab" * 32,
                                                                  profile=profile).stdout  # fmt: skip
+    first = mesh("--profile", str(profile), "explain", "task", "list")
+    assert f"mesh profile token --profile {profile}" in first.stdout
     assert mesh("explain", "explain", "task", profile=profile).returncode == 2
     assert mesh("explain", "task", "get", "ab", profile=profile).returncode == 2
     assert mesh("explain", "task", "list").returncode == 1
