@@ -213,7 +213,8 @@ def _answers(found: Profile, serving: list[str]) -> Iterator[Finding]:
         for name, needs, check in (("clock", "market", _clock), ("account", "market", _account),
                                    ("log key", "ledger", _log_key)):  # fmt: skip
             if needs not in serving:
-                yield Finding(name, SKIP, f"the {needs} does not answer")
+                silent = "does not answer" if getattr(found, needs) else "is not named in the profile"
+                yield Finding(name, SKIP, f"the {needs} {silent}")
                 continue
             try:
                 yield check(client)

@@ -25,6 +25,8 @@ def compare(name: str, text: str) -> None:
 
 FREE = ("payload", "references", "metadata", "request", "values")
 """Objects whose names are the customer's own."""
+OPTIONAL = {"capabilities"}
+"""Absent of workers that have gone."""
 FILE_OR_NULL = {"preview": "file or null"}
 
 
@@ -45,8 +47,9 @@ def shape(value: Any, name: str = "") -> Any:
 def merge(one: Any, other: Any) -> Any:
     """The shape of which both are examples: an empty list says nothing of its items. Raises AssertionError."""
     if isinstance(one, dict) and isinstance(other, dict):
-        assert one.keys() == other.keys(), f"{sorted(one)} and {sorted(other)} are different documents"
-        return {key: merge(one[key], other[key]) for key in one}
+        both = one.keys() & other.keys()
+        assert one.keys() ^ other.keys() <= OPTIONAL, f"{sorted(one)} and {sorted(other)} are different documents"
+        return {key: merge(one[key], other[key]) if key in both else value for key, value in {**other, **one}.items()}
     if isinstance(one, list) and isinstance(other, list):
         return [merge(one[0], other[0])] if one and other else one or other
     assert one == other, f"{one!r} and {other!r} are different types"

@@ -92,7 +92,7 @@ def test_errors_are_as_the_golden_files_say(
     assert said.stdout == ""
     document = json.loads(mesh(*words, "--json", profile=profile).stdout)
     home = str(Path.cwd())
-    pretty = json.dumps(document, indent=2, ensure_ascii=False)
+    pretty = json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True)
     compare(f"errors/{name}.txt", scrubbed(f"$ mesh {' '.join(words)}\n{said.stderr}\n{pretty}\n", home))
 
 

@@ -165,6 +165,7 @@ def test_generated_texts_are_the_text_of_each_line() -> None:
     lines = b'{"text": "one"}\n{"text": "two"}\n'
     assert text_of(lines, generated=True) == "one\ntwo"
     assert text_of(lines, generated=False) == lines.decode()
+    assert text_of(b'{"classes": []}', generated=True) == '{"classes": []}'
 
 
 async def test_the_async_client_has_the_same_results(cluster: Cluster) -> None:
