@@ -57,7 +57,7 @@ def merge(one: Any, other: Any) -> Any:
 
 
 def compare_shape(name: str, document: Any) -> None:
-    """Hold a document's shape against its golden file; lists that are empty in one of them may be anything."""
+    """Hold a document's shape against its golden file; a list that is empty in one of them says nothing."""
     found, path = shape(document), FOLDER / name
     if path.exists():
         kept = json.loads(path.read_text("utf-8"))
@@ -65,6 +65,9 @@ def compare_shape(name: str, document: Any) -> None:
             with contextlib.suppress(AssertionError):
                 found = merge(found, kept)
         else:
-            assert merge(found, kept) == kept, f"{path} says otherwise: `make golden` writes it anew"
+            try:
+                merge(found, kept)
+            except AssertionError as error:
+                raise AssertionError(f"{path} says otherwise: {error}; `make golden` writes it anew") from None
             return
     compare(name, json.dumps(found, indent=2) + "\n")

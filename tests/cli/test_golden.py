@@ -104,6 +104,7 @@ DOCUMENTS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("ledger", "block"): ("latest", "--full"), ("ledger", "account"): ("treasury",), ("ledger", "proof"): ("TASK", "0"),
     ("ledger", "checkpoint"): (), ("ledger", "supply"): (), ("ledger", "faucet"): ("1", "customer"),
     ("worker", "list"): (), ("worker", "drain"): ("worker-1", "--resume"), ("model", "ls"): (),
+    ("model", "register"): ("golden", "DIGEST"),
     ("profile", "set"): ("lab", "market=127.0.0.1:1"), ("profile", "list"): (), ("profile", "token"): (),
     ("profile", "use"): ("golden",), ("doctor",): ("--no-jax",), ("program", "inspect"): ("PROGRAM",),
     ("explain",): ("task", "get", "TASK"),
@@ -112,7 +113,6 @@ ELSEWHERE = {
     ("task", "cancel"): "tests/cli/test_commands.py: it ends a task, and prints the document of `task get`",
     ("artifact", "get"): "tests/artifacts/test_cluster.py: the document of `artifact put` and a path",
     ("artifact", "rm"): "tests/artifacts/test_cluster.py",
-    ("model", "register"): "an item of `model ls`",
     ("program", "push"): "the document of `program inspect`",
 }
 
@@ -126,9 +126,14 @@ def test_json_documents_have_the_shape_of_the_golden_file(
     Path("put.txt").write_text("golden")
     if path[0] == "profile":
         assert mesh("profile", "set", "golden", "market=127.0.0.1:1").returncode == 0
-    given = {"TASK": task, "PROGRAM": str(COLLATZ)}
-    words = (*path, *(given.get(word, word) for word in DOCUMENTS[path]), "--json")
-    result = mesh(*words, profile=cluster.profile.path)
+    with Client(cluster.profile) as client:
+        given = {"TASK": task, "PROGRAM": str(COLLATZ), "DIGEST": client.put_artifact(b"golden").digest}
+        client.register_model("golden", given["DIGEST"])  # a list shows the shape of its items
+        running = client.submit("synthetic", {"matrix_size": 1024, "iterations": 500}) if path == ("top",) else None
+        words = (*path, *(given.get(word, word) for word in DOCUMENTS[path]), "--json")
+        result = mesh(*words, profile=cluster.profile.path)
+        if running is not None:
+            running.cancel()
     assert result.returncode == 0, result.stdout
     assert result.stderr == ""
     compare_shape(f"json/{'-'.join(path)}.json", json.loads(result.stdout))
