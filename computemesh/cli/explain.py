@@ -20,6 +20,8 @@ from computemesh.cli.options import JsonOption, Root
 
 SETTINGS = {"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False}
 READS = ("Get", "List", "Quote", "Describe", "Stat")
+LOCAL = (("up",), ("worker", "join"), ("profile",), ("doctor",))
+"""What starts, changes or looks at something on this machine: never run to be explained."""
 BUF = "buf curl --protocol grpc --http2-prior-knowledge"
 
 
@@ -107,14 +109,26 @@ def explain(
                                                  help="A command, e.g. task get TASK.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Print the calls behind a command as `buf curl` makes them. Asks what the command reads, changes nothing."""
-    from computemesh.cli.main import app
-    from computemesh.trust.errors import MeshError
-
+    """Print the calls behind a command as `buf curl` makes them. Asks what the command reads, changes nothing in the
+    mesh."""
     words = [word for word in (*command, *context.args) if word != "--json"]
     as_json = output.OUTPUT.as_json  # also where --json came last, among the command's own words
     if words[:1] == ["explain"]:
         raise typer.BadParameter("explains other commands", param_hint="COMMAND")
+    local = any(words[: len(path)] == list(path) for path in LOCAL)
+    calls, said = ([], "") if local else _observed(words)
+    output.OUTPUT.as_json = as_json
+    document = [{"method": call.method, "address": call.address, "request": call.request, "caller": call.caller,
+                 "command": "" if call.streams else shell(call)} for call in calls]  # fmt: skip
+    output.emit({"calls": document, "error": said}, "\n\n".join(_lines(calls, words)) + _error(said))
+
+
+def _observed(words: list[str]) -> tuple[list[Call], str]:
+    """The calls of a command that is run under observation, and what the last one was answered with if that was an
+    error. Raises what the command raises before its first call."""
+    from computemesh.cli.main import app
+    from computemesh.trust.errors import MeshError
+
     notes, said = Notes(), ""
     before = ["--profile", Root.profile] if Root.profile else []
     Root.interceptors = lambda address: _interceptors(notes, address)
@@ -128,10 +142,8 @@ def explain(
             raise
         said = f"{error.reason}: {error.message}"
     finally:
-        Root.interceptors, output.OUTPUT.as_json = None, as_json
-    document = [{"method": call.method, "address": call.address, "request": call.request, "caller": call.caller,
-                 "command": "" if call.streams else shell(call)} for call in notes.calls]  # fmt: skip
-    output.emit({"calls": document, "error": said}, "\n\n".join(_lines(notes.calls, words)) + _error(said))
+        Root.interceptors = None
+    return notes.calls, said
 
 
 def _lines(calls: list[Call], words: list[str]) -> list[str]:

@@ -96,6 +96,10 @@ def test_what_no_call_can_say_is_said(mesh: Mesh, cluster: Cluster, tmp_path: Pa
     (tmp_path / "file").write_text("x")
     profile = cluster.profile.path
     assert mesh("explain", "profile", "list", profile=profile).stdout == "# mesh profile list calls no service\n"
+    for words in (("up", "--once"), ("worker", "join", "127.0.0.1:1"), ("profile", "set", "lab", "market=x:1")):
+        assert "calls no service" in mesh("explain", *words, profile=profile).stdout
+    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / ".config").exists()
     put = mesh("explain", "artifact", "put", "file", profile=profile).stdout
     assert "is a stream in both directions" in put
     assert "# the call was answered with TASK_NOT_FOUND" in mesh("explain", "task", "get", "ab" * 32,
