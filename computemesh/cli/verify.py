@@ -80,7 +80,7 @@ def _tlog_proof(task: str) -> TlogProof | None:
         return None
 
 
-def _verify_proof(proof: TlogProof, vkey: str | None, path: Path | None, replay: bool) -> None:
+def _verify_proof(proof: TlogProof, vkey: str | None, path: str | None, replay: bool) -> None:
     from computemesh.client.proofs import read_entry
     from computemesh.trust.checkpoint import log_origin
     from computemesh.trust.errors import InvalidArgument, NotFound

@@ -113,6 +113,8 @@ ELSEWHERE = {
     ("task", "cancel"): "tests/cli/test_commands.py: it ends a task, and prints the document of `task get`",
     ("artifact", "get"): "tests/artifacts/test_cluster.py: the document of `artifact put` and a path",
     ("artifact", "rm"): "tests/artifacts/test_cluster.py",
+    ("ledger", "tiles"): "tests/cli/test_proofs.py",
+    ("ledger", "relay"): "tests/cli/test_proofs.py",
     ("program", "push"): "the document of `program inspect`",
 }
 

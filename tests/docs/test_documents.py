@@ -33,7 +33,10 @@ ELSEWHERE = {
     r"mesh task submit simulation --payload": "in the long test below",
 }  # fmt: skip
 """What is not run here, by pattern, and where it is run instead. Targets of `make` are looked up: the CI runs them."""
-PAGES_ELSEWHERE = {"docs/adding-a-task-type.md": "tests/docs/test_tutorial.py"}
+PAGES_ELSEWHERE = {
+    "docs/adding-a-task-type.md": "tests/docs/test_tutorial.py",
+    "docs/verify-it-yourself.md": "tests/verifiers/conftest.py",
+}
 
 
 def reason(piece: Code) -> str:
