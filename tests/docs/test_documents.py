@@ -35,7 +35,7 @@ ELSEWHERE = {
 """What is not run here, by pattern, and where it is run instead. Targets of `make` are looked up: the CI runs them."""
 PAGES_ELSEWHERE = {
     "docs/adding-a-task-type.md": "tests/docs/test_tutorial.py",
-    "docs/verify-it-yourself.md": "tests/verifiers/conftest.py",
+    "docs/verify-it-yourself.md": "tests/verifiers/test_strangers.py",
 }
 
 
