@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, cast
 
 import typer
@@ -20,21 +19,25 @@ from computemesh.cli import (
     artifact,
     authority,
     dispute,
+    doctor,
     events,
+    explain,
     function,
     ledger,
     model,
     output,
     pool,
+    profile,
     program,
     stake,
     task,
+    top,
     up,
     validator,
     verify,
     worker,
 )
-from computemesh.cli.options import Root
+from computemesh.cli.options import ProfileOption, Root
 
 _WRITING = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE)
 UsageError = cast("type[Exception]", typer.BadParameter.__base__)  # typer does not export it by name
@@ -63,6 +66,10 @@ app.add_typer(validator.app, name="validator")
 app.add_typer(authority.keys, name="key")
 app.add_typer(authority.app, name="authority")
 app.command("verify")(verify.verify)
+app.command("top")(top.top)
+app.command("doctor")(doctor.doctor)
+app.command("explain", context_settings=explain.SETTINGS)(explain.explain)
+app.add_typer(profile.app, name="profile")
 
 
 def _version(value: bool) -> None:
@@ -78,7 +85,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    profile: Annotated[Path | None, typer.Option("--profile", help="Profile file to use.")] = None,
+    profile: ProfileOption = None,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,

@@ -42,6 +42,13 @@ NEXT_STEPS = {
     "INSUFFICIENT_STAKE": "`mesh stake add AMOUNT` puts more of your balance at stake",
     "PAUSED": "the authority paused the chain; what is open is still paid and refunded",
     "ID_CONFLICT": "a repeat has the same content, and no --deadline or the same absolute one (+30m moves)",
+    "COST_LIMIT": "`mesh task quote` shows what a smaller payload costs; or raise --max-cost",
+    "PROFILE_NOT_FOUND": "`mesh profile list` shows those you have, `mesh doctor` looks at the whole setup",
+    "BLOCK_NOT_FOUND": "`mesh ledger block latest` shows the newest",
+    "ARTIFACT_NOT_FOUND": "`mesh artifact ls` shows yours; who knows a digest may read it for as long as it is kept",
+    "WORKER_NOT_FOUND": "`mesh worker list` shows those the orchestrator knows",
+    "UNAUTHORIZED": "`mesh profile list` shows who you are here; another --profile may be the owner",
+    "TASK_FAILED": "`mesh task logs TASK` shows each job and what failed",
     "PORT_TAKEN": "`mesh up --port-base 7201` uses other ports",
     "DEADLINE_EXCEEDED": "it may still happen: look with `mesh task get`, or raise the time limit",
 }

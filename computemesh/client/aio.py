@@ -10,8 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import grpc
-
 from computemesh.client import economy, mapping, receipts, results
 from computemesh.client.artifacts import ArtifactInfo, AsyncArtifacts
 from computemesh.client.connections import Connections
@@ -31,6 +29,7 @@ from computemesh.client.model import (
 from computemesh.client.orders import DEFAULT_REWARD, Deadline, Wish, price_within
 from computemesh.client.profile import Profile
 from computemesh.client.programs import Program
+from computemesh.client.rpc import Interceptors, no_interceptors
 from computemesh.client.terms import OrderTerms
 from computemesh.client.watching import watch, watch_events
 from computemesh.service import tracing, transactions
@@ -48,8 +47,8 @@ class AsyncClient:
 
     `profile` is a `Profile` or a path to one; without it and without `market` the usual places are searched (see
     `computemesh.client.profile`). `api_key` names an account the market holds; `key` signs orders itself. `timeout` and
-    `retry_for` are seconds, per call; `interceptors` see every call. Every method raises `computemesh.MeshError` or one
-    of its kinds.
+    `retry_for` are seconds, per call; `interceptors(address)` see the calls to it. Every method raises
+    `computemesh.MeshError` or one of its kinds.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class AsyncClient:
         key: PrivateKey | None = None,
         timeout: float = 15.0,
         retry_for: float = 10.0,
-        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        interceptors: Interceptors = no_interceptors,
     ) -> None:
         if isinstance(profile, Profile):
             found = profile

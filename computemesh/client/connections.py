@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import grpc
 
 from computemesh.client.profile import Profile
-from computemesh.client.rpc import Transport, signed_token
+from computemesh.client.rpc import Interceptors, Transport, no_interceptors, signed_token
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import ledger_pb2_grpc, market_pb2, market_pb2_grpc, orchestrator_pb2_grpc, worker_pb2_grpc
 
@@ -20,12 +19,12 @@ class Connections:
     """Channels to market, ledger, orchestrators and workers; made when first needed.
 
     `market` and `ledger` are HOST:PORT (an empty ledger is asked of the market), `timeout` and `retry_for` seconds per
-    call, `interceptors` see every call of every channel. Every method raises `MeshError` or one of its kinds.
+    call, `interceptors(address)` see the calls of that channel. Every method raises `MeshError` or one of its kinds.
     """
 
     def __init__(
         self, profile: Profile, market: str, ledger: str, api_key: str, key: PrivateKey | None, timeout: float,
-        retry_for: float, interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        retry_for: float, interceptors: Interceptors = no_interceptors,
     ) -> None:  # fmt: skip
         self.profile, self.key = profile, key
         self.market_address, self.ledger_address = market, ledger

@@ -76,10 +76,9 @@ def json_of(data: bytes, media_type: str) -> Any:
 
 
 def text_of(data: bytes, generated: bool) -> str:
-    """UTF-8 text; `generated`: the `text` of each JSON line instead."""
-    if not generated:
-        return data.decode("utf-8")
-    return "\n".join(str(item["text"]) for item in json_of(data, LINES) if "text" in item)
+    """UTF-8 text; `generated`: the `text` of each JSON line instead, where they have one."""
+    texts = [item["text"] for item in json_of(data, LINES) if "text" in item] if generated else []
+    return "\n".join(texts) if texts else data.decode("utf-8")
 
 
 def arrays_of(data: bytes) -> dict[str, np.ndarray[Any, Any]]:

@@ -25,6 +25,15 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
 
 
+Interceptors = Callable[[str], Sequence[grpc.aio.ClientInterceptor]]
+"""What sees the calls of the channel to an address, HOST:PORT."""
+
+
+def no_interceptors(address: str) -> Sequence[grpc.aio.ClientInterceptor]:
+    """Nobody."""
+    return ()
+
+
 class Transport:
     """One channel per address, and who calls.
 
@@ -35,7 +44,7 @@ class Transport:
 
     def __init__(
         self, api_key: str, key: PrivateKey | None, timeout: float, retry_for: float,
-        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        interceptors: Interceptors = no_interceptors,
     ) -> None:  # fmt: skip
         self._interceptors = interceptors
         self.timeout, self.retry_for = timeout, retry_for
@@ -51,7 +60,7 @@ class Transport:
         if not address:
             raise InvalidArgument(f"the address of the {role} is not known: name it in the profile")
         if address not in self._channels:
-            self._channels[address] = dial(address, interceptors=self._interceptors)
+            self._channels[address] = dial(address, interceptors=self._interceptors(address))
         return make(self._channels[address])
 
     @property

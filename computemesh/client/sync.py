@@ -8,8 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import grpc
-
 from computemesh.client.aio import AsyncClient
 from computemesh.client.artifacts import ArtifactInfo
 from computemesh.client.blocking import Loop, Result, TaskHandle
@@ -19,6 +17,7 @@ from computemesh.client.model import Account, Block, Function, Model, Page, Quot
 from computemesh.client.orders import Deadline
 from computemesh.client.profile import Profile
 from computemesh.client.programs import Program
+from computemesh.client.rpc import Interceptors, no_interceptors
 from computemesh.trust.acts import Act
 from computemesh.trust.errors import InvalidState
 from computemesh.trust.identity import PrivateKey
@@ -42,7 +41,7 @@ class Client:
         key: PrivateKey | None = None,
         timeout: float = 15.0,
         retry_for: float = 10.0,
-        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        interceptors: Interceptors = no_interceptors,
     ) -> None:
         self._async = AsyncClient(
             profile, market=market, ledger=ledger, api_key=api_key, key=key, timeout=timeout, retry_for=retry_for,

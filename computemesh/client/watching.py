@@ -1,4 +1,4 @@
-"""Events, of a task or of the market, as one stream that survives dropped connections."""
+"""A task's events as one stream that survives dropped connections."""
 
 # ruff: noqa: ASYNC109 (a timeout is part of what callers say, and spans several calls)
 

@@ -51,8 +51,7 @@ def dial(
     gigabytes neither delays the heartbeats beside it nor takes their streams.
     """
     options = [*_CLIENT, ("grpc.use_local_subchannel_pool", 1)] if own_connection else _CLIENT
-    return grpc.aio.insecure_channel(
-        address, options=options, interceptors=[*tracing.interceptors(), *interceptors])
+    return grpc.aio.insecure_channel(address, options=options, interceptors=[*interceptors, *tracing.interceptors()])
 
 
 def build_server(

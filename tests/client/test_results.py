@@ -77,7 +77,7 @@ def test_a_result_is_read_as_what_it_is(simulated: Result, tmp_path: Path) -> No
 def test_verify_raises_unless_every_step_holds(simulated: Result, cluster: Cluster) -> None:
     assert all(check.ok for check in simulated.verify())
     other = NoteSigner(cluster.profile.ledger_vkey.split("+")[0], b"\x02" * 32).vkey
-    with pytest.raises(InvalidProof, match=r"does not hold: jobs.*no signature of a trusted key"):
+    with pytest.raises(InvalidProof, match="does not hold"):
         simulated.verify(other)
     with Client(market=cluster.profile.market, api_key=cluster.profile.api_key) as unpinned, pytest.raises(
         InvalidState, match="ledger_vkey"
@@ -165,6 +165,7 @@ def test_generated_texts_are_the_text_of_each_line() -> None:
     lines = b'{"text": "one"}\n{"text": "two"}\n'
     assert text_of(lines, generated=True) == "one\ntwo"
     assert text_of(lines, generated=False) == lines.decode()
+    assert text_of(b'{"classes": []}', generated=True) == '{"classes": []}'
 
 
 async def test_the_async_client_has_the_same_results(cluster: Cluster) -> None:
