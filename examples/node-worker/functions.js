@@ -4,7 +4,7 @@
 const crypto = require('node:crypto');
 
 function textStatistics({ text }) {
-  if (typeof text !== 'string') throw new Error('text must be a string');
+  if (!text.trim()) throw new Error('text has no words');
   const words = text.split(/\s+/).filter(Boolean);
   const letters = words.reduce((sum, word) => sum + [...word].length, 0);
   return {
