@@ -95,7 +95,7 @@ def test_a_node_worker_completes_100_jobs_is_audited_and_paid(
 def test_a_node_worker_says_why_it_cannot_do_a_job(
     worker: tuple[subprocess.Popen[str], Path], cluster: Cluster, client: Client
 ) -> None:
-    task = client.submit("function", {"function_name": "text.statistics", "data": {"text": "  "}})
+    task = client.submit("function", {"function_name": "text.statistics", "data": {"text": "a " * 501}})
     with grpc.insecure_channel(cluster.address("orchestrator")) as channel:
         stub = OrchestratorServiceStub(channel)
 
@@ -105,7 +105,7 @@ def test_a_node_worker_says_why_it_cannot_do_a_job(
             except grpc.RpcError:
                 return ""  # not leased yet
 
-        until(lambda: "FUNCTION_FAILED: text has no words" in why())
+        until(lambda: "FUNCTION_FAILED: text has 501 words, at most 500 are taken" in why())
     assert client.cancel(task.task_id).status == "cancelled"
 
 
