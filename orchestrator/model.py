@@ -168,6 +168,11 @@ class Task:
         """Jobs that could be given out now."""
         return len(self.states) - self.cursor + len(self.returned)
 
+    @property
+    def began(self) -> bool:
+        """Whether any of its jobs can have been given out."""
+        return self.cursor > 0
+
     def wait_for_needs(self) -> None:
         """Hold back the jobs that need others. Call it once, before any job is given out."""
         ready = []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from enum import Enum
 from itertools import count
 
 from computemesh.trust.identity import address_of
 from computemesh.workloads.contract import bind, worker_seed
 from orchestrator import events as e
 from orchestrator.model import ATTEMPT_BITS, LEASE_BITS, Batch, Cause, Job, Lease, Part, Record, Task, Trouble, Worker
-from orchestrator.placement import Queue
+from orchestrator.placement import Line, Queue, Ready
 
 MAX_CHUNK = 128
 POISON_WORKERS = 3
@@ -52,8 +53,7 @@ class State:
         self.sessions: dict[bytes, int] = {}
         self.records: dict[bytes, Record] = {}
         self.queue = Queue(limits.aging_ms)
-        # Workers with free credits, in the order of their turn.
-        self.ready: dict[int, Worker] = {}
+        self.ready = Ready()
         self.delayed: list[tuple[int, int, int, Task]] = []  # due, order, job, task
         self.order = count()
         self.block_hash = b""
@@ -156,6 +156,8 @@ def fail_task(state: State, task: Task, out: e.Effects) -> None:
 def end_attempts(state: State, task: Task, out: e.Effects) -> None:
     """No more work for this task: attempts in workers' hands are revoked, those in audit end when they are judged."""
     task.ended = True
+    if not task.began:
+        return
     for worker in state.workers.values():
         gone = [lease_id for lease_id, lease in worker.leases.items() if lease.task is task]
         for lease_id in gone:
@@ -170,27 +172,58 @@ def end_attempts(state: State, task: Task, out: e.Effects) -> None:
     task.running = 0
 
 
+class Given(Enum):
+    """What became of an attempt to give a worker jobs."""
+
+    SOME = 1
+    # Something waits that this worker must not have now; another might.
+    BARRED = 2
+    # Nothing waits for this worker, or for any like it.
+    NOTHING = 3
+
+
 def place(state: State, now_ms: int, out: e.Effects) -> None:
-    """Give waiting jobs to workers with free credits, in turns, so that one large worker leaves some for others."""
+    """Give waiting jobs to workers with free credits, in turns, so that one large worker leaves some for others.
+
+    Costs as much as is given; workers that get nothing cost nothing, however many there are.
+    """
     state.place_needed = False
-    idle = [
-        worker for worker in state.ready.values()
-        if worker.record.cooldown_until_ms <= now_ms
-    ]  # fmt: skip
-    while idle:
-        going_on = []
-        for worker in idle:
-            given = _give(state, worker, len(state.ready), now_ms, out)
-            if worker.free <= 0:
-                del state.ready[worker.session]
-            elif given:
-                going_on.append(worker)
-        idle = going_on
+    lines = state.ready.lines() if state.queue else []
+    while lines:
+        lines = [line for line in lines if line and _serve(state, line, now_ms, out)]
 
 
-def _give(state: State, worker: Worker, sharers: int, now_ms: int, out: e.Effects) -> bool:
+def _serve(state: State, line: Line, now_ms: int, out: e.Effects) -> bool:
+    """One turn for each worker of a line; whether another round might find more."""
+    served = False
+    for _ in range(len(line)):
+        session, worker = next(iter(line.items()))
+        if worker.record.cooldown_until_ms > now_ms:
+            line.move_to_end(session)
+            continue
+        given = _give(state, worker, len(state.ready), now_ms, out)
+        if given is Given.NOTHING:
+            return False
+        if worker.free <= 0:
+            state.ready.discard(worker)
+        else:
+            line.move_to_end(session)
+        served = served or given is Given.SOME
+    return served
+
+
+def place_one(state: State, worker: Worker, now_ms: int, out: e.Effects) -> None:
+    """As `place`, for a worker that has become free. Nothing that waits was for those who were free before."""
+    while state.queue and worker.free > 0 and worker.record.cooldown_until_ms <= now_ms:
+        if _give(state, worker, len(state.ready), now_ms, out) is not Given.SOME:
+            break
+    if worker.free <= 0:
+        state.ready.discard(worker)
+
+
+def _give(state: State, worker: Worker, sharers: int, now_ms: int, out: e.Effects) -> Given:
     passed: list[Task] = []
-    given = False
+    given = Given.NOTHING
     for task in state.queue.choose(worker.types, worker.memory_bytes, now_ms):
         if task.deadline_ms <= now_ms:
             continue  # the market and the ledger end it; nothing done now would be paid
@@ -201,11 +234,12 @@ def _give(state: State, worker: Worker, sharers: int, now_ms: int, out: e.Effect
         indices = _take(task, worker, min(worker.free, share, MAX_CHUNK), now_ms)
         if not indices:
             passed.append(task)
+            given = Given.BARRED
             continue
         state.queue.served(task, len(indices), now_ms)
         state.queue.add(task, now_ms)
         _lease(state, task, worker, indices, now_ms, out)
-        given = True
+        given = Given.SOME
         break
     for task in passed:
         state.queue.add(task, now_ms)

@@ -89,3 +89,39 @@ def test_a_million_jobs_cost_nothing_until_they_are_given_out() -> None:
     assert time.process_time() - start < 0.5
     assert len(scene.held(1)) == 10
     assert scene.core.state.tasks[task_id(1)].cursor == 10
+
+
+def test_idle_workers_that_fit_nothing_make_no_step_dearer() -> None:
+    def cost(idle: int) -> float:
+        scene = Scene()
+        for number in range(2, idle + 2):
+            scene.worker(number, credits=2, types=("synthetic",))
+        scene.worker(1, credits=200, types=("noop",))
+        start = time.process_time()
+        for number in range(200):
+            scene.do(e.TaskLeased(task(number, jobs=1)))
+        assert len(scene.held(1)) == 200
+        return time.process_time() - start
+
+    cost(10)
+    assert cost(5_000) < 5 * min(cost(10) for _ in range(3)) + 0.02
+
+
+def test_a_worker_that_becomes_free_gets_what_waits_and_the_others_keep_their_turn() -> None:
+    scene = Scene()
+    scene.do(e.TaskLeased(task(1, jobs=3)))
+    scene.worker(1, credits=1)
+    scene.worker(2, credits=5)
+    assert (len(scene.held(1)), len(scene.held(2))) == (1, 2)
+    scene.worker(3, credits=2, types=("noop",))
+    scene.do(e.TaskLeased(task(2, jobs=4)))
+    assert len(scene.held(2)) + len(scene.held(3)) == 2 + 4
+
+
+def test_a_worker_that_joined_late_is_served_before_one_that_was_served() -> None:
+    scene = Scene()
+    for number in (1, 2, 3):
+        scene.worker(number, credits=2)
+    for number in range(3):
+        scene.do(e.TaskLeased(task(number, jobs=1)))
+    assert [len(scene.held(session)) for session in (1, 2, 3)] == [1, 1, 1]
