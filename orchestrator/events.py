@@ -102,7 +102,7 @@ class Nacked:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A signed batch: signature and layout are verified, `leaves` are the commitments' leaf hashes."""
+    """A signed batch: signature and layout are verified, `leaves` are the commitments' leaf hashes, `root` theirs."""
 
     session: int
     lease_ids: Sequence[int]
@@ -112,6 +112,7 @@ class Committed:
     outputs: Sequence[bytes] = ()
     unit_digests: Sequence[bytes] = ()
     env_class: str = ""
+    root: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

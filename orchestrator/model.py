@@ -224,7 +224,7 @@ class Batch:
     """Commitments a worker signed together. `leases[i]` is None where commitment i was stale on arrival."""
 
     __slots__ = (
-        "arrived_ms", "commitments", "env_class", "id", "key", "leases", "leaves", "outputs", "seed", "session",
+        "arrived_ms", "commitments", "env_class", "id", "key", "leases", "leaves", "outputs", "root", "seed", "session",
         "signature", "unit_digests",
     )  # fmt: skip
 
@@ -240,6 +240,7 @@ class Batch:
         self.outputs: Sequence[bytes] = ()
         self.unit_digests: Sequence[bytes] = ()
         self.env_class = ""
+        self.root = b""  # over `leaves`
 
     @property
     def count(self) -> int:

@@ -183,12 +183,12 @@ def _commitments(session: Session, request: pb.WorkRequest) -> None:
         raise _rule("commitments.compute_us", f"has {len(batch.compute_us)} items, must be 0 or {len(lease_ids)}")
     outputs = _artifacts("outputs", batch.outputs, len(lease_ids))
     unit_digests = _artifacts("unit_digests", batch.unit_digests, len(lease_ids)) if outputs else []
-    leaves = audit.read_batch(
+    leaves, root = audit.read_batch(
         session.key, session.runtime.config.chain_id, len(lease_ids), batch.commitments, batch.signature
     )
     session.runtime.apply(e.Committed(
         session.number, lease_ids, batch.commitments, batch.signature, leaves, outputs, unit_digests,
-        batch.env_class[:256],
+        batch.env_class[:256], root,
     ))  # fmt: skip
 
 

@@ -269,22 +269,28 @@ def _take(task: Task, worker: Worker, most: int, now_ms: int) -> list[int]:
 
 
 def _lease(state: State, task: Task, worker: Worker, indices: list[int], now_ms: int, out: e.Effects) -> None:
-    first, last = indices[0], indices[-1]
-    in_a_row = last - first + 1 == len(indices)
-    specs = list(task.jobs[first : last + 1]) if in_a_row else [task.jobs[i] for i in indices]
+    first, after = indices[0], indices[0] + len(indices)
+    in_a_row = indices == list(range(first, after))  # returned jobs come in any order
+    specs = list(task.jobs[first:after]) if in_a_row else [task.jobs[i] for i in indices]
     if task.binds:
         binding = _binding(state, worker)
         specs = [bind(spec, binding) for spec in specs]
     attempt, number = state.boot << ATTEMPT_BITS, state.next_lease
-    trouble, leases, states = task.trouble, [], task.states
-    for index, spec in zip(indices, specs, strict=True):
-        tried = trouble.get(index) if trouble else None
-        lease = Lease(number, task, index, attempt + (tried.attempts if tried else 0), spec, now_ms)
-        worker.leases[number] = lease
-        states[index] = Job.RUNNING  # (QUEUED, ASSIGN): _take gives queued jobs only
-        leases.append(lease)
-        number += 1
-    state.next_lease = number
+    trouble, states = task.trouble, task.states
+    leases = [
+        Lease(at, task, index, attempt, spec, now_ms)
+        for at, index, spec in zip(range(number, number + len(indices)), indices, specs, strict=True)
+    ]
+    for lease in leases if trouble else ():
+        tried = trouble.get(lease.index)
+        lease.attempt += tried.attempts if tried else 0
+    worker.leases.update(zip(range(number, number + len(leases)), leases, strict=True))
+    if in_a_row:
+        states[first:after] = bytes((Job.RUNNING,)) * len(leases)  # (QUEUED, ASSIGN): all of them are queued
+    else:
+        for index in indices:
+            states[index] = Job.RUNNING
+    state.next_lease = number + len(leases)
     worker.free -= len(leases)
     task.running += len(leases)
     state.progress.add(task.id)
@@ -308,5 +314,6 @@ def batch_of(
     )
     batch.arrived_ms = now_ms
     batch.outputs, batch.unit_digests, batch.env_class = event.outputs, event.unit_digests, event.env_class
+    batch.root = event.root
     state.next_batch += 1
     return batch

@@ -63,7 +63,7 @@ class Answer:
 
     @property
     def retained_bytes(self) -> int:
-        return len(self.digests) + sum(map(len, self.units or ()))
+        return len(self.digests) + (sum(map(len, self.units)) if self.units else 0)
 
     def open(self, seed: bytes, k: int) -> bytes:
         """The canonical openings of the units that seed and `k` ask for (PROTOCOL section 6)."""

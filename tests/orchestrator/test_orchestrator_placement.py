@@ -125,3 +125,17 @@ def test_a_worker_that_joined_late_is_served_before_one_that_was_served() -> Non
     for number in range(3):
         scene.do(e.TaskLeased(task(number, jobs=1)))
     assert [len(scene.held(session)) for session in (1, 2, 3)] == [1, 1, 1]
+
+
+def test_returned_jobs_keep_their_parameters_in_whatever_order_they_come_back() -> None:
+    scene = Scene()
+    held = task(1, jobs=5)
+    scene.do(e.TaskLeased(held))
+    scene.worker(1, credits=5)
+    leases = {lease.index: lease.id for lease in scene.held(1)}
+    scene.do(e.Nacked(1, [(leases[index], e.RETRYABLE, "BUSY") for index in (0, 2, 1, 3, 4)]))
+    scene.worker(2, credits=5)
+    scene.tick(1_000)
+    assert sorted(lease.index for lease in scene.held(2)) == [0, 1, 2, 3, 4]
+    assert [lease.index for lease in scene.held(2)] != [0, 1, 2, 3, 4]
+    assert all(lease.spec == held.jobs[lease.index] for lease in scene.held(2))
