@@ -13,7 +13,7 @@ from orchestrator import events as e
 from orchestrator.model import ATTEMPT_BITS, LEASE_BITS, Batch, Cause, Job, Lease, Part, Record, Task, Trouble, Worker
 from orchestrator.placement import Line, Queue, Ready
 
-MAX_CHUNK = 128
+MAX_CHUNK = 512
 POISON_WORKERS = 3
 # Where there are fewer workers the same ones are asked again after a pause, so often in all.
 POISON_ATTEMPTS = 5

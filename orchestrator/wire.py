@@ -14,8 +14,8 @@ from computemesh.workloads.contract import JobSpec
 from orchestrator import events as e
 from orchestrator.model import Lease, Task
 
-MAX_BATCH_JOBS = 128
-MAX_BATCH_BYTES = 64 * 1024
+MAX_BATCH_JOBS = 512
+MAX_BATCH_BYTES = 256 * 1024
 
 
 def varint(number: int) -> bytes:
@@ -81,7 +81,7 @@ def _files(task: Task, spec: JobSpec) -> bytes:
 
 
 def job_batches(leases: Iterable[Lease], lease_ms: int) -> Iterator[bytes]:
-    """`WorkResponse{jobs}` messages of at most 128 jobs and, but for a single larger job, 64 KiB."""
+    """`WorkResponse{jobs}` messages of at most `MAX_BATCH_JOBS` and, but for a single larger job, `MAX_BATCH_BYTES`."""
     pieces: list[bytes] = []
     size, tail = 0, b"\x48" + varint(lease_ms)
     for lease in leases:

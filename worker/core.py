@@ -398,8 +398,8 @@ class Core:
         depth = self._pace.depth(self.lanes.working)
         taken = self.credits + len(self.lanes.held)
         more = min(depth, self.answers.room(self.next_nonce)) - taken
-        # A Ready for every single job would be a message per job; a quarter of the depth keeps work coming.
-        if more > 0 and (more * 4 >= depth or not taken):
+        # A Ready for every single job would be a message per job; half of the depth keeps work coming.
+        if more > 0 and (more * 2 >= depth or not taken):
             self.credits += more
             effects.send.append(pb.WorkRequest(ready=pb.Ready(credits=more)))
 
