@@ -38,15 +38,20 @@ $(TOOLS): $(STAMP)
 
 # Programs from Debian that tests run as they are: verifiers, browsers and clients that others wrote.
 $(DEBIAN): deploy/debian-test-packages.txt $(STAMP)
-	@missing=$$(for p in $$(cat $<); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-	if [ -n "$$missing" ]; then \
-	  echo "installing from Debian:" $$missing; \
-	  if [ "$$(id -u)" = 0 ]; then run=; else run=sudo; fi; \
-	  export DEBIAN_FRONTEND=noninteractive; \
-	  $$run apt-get -qq -o DPkg::Lock::Timeout=600 update && \
-	  $$run apt-get -qq -y -o DPkg::Lock::Timeout=600 install --no-install-recommends $$missing >/dev/null; \
-	fi
+	@$(call debian,$<)
 	@touch $@
+
+# Installs the Debian packages that a file lists, one a line.
+define debian
+missing=$$(for p in $$(cat $(1)); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+if [ -n "$$missing" ]; then \
+  echo "installing from Debian:" $$missing; \
+  if [ "$$(id -u)" = 0 ]; then run=; else run=sudo; fi; \
+  export DEBIAN_FRONTEND=noninteractive; \
+  $$run apt-get -qq -o DPkg::Lock::Timeout=600 update && \
+  $$run apt-get -qq -y -o DPkg::Lock::Timeout=600 install --no-install-recommends $$missing >/dev/null; \
+fi
+endef
 
 run-cluster: $(STAMP)  ## run the whole mesh here: first task, verified receipt, then stay up until Ctrl-C
 	@exec $(BIN)/mesh up --data $(DATA) $(if $(HOST),--host $(HOST))
@@ -110,6 +115,19 @@ bench-ledger: $(TOOLS)  ## batch-signed durable results through the ledger
 
 bench-artifacts: $(TOOLS)  ## upload and download of one artifact, next to hash, disk and transport
 	@$(BIN)/python -m bench.artifacts
+
+# Job queues to be compared with, apart from everything else; their servers come from Debian.
+PEERS := build/peers/.installed
+$(PEERS): deploy/debian-bench-packages.txt Makefile
+	@echo "installing the job queues we are compared with into build/peers"
+	@test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
+	@build/peers/bin/python -m pip install --quiet --disable-pip-version-check \
+	  ray==2.60.0 distributed==2026.8.0 celery==5.7.0 redis==8.1.0 nats-py==2.16.0 'psycopg[binary]==3.3.9' blake3
+	@$(call debian,$<)
+	@touch $@
+
+bench-peers: $(TOOLS) $(PEERS)  ## ours among Ray, Dask, Celery, NATS JetStream and PostgreSQL: same work, same run
+	@$(BIN)/python -m bench.peers
 
 bench-scale: $(TOOLS)  ## ten thousand idle workers; the scheduler among many tasks and workers
 	@$(BIN)/python -m bench.scale
