@@ -1,6 +1,6 @@
 """Job queues on one machine, in one run: ours, Ray, Dask, Celery with Redis, NATS JetStream, PostgreSQL SKIP LOCKED.
 
-    make bench-peers        (python -m bench.peers [--jobs 20000] [--seconds 5] [--rounds 3] [--latency 200])
+    make bench-peers        (python -m bench.peers [--jobs 50000] [--seconds 5] [--rounds 3] [--latency 200])
 
 Every system does the same work: jobs of 200 pseudo-random bytes, two workers, and the 32-byte result
 BLAKE3(SHA-256(job)) of each back with whoever asked. Only ours verifies and pays. Systems take turns in each round, so
@@ -122,7 +122,7 @@ def compare(options: argparse.Namespace, peers: list[Peer]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=20_000)
+    parser.add_argument("--jobs", type=int, default=50_000)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--latency", type=int, default=200, help="jobs for the latency of one in flight")

@@ -1,7 +1,6 @@
 """Messages of the Work stream as bytes. Jobs are spliced from constant pieces instead of built as objects.
 
-The encoding is protobuf's (https://protobuf.dev/programming-guides/encoding/); the tests read every message back
-with the generated classes.
+The tests read every message back with the generated classes.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
+from computemesh.service.spliced import varint
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.workloads.contract import JobSpec
 from orchestrator import events as e
@@ -16,18 +16,6 @@ from orchestrator.model import Lease, Task
 
 MAX_BATCH_JOBS = 512
 MAX_BATCH_BYTES = 256 * 1024
-
-
-def varint(number: int) -> bytes:
-    """Base-128, least significant group first."""
-    if number < 0x80:
-        return bytes((number,))
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
 
 
 _SMALL = [varint(number) for number in range(16384)]
@@ -130,8 +118,3 @@ def assemble(items: Sequence[object], lease_ms: int) -> Iterator[object]:
                 ]
             )
         )
-
-
-def serialize(message: object) -> bytes:
-    """Spliced messages are bytes already."""
-    return message if isinstance(message, bytes) else message.SerializeToString()  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import grpc
 
+from computemesh.service import spliced
 from computemesh.service.blobs import CHUNK_BYTES, WINDOW_BYTES
 from computemesh.service.errors import from_rpc_error
 from computemesh.trust.errors import (
@@ -86,6 +87,8 @@ class Transfer:
         meaning: Callable[[grpc.RpcError], MeshError] = from_rpc_error,
     ) -> None:  # fmt: skip
         self._stub: Any = artifact_pb2_grpc.ArtifactServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._upload: Any = channel.stream_stream(
+            "/computemesh.v1.ArtifactService/UploadArtifact", spliced.serialize, pb.UploadArtifactResponse.FromString)
         self._metadata = metadata
         self._retry_for = retry_for
         self._meaning = meaning
@@ -121,7 +124,7 @@ class Transfer:
     async def _put_once(
         self, source: Path | bytes, declared: pb.ArtifactDeclaration, retry: _Retry, progress: Progress
     ) -> ArtifactInfo:
-        call = self._stub.UploadArtifact(metadata=await self._metadata())
+        call = self._upload(metadata=await self._metadata())
         sender: asyncio.Task[None] | None = None
         window = _Window()
         try:
@@ -290,9 +293,9 @@ async def _send(call: Any, source: Path | bytes, offset: int, size: int, window:
                 if offset + len(block) < size:
                     ahead = asyncio.ensure_future(_block(source, file, offset + len(block), size))
                 for at in range(0, len(block), CHUNK_BYTES):
-                    chunk = bytes(block[at : at + CHUNK_BYTES])
+                    chunk = block[at : at + CHUNK_BYTES]
                     await window.reach(offset + len(chunk))
-                    await call.write(pb.UploadArtifactRequest(chunk=chunk))
+                    await call.write(spliced.bytes_field(2, chunk))
                     offset += len(chunk)
             await call.done_writing()
     except (asyncio.InvalidStateError, grpc.RpcError):
