@@ -29,6 +29,26 @@ def bytes_field(number: int, data: bytes | memoryview, before: bytes = b"") -> b
     return b"".join((before, varint(number << 3 | 2), varint(len(data)), data))
 
 
+def take_bytes_field(number: int, message: bytes, at: int = 0) -> memoryview | None:
+    """The content of a `bytes` field that begins at `at` and ends with the message, without a copy; None where there is
+    something else, which the generated classes read."""
+    tag = varint(number << 3 | 2)
+    if not message.startswith(tag, at):
+        return None
+    length, start = take_varint(message, at + len(tag))
+    return memoryview(message)[start:] if start + length == len(message) else None
+
+
+def take_varint(message: bytes, at: int) -> tuple[int, int]:
+    """(A number of at most 64 bits that begins at `at`, where it ends); (-1, at) where there is none."""
+    number = 0
+    for shift, byte in enumerate(message[at : at + 10]):
+        number |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return number, at + shift + 1
+    return -1, at
+
+
 def serialize(message: object) -> bytes:
     """Spliced messages are bytes already."""
     return message if isinstance(message, bytes) else message.SerializeToString()  # type: ignore[attr-defined]
