@@ -17,7 +17,7 @@ PROTOS := $(wildcard proto/computemesh/v1/*.proto) proto/buf/validate/validate.p
 PROTO_VENV := build/proto-venv
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(PROTO_VENV)/bin/protoc-gen-mypy
 
-.PHONY: help setup run-cluster demo demo-all test test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts bench-peers bench-scale clean
+.PHONY: help setup run-cluster demo demo-all test test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts bench-peers bench-scale bench-worker clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,7 +102,7 @@ proto: $(PROTO_VENV)  ## generate computemesh/v1 from the contracts
 baseline: build/node_modules  ## accept the present contracts as the ones that must not break
 	build/node_modules/.bin/buf build -o deploy/buf/baseline.binpb
 
-bench: bench-verify bench-ledger bench-dispatch bench-artifacts bench-scale  ## all benchmarks but bench-peers
+bench: bench-verify bench-ledger bench-dispatch bench-artifacts bench-scale bench-worker  ## all benchmarks but bench-peers
 
 bench-dispatch: $(TOOLS)  ## no-op jobs through the complete path, next to the transport's ceiling
 	@$(BIN)/python -m bench.dispatch
@@ -115,6 +115,9 @@ bench-ledger: $(TOOLS)  ## batch-signed durable results through the ledger
 
 bench-artifacts: $(TOOLS)  ## upload and download of one artifact, next to hash, disk and transport
 	@$(BIN)/python -m bench.artifacts
+
+bench-worker: $(TOOLS)  ## compilations, time between jobs, start to first job of a worker
+	@$(BIN)/python -m bench.worker
 
 # Job queues to be compared with, apart from everything else; their servers come from Debian.
 PEERS := build/peers/.installed

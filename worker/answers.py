@@ -25,7 +25,8 @@ class GroupDone:
     A failed job has an entry (nack kind, reason, detail) in `failures` by position, and empty columns.
     `result_hashes` are 32 bytes each, `layouts` (segments, units), `digests` the 32-byte unit digests of each
     job joined, `units` the canonical unit bytes where the task type is not exact, else None. `outputs` are those of
-    jobs that leave one, by position. Times are microseconds; `wall_us` is the whole group's.
+    jobs that leave one, by position. Times are microseconds: `wall_us` is the whole group's, `gap_us` the device's wait
+    before it (0 where none was queued). `compiled` counts the programs that XLA compiled for it.
     """
 
     lane: int
@@ -38,6 +39,8 @@ class GroupDone:
     digests: list[bytes]
     units: list[list[bytes] | None]
     outputs: dict[int, bytes] = field(default_factory=dict)
+    gap_us: int = 0
+    compiled: int = 0
 
 
 @dataclass(slots=True)
