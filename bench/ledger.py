@@ -249,12 +249,18 @@ async def singles(ledger: Served, count: int) -> dict[str, float]:
 
 
 async def proofs(ledger: Served, task: bytes, jobs: int, count: int) -> dict[str, float]:
-    """Inclusion proofs per second of the ledger's processor time, and per second of the clock."""
+    """Inclusion proofs per second of the ledger's processor time: in pages, as a receipt asks, and one a call."""
     asked = [pb.GetInclusionProofRequest(task_id=task.hex(), job=at * 7919 % jobs) for at in range(count)]
     cpu = ledger.cpu_s()
-    seconds, _ = await timed(ledger.stub.GetInclusionProof, list(asked), 32)
+    await timed(ledger.stub.GetInclusionProof, list(asked), 32)
+    single, cpu, served, token = ledger.cpu_s() - cpu, ledger.cpu_s(), 0, ""
+    while served < count:
+        page = await ledger.stub.ListResults(
+            pb.ListResultsRequest(task_id=task.hex(), page_size=1000, page_token=token, with_proofs=True))
+        served, token = served + len(page.proven), page.next_page_token
     return {
-        "proofs_per_s": round(count / seconds), "proofs_per_core_s": round(count / (ledger.cpu_s() - cpu)),
+        "proofs_per_core_s": round(served / (ledger.cpu_s() - cpu)),
+        "proofs_per_core_s_one_a_call": round(count / single),
     }  # fmt: skip
 
 
