@@ -362,6 +362,7 @@ Persist = SaveTask | SaveBatch | SaveJudgement | SaveResult | SaveAnswer | SaveO
 Send = SendJobs | SendChallenges | SendVerdicts | SendRevokes | CloseStream | DrawSeed | SaveOutcome
 Work = Recompute | CheckOpening | Submit | FetchResult | ComputeRoot
 
+
 def binding(effect: Send) -> bool:
     """Whether an effect tells of something that must outlive this process: it waits until its step is durable.
 

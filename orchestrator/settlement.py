@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from computemesh.trust import merkle, statement
 from computemesh.trust.identity import PrivateKey
+from computemesh.trust.results import result_leaves
 from computemesh.trust.statement import COMMITMENT, COMMITMENT_SIZE
 from computemesh.v1 import ledger_pb2
 from computemesh.workloads.contract import JobSpec
@@ -42,7 +43,7 @@ def build(key: PrivateKey, chain: str, tx_id: bytes, parts: Sequence[Part]) -> b
             positions=() if whole else part.positions,
             leaf_hashes=b"" if whole else b"".join(batch.leaves),
         )
-        leaves += statement.result_leaves(key.public, batch.root, commitments, part.positions, part.proofs)
+        leaves += result_leaves(key.public, batch.root, commitments, part.positions, part.proofs)
     body = statement.settle_body(len(leaves), merkle.root(leaves))
     signature = key.sign(statement.transaction_digest("settle", chain, tx_id, body))
     transaction = ledger_pb2.Transaction(id=tx_id, public_key=key.public, signature=signature, settle=settle)

@@ -14,7 +14,7 @@ from typing import Any
 
 from computemesh.trust import envelope, merkle
 from computemesh.trust.amount import MAX_UNITS
-from computemesh.trust.digest import tagged, tagged_state
+from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument, InvalidProof
 from computemesh.trust.identity import PrivateKey
 
@@ -351,30 +351,6 @@ def authorisation(orchestrator_key: bytes, commitment_root: bytes, position: int
     """The 32 bytes that bind a result to the signed batch and to who settles it."""
     body = _exact("orchestrator_key", orchestrator_key, 33) + _exact("commitment_root", commitment_root, 32)
     return tagged("computemesh.v1/authorisation", body + _packed(struct.pack, ">I", position))
-
-
-def result_leaves(
-    orchestrator_key: bytes, root: bytes, commitments: bytes, positions: Sequence[int], proofs: Sequence[bytes]
-) -> list[bytes]:
-    """Leaf hashes of the results that these packed commitments become; `root` and `positions` are those of the batch
-    the worker signed, `proofs` the transcripts' digests, 32 bytes each.
-
-    The same as `merkle.leaf_hash(Result(...).pack())`, spliced from the commitments: this runs once per result.
-    """
-    bound = tagged_state("computemesh.v1/authorisation")
-    bound.update(_exact("orchestrator_key", orchestrator_key, 33) + _exact("commitment_root", root, 32))
-    copy, found = bound.copy, []
-    starts = range(0, len(commitments), COMMITMENT_SIZE)
-    for at, position, proof in zip(starts, positions, proofs, strict=True):
-        authorised = copy()
-        authorised.update(position.to_bytes(4, "big"))
-        found.append(sha256(b"".join((
-            b"\x00", commitments[at : at + 37],  # version, task id, job
-            commitments[at + 45 : at + 110],  # worker key, result hash
-            proof, commitments[at + 110 : at + 118],  # nonce
-            authorised.digest(),
-        ))).digest())  # fmt: skip
-    return found
 
 
 def state_root(previous: bytes, touched_root: bytes) -> bytes:

@@ -15,6 +15,7 @@ from computemesh.trust import envelope, identity, merkle, statement
 from computemesh.trust.amount import MAX_UNITS
 from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument, InvalidProof
+from computemesh.trust.results import result_leaves
 from computemesh.trust.statement import Assignment, Commitment, Header, Order, Result
 
 CHAIN = "computemesh-test"
@@ -216,4 +217,4 @@ def test_spliced_result_leaves_are_those_of_the_statements() -> None:
             statement.authorisation(KEY.public, root, position)).pack())
         for row, position, proof in zip(rows, positions, proofs, strict=True)
     ]  # fmt: skip
-    assert statement.result_leaves(KEY.public, root, batch, positions, proofs) == expected
+    assert result_leaves(KEY.public, root, batch, positions, proofs) == expected
