@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.installed-tools
 DEMO := $(VENV)/.installed-demo
 DEBIAN := $(VENV)/.installed-debian
+COMPILERS := $(VENV)/.installed-compilers
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?= data
 # The CUDA build of JAX where the machine has a GPU.
@@ -17,7 +18,7 @@ PROTOS := $(wildcard proto/computemesh/v1/*.proto) proto/buf/validate/validate.p
 PROTO_VENV := build/proto-venv
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(PROTO_VENV)/bin/protoc-gen-mypy
 
-.PHONY: help setup run-cluster demo demo-all test test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts bench-peers bench-scale bench-worker clean
+.PHONY: help setup run-cluster demo demo-all test test-clients test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts bench-peers bench-scale bench-worker clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,22 +37,25 @@ $(TOOLS): $(STAMP)
 	@$(PIP) -e '.[$(EXTRA)test,check]'
 	@touch $@
 
-# Programs from Debian that tests run as they are: verifiers, browsers and clients that others wrote.
-$(DEBIAN): deploy/debian-test-packages.txt $(STAMP)
-	@$(call debian,$<)
+# Programs from Debian that tests run as they are: verifiers, browsers and clients that others wrote; and what the
+# example clients in other languages are built with.
+define from_debian
+	@missing=$$(for p in $$(cat $<); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  echo "installing from Debian:" $$missing; \
+	  if [ "$$(id -u)" = 0 ]; then run=; else run=sudo; fi; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  $$run apt-get -qq -o DPkg::Lock::Timeout=600 update && \
+	  $$run apt-get -qq -y -o DPkg::Lock::Timeout=600 install --no-install-recommends $$missing >/dev/null; \
+	fi
 	@touch $@
-
-# Installs the Debian packages that a file lists, one a line.
-define debian
-missing=$$(for p in $$(cat $(1)); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
-if [ -n "$$missing" ]; then \
-  echo "installing from Debian:" $$missing; \
-  if [ "$$(id -u)" = 0 ]; then run=; else run=sudo; fi; \
-  export DEBIAN_FRONTEND=noninteractive; \
-  $$run apt-get -qq -o DPkg::Lock::Timeout=600 update && \
-  $$run apt-get -qq -y -o DPkg::Lock::Timeout=600 install --no-install-recommends $$missing >/dev/null; \
-fi
 endef
+
+$(DEBIAN): deploy/debian-test-packages.txt $(STAMP)
+	$(from_debian)
+
+$(COMPILERS): deploy/debian-client-packages.txt $(STAMP)
+	$(from_debian)
 
 run-cluster: $(STAMP)  ## run the whole mesh here: first task, verified receipt, then stay up until Ctrl-C
 	@exec $(BIN)/mesh up --data $(DATA) $(if $(HOST),--host $(HOST))
@@ -71,7 +75,10 @@ demo-all: $(DEMO)  ## one task of every type over two CPU workers; answers and r
 test: $(TOOLS) $(DEBIAN) build/node_modules  ## run the tests (what the CI runs)
 	@$(BIN)/python -m pytest -m 'not long'
 
-test-long: $(TOOLS) $(DEBIAN) build/node_modules  ## run every test, including those that take minutes
+test-clients: $(TOOLS) $(DEBIAN) $(COMPILERS)  ## the examples in other languages: clients and a worker
+	@$(BIN)/python -m pytest tests/client/test_node.py tests/client/test_node_worker.py tests/client/test_cpp.py
+
+test-long: $(TOOLS) $(DEBIAN) $(COMPILERS) build/node_modules  ## run every test, including those that take minutes
 	@$(BIN)/python -m pytest
 
 check: $(TOOLS) check-proto  ## lint, types, contracts, generated code, architecture
@@ -126,8 +133,7 @@ $(PEERS): deploy/debian-bench-packages.txt Makefile
 	@test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
 	@build/peers/bin/python -m pip install --quiet --disable-pip-version-check \
 	  ray==2.60.0 distributed==2026.8.0 celery==5.7.0 redis==8.1.0 nats-py==2.16.0 'psycopg[binary]==3.3.9' blake3
-	@$(call debian,$<)
-	@touch $@
+	$(from_debian)
 
 bench-peers: $(TOOLS) $(PEERS)  ## ours among Ray, Dask, Celery, NATS JetStream and PostgreSQL: same work, same run
 	@$(BIN)/python -m bench.peers

@@ -40,3 +40,7 @@ class Config:
     vote_cap_percent: int = 40
     quorum: int = 3
     retract_wait_ms: int = 0
+    # HOST:PORT where Prometheus reads /metrics over HTTP; empty: nowhere.
+    metrics_listen: str = ""
+    # OTLP collector (gRPC, HOST:PORT or URL) that gets traces; empty: $OTEL_EXPORTER_OTLP_ENDPOINT, else none.
+    traces: str = ""

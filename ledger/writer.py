@@ -14,6 +14,7 @@ from sqlite3 import Connection
 
 import structlog
 
+from computemesh.service import tracing
 from computemesh.service.store import GroupCommit
 from computemesh.trust.checkpoint import NoteSigner
 from computemesh.trust.errors import ResourceExhausted, Unavailable
@@ -23,6 +24,7 @@ from ledger.block import Chain
 from ledger.core import next_deadline
 from ledger.evidence import Examined
 from ledger.state import Effects, Reason, Refusal, Touched
+from ledger.telemetry import Telemetry
 
 log = structlog.get_logger("ledger.writer")
 
@@ -61,6 +63,7 @@ class Submission:
     bodies: Sequence[bytes]
     sealed: bool
     size: int
+    trace: str
     answer: asyncio.Future[list[Verdict]]
 
 
@@ -83,6 +86,7 @@ class Writer:
         self._pending: dict[bytes, Known] = {}
         self._slots = asyncio.Semaphore(_MAX_COMMITS)
         self._waiting: list[tuple[int, Submission, list[Verdict]]] = []
+        self._telemetry = Telemetry(replay.supply_row(chain.state))
         self.news = asyncio.Event()
         """Set once another block is sealed, durable and anchored, or the writer closes; then there is a new one."""
         newest = store.newest_block(reader)
@@ -111,7 +115,7 @@ class Writer:
         """Queues transactions; returns once all are durable, or with `sealed` once their blocks are."""
         self.admit(size)
         answer: asyncio.Future[list[Verdict]] = asyncio.get_running_loop().create_future()
-        self._queue.append(Submission(examined, bodies, sealed, size, answer))
+        self._queue.append(Submission(examined, bodies, sealed, size, tracing.current(), answer))
         self._queued_bytes += size
         self._wake.set()
         return await answer
@@ -239,14 +243,17 @@ class Writer:
 
     def _durable(self, rows: store.Rows, done: list[tuple[Submission, list[Verdict]]]) -> None:
         self._slots.release()
+        self._telemetry.durable(rows, self._queued_bytes)
         for row in rows.transactions:
             self._pending.pop(row[1], None)
         for submission, verdicts in done:
+            self._telemetry.traced(submission.trace, max((verdict.number for verdict in verdicts), default=0))
             last = max((verdict.number for verdict in verdicts), default=0) if submission.sealed else 0
             self._waiting.append((last, submission, verdicts))
         if rows.blocks:
             self._durable_block = rows.blocks[-1]
             self._anchor_due.set()
+        self._telemetry.sealed(rows.blocks)
         self._answer()
 
     async def _publish(self) -> None:

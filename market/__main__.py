@@ -21,11 +21,13 @@ async def _run(settings: Config) -> None:
 def main() -> int:
     """0 after an orderly end, 2 where the configuration is wrong."""
     parser = argparse.ArgumentParser(prog="market", description="The market service of a computemesh.")
-    parser.add_argument("--config", help="TOML file; MARKET_<FIELD> variables win over it")
+    parser.add_argument("--config", help="TOML file; COMPUTEMESH_MARKET_<KEY> in the environment overrides it")
     arguments = parser.parse_args()
     telemetry.configure("market")
     try:
-        asyncio.run(_run(config.load(Config, arguments.config, "MARKET")))
+        settings = config.load(Config, arguments.config, "market")
+        telemetry.start("market", settings.metrics_listen, settings.traces)
+        asyncio.run(_run(settings))
     except MeshError as error:
         print(f"market: {error.message}", file=sys.stderr)
         return 2

@@ -143,7 +143,9 @@ def build(config: Config) -> Market:
     engine = Engine(Core(config.lease_ms), group, ledger)
     artifacts = None
     if config.artifacts:
-        artifacts = Artifacts(config.artifacts, config.artifact_max_bytes, config.artifact_ttl_ms)
+        artifacts = Artifacts(
+            config.artifacts, config.artifact_max_bytes, config.artifact_ttl_ms, config.artifact_quota_bytes
+        )
         engine.released = Releases(artifacts)
     service = MarketService(config, key, callers, engine, artifacts)
 

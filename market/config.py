@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from computemesh.service.artifacts import MAX_BYTES, TTL_MS
+from computemesh.service.artifacts import MAX_BYTES, QUOTA_BYTES, TTL_MS
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,11 @@ class Config:
     artifact_max_bytes: int = MAX_BYTES
     # How long a put keeps an artifact for who put it.
     artifact_ttl_ms: int = TTL_MS
+    # Most bytes one customer may keep in the store at once.
+    artifact_quota_bytes: int = QUOTA_BYTES
     lease_ms: int = 15_000
     heartbeat_interval_ms: int = 3_000
+    # HOST:PORT where Prometheus reads /metrics over HTTP; empty: nowhere.
+    metrics_listen: str = ""
+    # OTLP collector (gRPC, HOST:PORT or URL) that gets traces; empty: $OTEL_EXPORTER_OTLP_ENDPOINT, else none.
+    traces: str = ""

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import structlog
 
+from computemesh.service import tracing
 from computemesh.service.artifacts import Artifacts
 from computemesh.trust import envelope, statement
 from computemesh.trust.amount import format_cpc
@@ -28,6 +29,7 @@ from computemesh.v1 import ledger_pb2, market_pb2
 from market import orders, store
 from market.callers import Caller
 from market.engine import Engine
+from market.functions import Functions
 from market.models import Models
 from market.states import Cancel, Create, Spec, State
 
@@ -39,10 +41,11 @@ class Creation:
     """Makes tasks of requests, each at most once."""
 
     def __init__(
-        self, engine: Engine, chain: str, key: PrivateKey, models: Models, artifacts: Artifacts | None
-    ) -> None:
+        self, engine: Engine, chain: str, key: PrivateKey, models: Models, functions: Functions,
+        artifacts: Artifacts | None,
+    ) -> None:  # fmt: skip
         self._engine = engine
-        self._models, self._artifacts = models, artifacts
+        self._models, self._functions, self._artifacts = models, functions, artifacts
         self._chain = chain
         self._key = key
         # Two calls with one request id go one after the other, so that the second finds the first's task.
@@ -68,6 +71,7 @@ class Creation:
         for task in list(self._doubts):
             task.cancel()
         await asyncio.gather(*self._doubts, return_exceptions=True)
+        await self._functions.close()
 
     @asynccontextmanager
     async def _alone(self, customer_key: bytes, request_id: bytes) -> AsyncIterator[None]:
@@ -118,6 +122,8 @@ class Creation:
                 if not orders.same_order(draft, found[0]):
                     raise orders.conflict(request_id, found[0].task_id)
                 return found
+        if draft.call is not None:
+            await self._functions.check(draft.call)
         now_ms = engine.clock()
         deadline_s = draft.deadline_s or now_ms // 1000 + orders.DEFAULT_DEADLINE_S
         orders.check_deadline(deadline_s, now_ms)
@@ -127,7 +133,8 @@ class Creation:
             task_id=order.task_id(self._chain), request_id=request_id, customer_key=caller.public_key,
             customer=caller.address, challenge_type=draft.challenge_type, payload=draft.payload,
             reward_units=draft.reward_units, deadline_ms=order.deadline_ms, priority=draft.priority, jobs=draft.jobs,
-            created_ms=now_ms, order=order.pack(), order_signature=signature, references=draft.references)
+            created_ms=now_ms, order=order.pack(), order_signature=signature, references=draft.references,
+            traceparent=tracing.current())
         await self._hold(draft, spec.task_id)
         # Noted first: a crash while the ledger takes the money must leave a trace of what it is for.
         keep = bool(draft.request_id)

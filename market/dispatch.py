@@ -24,6 +24,7 @@ from computemesh.v1 import common_pb2, market_pb2
 from market import store, views
 from market.config import Config
 from market.engine import Engine
+from market.functions import Functions
 from market.states import (
     Connect,
     Disconnect,
@@ -61,11 +62,13 @@ class DispatchStream:
     """From greeting to goodbye."""
 
     def __init__(
-        self, config: Config, key: PrivateKey, engine: Engine, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
+        self, config: Config, key: PrivateKey, engine: Engine, functions: Functions,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> None:  # fmt: skip
         self._config = config
         self._key = key
         self._engine = engine
+        self._functions = functions
         self._context = context
         self._number = next(_numbers)
         self._outbox: Outbox[Item] = Outbox(context.write, _assemble)
@@ -94,6 +97,7 @@ class DispatchStream:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._engine.connections.pop(self._number, None)
+            self._functions.drop(self._number)
             self._engine.do(Disconnect(self._number))
             for part in parts:
                 part.cancel()
@@ -160,6 +164,8 @@ class DispatchStream:
                 for row in request.progress.progress)))
         elif kind == "outcomes":
             self._engine.do(Outcomes(self._number, tuple(map(_outcome, request.outcomes.outcomes))))
+        elif kind == "functions":
+            self._functions.report(self._number, request.functions)
         elif kind == "goodbye":
             return False
         else:

@@ -27,6 +27,7 @@ from market.states import (
     Spec,
     Tick,
 )
+from market.telemetry import Telemetry
 
 TICK_S = 0.1
 _LONGEST_QUEUE = 256
@@ -91,6 +92,7 @@ class Engine:
         # Told of tasks that ended, once that is durable.
         self.released: Callable[[Release], None] = lambda item: None
         self._in_flight = 0
+        self._telemetry = Telemetry()
         ledger.on_event = self.do
 
     def do(self, event: Event) -> asyncio.Future[None]:
@@ -126,6 +128,7 @@ class Engine:
         while True:
             await asyncio.sleep(TICK_S)
             await self.do(Tick())
+            self._telemetry.sample(self.core.book, len(self.watchers))
 
     def stop_watchers(self) -> None:
         """Ends all WatchTask calls: their customers resume elsewhere or later."""
@@ -166,6 +169,7 @@ class Engine:
                 self.ledger.submit(call)
 
     def _publish(self, change: Changed) -> None:
+        self._telemetry.published(change)
         watchers = self.watchers.get(change.task_id)
         if watchers:
             item = Published(change)

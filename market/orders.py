@@ -30,7 +30,8 @@ DEFAULT_DEADLINE_S = 3600
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A checked request. `deadline_s` is 0 where the customer left it open, `request_id` empty likewise. `references`
-    is JSON, names to digests; `inputs` are the artifacts its jobs read; `leaves` says whether they leave any."""
+    is JSON, names to digests; `inputs` are the artifacts its jobs read; `leaves` says whether they leave any; `call` is
+    the function of a worker's operator that it calls."""
 
     challenge_type: str
     payload: bytes
@@ -44,6 +45,7 @@ class Draft:
     references: str = "{}"
     inputs: tuple[str, ...] = ()
     leaves: bool = False
+    call: workloads.Call | None = None
 
 
 def refuse(field: str, problem: str) -> InvalidArgument:
@@ -104,7 +106,8 @@ def read(request: market_pb2.CreateTaskRequest, digests: Mapping[str, str]) -> D
     return Draft(
         request.challenge_type, encoded, digest, reward_units, request.deadline, request.priority, jobs,
         _request_id(request.request_id), _signature(request), json.dumps(digests, sort_keys=True),
-        tuple(sorted({digest.hex() for digest in inputs})), task_type.output_bytes is not None)
+        tuple(sorted({digest.hex() for digest in inputs})), task_type.output_bytes is not None,
+        task_type.call(params) if task_type.call is not None else None)
 
 
 def _request_id(text: str) -> bytes:

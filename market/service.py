@@ -26,6 +26,7 @@ from market.config import Config
 from market.creation import Creation
 from market.dispatch import DispatchStream
 from market.engine import Engine
+from market.functions import Functions
 from market.models import Models
 from market.states import TERMINAL, Cancel, Spec, State, Status
 
@@ -49,7 +50,8 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         self._callers = callers
         self._engine = engine
         self._models = Models(engine, artifacts)
-        self.creation = Creation(engine, config.chain_id, key, self._models, artifacts)
+        self._functions = Functions()
+        self.creation = Creation(engine, config.chain_id, key, self._models, self._functions, artifacts)
 
     async def GetMarket(self, request: market_pb2.GetMarketRequest, context: Context) -> market_pb2.GetMarketResponse:
         return market_pb2.GetMarketResponse(
@@ -70,6 +72,8 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         _, values = orders.payload_of(request.payload)
         names = orders.names_in(request.challenge_type, request.payload)
         params = orders.parse(task_type, values, await self._models.digests(names))
+        if task_type.call is not None:
+            await self._functions.check(task_type.call(params))
         estimate = task_type.price(params)
         layout = task_type.layout(task_type.split(params, bytes(32))[0])
         units = layout.segments * layout.units
@@ -182,10 +186,17 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         self._callers.identify(context, self._engine.clock())
         return await self._models.page(request)
 
+    async def ListFunctions(
+        self, request: market_pb2.ListFunctionsRequest, context: Context
+    ) -> market_pb2.ListFunctionsResponse:
+        self._callers.identify(context, self._engine.clock())
+        found, token = self._functions.page(request.page_size, request.page_token)
+        return market_pb2.ListFunctionsResponse(functions=found, next_page_token=token)
+
     async def Dispatch(
         self, requests: AsyncIterator[market_pb2.DispatchRequest], context: Context
     ) -> None:
-        await DispatchStream(self._config, self._key, self._engine, context).serve(requests)
+        await DispatchStream(self._config, self._key, self._engine, self._functions, context).serve(requests)
 
     async def _own_task(self, task_id: str, context: Context) -> tuple[Spec, State]:
         """The caller's task. Raises Unauthenticated, TaskNotFound, Unauthorized."""

@@ -105,7 +105,7 @@ class Intent:
 @dataclass(frozen=True, slots=True)
 class Spec:
     """What was ordered; never changes. `payload` is the deterministic encoding of the Struct; `references` a JSON
-    object with the digest of each registered name in it."""
+    object with the digest of each registered name in it; `traceparent` the trace the creating call belongs to."""
 
     task_id: bytes
     request_id: bytes
@@ -121,6 +121,7 @@ class Spec:
     order: bytes
     order_signature: bytes
     references: str = "{}"
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from market.states import (
 
 _SPEC = (
     "task_id", "request_id", "customer_key", "customer", "challenge_type", "payload", "reward_units", "deadline_ms",
-    "priority", "jobs", "created_ms", "order_bytes", "order_signature", "names",
+    "priority", "jobs", "created_ms", "order_bytes", "order_signature", "names", "traceparent",
 )  # fmt: skip
 _STATE = (
     "status", "phase", "cursor", "updated_ms", "ended_ms", "jobs_settled", "jobs_running", "detail", "result_hash",
@@ -43,7 +43,8 @@ SCHEMA: Sequence[str] = (
     task_id BLOB NOT NULL UNIQUE, request_id BLOB NOT NULL, customer_key BLOB NOT NULL, customer TEXT NOT NULL,
     challenge_type TEXT NOT NULL, payload BLOB NOT NULL, reward_units INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
     priority INTEGER NOT NULL, jobs INTEGER NOT NULL, created_ms INTEGER NOT NULL, order_bytes BLOB NOT NULL,
-    order_signature BLOB NOT NULL, names TEXT NOT NULL DEFAULT '{{}}', {_STATE_COLUMNS}) STRICT""",
+    order_signature BLOB NOT NULL, names TEXT NOT NULL DEFAULT '{{}}', traceparent TEXT NOT NULL DEFAULT '',
+    {_STATE_COLUMNS}) STRICT""",
     "CREATE UNIQUE INDEX IF NOT EXISTS tasks_request ON tasks (customer_key, request_id)",
     "CREATE INDEX IF NOT EXISTS tasks_customer ON tasks (customer, number)",
     f"CREATE INDEX IF NOT EXISTS tasks_live ON tasks (number) WHERE phase < {int(Phase.ENDED)}",
@@ -56,7 +57,8 @@ SCHEMA: Sequence[str] = (
     task_id BLOB PRIMARY KEY, request_id BLOB NOT NULL, customer_key BLOB NOT NULL, customer TEXT NOT NULL,
     challenge_type TEXT NOT NULL, payload BLOB NOT NULL, reward_units INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
     priority INTEGER NOT NULL, jobs INTEGER NOT NULL, created_ms INTEGER NOT NULL, order_bytes BLOB NOT NULL,
-    order_signature BLOB NOT NULL, keep INTEGER NOT NULL, names TEXT NOT NULL DEFAULT '{}') STRICT""",
+    order_signature BLOB NOT NULL, keep INTEGER NOT NULL, names TEXT NOT NULL DEFAULT '{}',
+    traceparent TEXT NOT NULL DEFAULT '') STRICT""",
     """CREATE TABLE IF NOT EXISTS models (
     model_id TEXT PRIMARY KEY, artifact TEXT NOT NULL, owner TEXT NOT NULL, registered_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
@@ -70,6 +72,7 @@ SCHEMA: Sequence[str] = (
 LATER = (
     ("tasks", "names", "TEXT NOT NULL DEFAULT '{}'"), ("drafts", "names", "TEXT NOT NULL DEFAULT '{}'"),
     ("tasks", "files", "BLOB NOT NULL DEFAULT x''"), ("task_events", "files", "BLOB NOT NULL DEFAULT x''"),
+    ("tasks", "traceparent", "TEXT NOT NULL DEFAULT ''"), ("drafts", "traceparent", "TEXT NOT NULL DEFAULT ''"),
 )  # fmt: skip
 """Columns that came after the first release."""
 
@@ -114,7 +117,7 @@ Stored = tuple[Spec, State]
 def _spec_row(spec: Spec) -> tuple[Any, ...]:
     return (spec.task_id, spec.request_id, spec.customer_key, spec.customer, spec.challenge_type, spec.payload,
             spec.reward_units, spec.deadline_ms, spec.priority, spec.jobs, spec.created_ms, spec.order,
-            spec.order_signature, spec.references)  # fmt: skip
+            spec.order_signature, spec.references, spec.traceparent)  # fmt: skip
 
 
 def _state_row(state: State) -> tuple[Any, ...]:

@@ -74,4 +74,4 @@ def lease(item: Lease) -> market_pb2.TaskLease:
         task_id=spec.task_id, epoch=item.epoch, challenge_type=spec.challenge_type,
         payload=struct_pb2.Struct.FromString(spec.payload), reward_units=spec.reward_units,
         deadline_ms=spec.deadline_ms, priority=spec.priority, customer=spec.customer, jobs=spec.jobs,
-        created_ms=spec.created_ms, references=references(spec))
+        created_ms=spec.created_ms, references=references(spec), traceparent=spec.traceparent)

@@ -20,7 +20,8 @@ def main() -> int:
     arguments = parser.parse_args()
     telemetry.configure("orchestrator")
     try:
-        settings = configuration.load(Config, arguments.config, "COMPUTEMESH_ORCHESTRATOR")
+        settings = configuration.load(Config, arguments.config, "orchestrator")
+        telemetry.start("orchestrator", settings.metrics_listen, settings.traces)
         asyncio.run(run(settings))
     except MeshError as error:
         print(f"orchestrator: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ from orchestrator.audits import Audits
 from orchestrator.config import Config
 from orchestrator.core import Core
 from orchestrator.dispatch import Dispatch, read_lease
-from orchestrator.files import TaskFiles
+from orchestrator.files import WORKER, TaskFiles
 from orchestrator.model import Task
 from orchestrator.outputs import Outputs
 from orchestrator.runtime import Runtime, limits, now_ms
@@ -82,7 +82,7 @@ def register(runtime: Runtime, server: grpc.aio.Server) -> None:
     service.register(runtime, server)
     if runtime.artifacts is not None:
         admitted = artifact_service.signed_by(
-            runtime.config.chain_id, lambda key: key in runtime.core.state.records or key == runtime.key.public
+            runtime.config.chain_id, lambda key: key in runtime.core.state.records or key == runtime.key.public, WORKER
         )
         artifact_service.mount(server, runtime.artifacts, admitted)
 
@@ -101,7 +101,9 @@ async def run(config: Config) -> None:
     channel = servers.dial(config.ledger)
     runtime = Runtime(config, key, core, group, ledger_pb2_grpc.LedgerServiceStub(channel))  # type: ignore[no-untyped-call]
     if config.artifacts:
-        runtime.artifacts = Artifacts(config.artifacts, config.artifact_max_bytes, config.artifact_ttl_ms)
+        runtime.artifacts = Artifacts(
+            config.artifacts, config.artifact_max_bytes, config.artifact_ttl_ms, config.artifact_quota_bytes
+        )
     files = None if runtime.artifacts is None else TaskFiles(runtime.artifacts, data_dir / "cache", config.cache_bytes)
     runtime.outputs = Outputs(runtime, Audits(config.audit_processes, data_dir / "compile-cache"), files)
     names = [service.SERVICE, *([artifact_service.SERVICE] if runtime.artifacts is not None else [])]

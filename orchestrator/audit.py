@@ -6,16 +6,19 @@ Pure functions over bytes. `judge_opening` runs in a pool of threads: numpy and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 
 from computemesh import workloads
 from computemesh.trust import audit, merkle, statement
 from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument, MeshError, Unauthorized
-from computemesh.workloads.contract import Claim, JobSpec, Workload
+from computemesh.workloads.contract import JobSpec, Workload
+from computemesh.workloads.openings import prove
 from computemesh.workloads.outputs import Shown, bound
 
 MAX_BATCH = 4096
@@ -82,7 +85,7 @@ def judge_opening(
     workload = workloads.get(challenge_type)
     layout = workload.layout(spec)
     try:
-        _prove(workload, layout, spec, audit.sample(seed, leaf, layout.count, k), result_hash, data)
+        prove(workload, spec, layout, audit.sample(seed, leaf, layout.count, k), result_hash, data)
         problem = ""
     except (MeshError, ValueError, IndexError) as error:
         problem = str(error)[:200] or type(error).__name__
@@ -91,12 +94,20 @@ def judge_opening(
 
 
 Found = tuple[bool, bytes, str, bytes]
-"""(accepted, transcript digest, why not, openings)"""
+"""(accepted, transcript digest, why not, openings); the last is empty where they are an artifact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """Openings that did not fit a message: their artifact's SHA-256, and where its bytes are."""
+
+    digest: bytes
+    path: Path
 
 
 def judge_output(
-    challenge_type: str, spec: JobSpec, leaf: bytes, seed: bytes, k: int, result_hash: bytes, data: bytes | None,
-    shown: Shown | None,
+    challenge_type: str, spec: JobSpec, leaf: bytes, seed: bytes, k: int, result_hash: bytes,
+    data: bytes | Uploaded | None, shown: Shown | None,
 ) -> Found:
     """As `judge_opening`, and the output must lead to `result_hash`. `data` None: the units are taken from the output,
     and the openings are made here as the worker would have made them.
@@ -104,7 +115,7 @@ def judge_output(
     workload = workloads.get(challenge_type)
     layout = workload.layout(spec)
     asked = audit.sample(seed, leaf, layout.count, k)
-    openings = data or b""
+    openings = data if isinstance(data, bytes) else b""
     try:
         tree = bound(workload, spec, result_hash, shown) if shown is not None else None
         if data is None:
@@ -114,51 +125,21 @@ def judge_output(
             units = workload.output_units(spec, shown.output, asked)
             pairs = zip(asked, units, strict=True)
             openings = audit.openings_bytes([tree.open(unit, shown_bytes) for unit, shown_bytes in pairs])
-        _prove(workload, layout, spec, asked, result_hash, openings)
+        answer = data.path if isinstance(data, Uploaded) else openings
+        prove(workload, spec, layout, asked, result_hash, answer)
         problem = ""
     except (MeshError, ValueError, IndexError) as error:
         problem = str(error)[:200] or type(error).__name__
     accepted = not problem
-    proof = audit.transcript_digest(result_hash, seed, k, layout.count, openings, accepted)
+    digest = data.digest if isinstance(data, Uploaded) else sha256(openings).digest()
+    proof = audit.transcript_of(result_hash, seed, k, layout.count, digest, accepted)
     return accepted, proof, problem, openings
 
 
-def _prove(
-    workload: Workload[object], layout: audit.Layout, spec: JobSpec, asked: list[int], result_hash: bytes, data: bytes
-) -> None:
-    openings = audit.parse_openings(data)
-    if [opening.index for opening in openings] != asked:
-        raise InvalidArgument(f"opens {len(openings)} units, not the {len(asked)} that were asked for, in their order")
-    if workload.exact and any(opening.unit for opening in openings):
-        raise InvalidArgument("carries unit bytes, which an exact task type has none of")
-    claims = [
-        Claim(opening.index, opening.unit, audit.verify_previous(layout, opening, result_hash)) for opening in openings
-    ]
-    digests = workload.expected_digests(spec, claims)
-    for opening, digest in zip(openings, digests, strict=True):
-        if digest is None or audit.fold_opening(layout, opening, digest) != result_hash:
-            raise InvalidArgument(f"unit {opening.index} is not what was committed")
-
-
-def needs(challenge_type: str, first: JobSpec) -> tuple[bool, bool, int]:
-    """(binds, recomputed whole, k) of a task from its first job.
-
-    A job that can only be checked once it is bound needs a binding (asked by checking no unit of it); one that is
-    exact and has no more units than the sample is recomputed whole. Neither is for types that are judged in an audit
-    process, because asking could load JAX here. Raises InvalidArgument where the job cannot be read either way.
-    """
-    workload = workloads.get(challenge_type)
-    if apart(workload):
-        workload.layout(first)
-        return False, False, workload.sample_size
-    binds = False
-    try:
-        workload.expected_digests(first, [])
-    except InvalidArgument:
-        workload.expected_digests(workloads.bind(first, bytes(32)), [])
-        binds = True
-    k = workload.sample_size
-    return binds, workload.exact and workload.layout(first).count <= k, k
+def whole(workload: Workload[object], first: JobSpec) -> bool:
+    """Whether a task's jobs are recomputed whole, seen at its first: exact, and no more units than the sample. Raises
+    InvalidArgument where the job cannot be read."""
+    return workload.layout(first).count <= workload.sample_size and workload.exact and not apart(workload)
 
 
 def apart(workload: Workload[object]) -> bool:

@@ -25,15 +25,20 @@ Payload = Mapping[str, object]
 
 def judge(
     challenge_type: str, spec: JobSpec, leaf: bytes, seed: bytes, k: int, result_hash: bytes, openings: bytes | None,
-    output: bytes, unit_digests: bytes,
+    output: bytes, unit_digests: bytes, uploaded: bytes = b"",
 ) -> audit.Found:
-    """`audit.judge_output` on files: `output` and `unit_digests` are artifacts' SHA-256, empty where there are none."""
+    """`audit.judge_output` on files: `output`, `unit_digests` and `uploaded` (openings that did not fit a message) are
+    artifacts' SHA-256, empty where there are none."""
     files, shown = spec.files, None
+    opened: bytes | audit.Uploaded | None = openings
     if output:
         assert files is not None
         listed = files.artifact(unit_digests).read_bytes() if unit_digests else b""
         shown = Shown(files.artifact(output).read_bytes(), listed)
-    return audit.judge_output(challenge_type, spec, leaf, seed, k, result_hash, openings, shown)
+    if uploaded:
+        assert files is not None
+        opened = audit.Uploaded(uploaded, files.artifact(uploaded))
+    return audit.judge_output(challenge_type, spec, leaf, seed, k, result_hash, opened, shown)
 
 
 def assemble(challenge_type: str, payload: Payload, hashes: bytes, files: JobFiles) -> list[Artifact]:

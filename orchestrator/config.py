@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from computemesh.service.artifacts import MAX_BYTES, TTL_MS
+from computemesh.service.artifacts import MAX_BYTES, QUOTA_BYTES, TTL_MS
+from computemesh.service.retention import HOUR_MS
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,14 @@ class Config:
     artifacts: str = ""
     # Largest artifact taken from a worker, bytes.
     artifact_max_bytes: int = MAX_BYTES
-    # How long a worker's put keeps an artifact that no task holds.
-    artifact_ttl_ms: int = TTL_MS
+    # How long a worker's put keeps an artifact that is not judged: one of an attempt that came to nothing.
+    artifact_ttl_ms: int = 24 * HOUR_MS
+    # Most bytes a worker may keep in the store at once; what was judged does not count.
+    artifact_quota_bytes: int = QUOTA_BYTES
+    # How long `mesh verify --replay` finds the outputs of an accepted result, and openings that were too large for a
+    # message.
+    evidence_ttl_ms: int = TTL_MS
+    openings_ttl_ms: int = 24 * HOUR_MS
     # Silence of a worker for this long ends its leases.
     worker_lease_ms: int = 15_000
     heartbeat_interval_ms: int = 3_000
@@ -32,8 +39,10 @@ class Config:
     # Heartbeats renew a job's lease no longer than this; once three jobs of its task were accepted, no longer than ten
     # times their mean (at least job_lease_ms), if that is less.
     job_limit_ms: int = 900_000
-    # Time a challenge may stay unanswered.
+    # Time a challenge may stay unanswered; openings too large for a message may take so much longer as uploading their
+    # bytes takes at this rate.
     opening_timeout_ms: int = 10_000
+    upload_bytes_per_s: int = 4 << 20
     audit_threads: int = 2
     # Processes that judge what may need JAX and put task files together; time for one audit, and for one assembly.
     audit_processes: int = 1
@@ -54,3 +63,7 @@ class Config:
     max_attempts: int = 32
     # Time running jobs have to finish when the orchestrator is told to stop.
     drain_ms: int = 3_000
+    # HOST:PORT where Prometheus reads /metrics over HTTP; empty: nowhere.
+    metrics_listen: str = ""
+    # OTLP collector (gRPC, HOST:PORT or URL) that gets traces; empty: $OTEL_EXPORTER_OTLP_ENDPOINT, else none.
+    traces: str = ""

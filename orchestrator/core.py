@@ -30,6 +30,7 @@ from orchestrator.state import (
     place_one,
     proven_seen,
     requeue,
+    void,
 )
 
 __all__ = ["STEPS", "Core", "Limits"]
@@ -160,7 +161,8 @@ def _leave(state: State, worker: Worker, now_ms: int, why: str, *, blame: bool, 
         lease.task.running -= 1
         lost(state, lease, now_ms, why, out)
     worker.leases.clear()
-    for lease, _, _, _ in worker.challenged.values():
+    for lease, batch, position, _ in worker.challenged.values():
+        void(batch, position, out)
         _unanswered(state, worker, lease, now_ms, out)
     worker.challenged.clear()
 
@@ -314,11 +316,11 @@ def _expire(state: State, worker: Worker, now_ms: int, out: e.Effects) -> None:
 def _time_out(state: State, worker: Worker, now_ms: int, out: e.Effects) -> None:
     late = []
     for lease_id, row in worker.challenged.items():
-        if row[3] > now_ms:
-            break
-        late.append(lease_id)
+        if row[3] <= now_ms:
+            late.append(lease_id)
     for lease_id in late:
-        lease = worker.challenged.pop(lease_id)[0]
+        lease, batch, position, _ = worker.challenged.pop(lease_id)
+        void(batch, position, out)
         _unanswered(state, worker, lease, now_ms, out)
     if late:
         out.send.append(e.SendVerdicts(worker.session, e.LATE, late))

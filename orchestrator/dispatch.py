@@ -12,14 +12,15 @@ import structlog
 from google.protobuf.json_format import MessageToDict
 
 from computemesh import workloads
+from computemesh.service import tracing
 from computemesh.service.errors import from_rpc_error
 from computemesh.service.outbox import Outbox
 from computemesh.service.server import dial
 from computemesh.trust import envelope, statement
 from computemesh.trust.errors import InvalidArgument, MeshError
 from computemesh.v1 import common_pb2, market_pb2, market_pb2_grpc
-from computemesh.workloads import references
-from orchestrator import audit
+from computemesh.workloads import openings, references
+from orchestrator import audit, offers
 from orchestrator import events as e
 from orchestrator.model import Task
 from orchestrator.runtime import Runtime
@@ -42,14 +43,15 @@ def read_lease(lease: market_pb2.TaskLease) -> Task:
     first = jobs[0]
     if (workload.output_bytes is None) != (workload.output_digests is None):
         raise InvalidArgument(f"challenge_type: {workload.name} leaves outputs that nobody can hold against anything")
-    binds, whole, k = audit.needs(lease.challenge_type, first)
     return Task(
         lease.task_id, lease.epoch, lease.challenge_type, jobs, customer=lease.customer,
         priority=min(lease.priority, 9), deadline_ms=lease.deadline_ms or 2**62, created_ms=lease.created_ms,
         memory=max(first.device_memory_bytes, jobs[len(jobs) - 1].device_memory_bytes),
-        cost=1000.0 + workload.price(params).flops / len(jobs), exact_whole=whole, k=k, binds=binds,
+        cost=1000.0 + workload.price(params).flops / len(jobs), exact_whole=audit.whole(workload, first),
+        k=workload.sample_size, binds=workload.binds(first),
         leaves=workload.output_bytes is not None, opens=workload.output_units is None, inputs=workload.job_inputs,
-        apart=audit.apart(workload), payload=payload,
+        apart=audit.apart(workload), payload=payload, traceparent=lease.traceparent,
+        opening_bytes=lambda spec: openings.limit(workload, spec, workload.sample_size),
     )  # fmt: skip
 
 
@@ -59,6 +61,7 @@ class Dispatch:
     def __init__(self, runtime: Runtime, address: str) -> None:
         self._runtime, self._address = runtime, address
         self.progress = asyncio.Event()
+        self.offers = asyncio.Event()  # workers with functions came or went
         self._outcomes: dict[bytes, e.SaveOutcome] = {}
         self._outbox: Outbox[market_pb2.DispatchRequest] | None = None
         # Task ids whose lease is being read (their settled jobs asked for) and those revoked meanwhile.
@@ -113,6 +116,7 @@ class Dispatch:
                         asyncio.create_task(outbox.run()),
                         asyncio.create_task(_beat(outbox, interval)),
                         asyncio.create_task(self._report(outbox)),
+                        asyncio.create_task(self._offer(outbox)),
                     ]
                 elif kind in _TAKE:
                     _TAKE[kind](self, response)
@@ -164,6 +168,18 @@ class Dispatch:
                 outbox.push(market_pb2.DispatchRequest(progress=batch))
             await asyncio.sleep(PROGRESS_EVERY_S)
 
+    async def _offer(self, outbox: Outbox[market_pb2.DispatchRequest]) -> None:
+        """What workers offer: now, and when it changed, at most every 200 ms."""
+        self.offers.set()
+        while True:
+            await self.offers.wait()
+            self.offers.clear()
+            records = self._runtime.core.state.records
+            sessions = sorted(self._runtime.sessions.values(), key=lambda one: -records[one.key].settled)
+            for message in offers.messages(session.capabilities for session in sessions):
+                outbox.push(message)
+            await asyncio.sleep(PROGRESS_EVERY_S)
+
     # ---- told by the market ------------------------------------------------------------------------------------------
     def _leases(self, response: market_pb2.DispatchResponse) -> None:
         for lease in response.leases.leases:
@@ -204,7 +220,9 @@ class Dispatch:
             self._refuse(lease, error)
             return
         log.info("task leased", task=task.id.hex(), epoch=task.epoch, type=task.challenge_type, jobs=len(task.jobs),
-                 settled=len(settled))
+                 settled=len(settled), **tracing.named(task.traceparent))
+        if task.id not in self._runtime.core.state.tasks:
+            self._runtime.telemetry.leased(task)
         self._runtime.apply(e.TaskLeased(task, lease.SerializeToString(), settled, outputs))
 
     def _acks(self, response: market_pb2.DispatchResponse) -> None:
@@ -217,6 +235,7 @@ class Dispatch:
             log.info("task revoked", task=revoke.task_id.hex(), status=market_pb2.TaskStatus.Name(revoke.status))
             self._reading.pop(revoke.task_id, None)
             self._outcomes.pop(revoke.task_id, None)
+            self._runtime.telemetry.ended(revoke.task_id, "revoked")
             self._runtime.apply(e.TaskRevoked(revoke.task_id, revoke.epoch))
 
     def _drain(self, response: market_pb2.DispatchResponse) -> None:

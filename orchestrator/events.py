@@ -125,13 +125,17 @@ class SeedDrawn:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
+    """(lease, openings) of each; `uploaded` those that did not fit a message, as (lease, SHA-256 of their artifact)."""
+
     session: int
     openings: Sequence[tuple[int, bytes]]
+    uploaded: Sequence[tuple[int, bytes]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Audit outcome of some commitments of a batch; columns. `openings` is empty where all was recomputed."""
+    """Audit outcome of some commitments of a batch; columns. `openings` is empty where all was recomputed; `uploaded`
+    are the artifacts of those that did not fit a message (empty items: they did), empty where there are none."""
 
     batch: Batch
     positions: Sequence[int]
@@ -139,6 +143,7 @@ class Judged:
     proofs: Sequence[bytes]
     openings: Sequence[bytes] = ()
     k: int = 0
+    uploaded: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,12 +331,22 @@ class Recompute:
 
 @dataclass(frozen=True, slots=True)
 class CheckOpening:
-    """Judge an answer, and the output if there is one; `openings` None: the units are to be taken from the output."""
+    """Judge an answer, and the output if there is one; `openings` None: the units are to be taken from the output.
+    `uploaded` is the artifact the openings are where they did not fit a message."""
 
     batch: Batch
     position: int
     lease: Lease
     openings: bytes | None
+    uploaded: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Nobody judges these uploads of a worker (SHA-256 each): they came too late, or unasked."""
+
+    key: bytes
+    uploaded: Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +375,7 @@ class ComputeRoot:
 
 Persist = SaveTask | SaveBatch | SaveJudgement | SaveResult | SaveAnswer | SaveOutcome | CloseTask
 Send = SendJobs | SendChallenges | SendVerdicts | SendRevokes | CloseStream | DrawSeed | SaveOutcome
-Work = Recompute | CheckOpening | Submit | FetchResult | ComputeRoot
+Work = Recompute | CheckOpening | Discard | Submit | FetchResult | ComputeRoot
 
 
 def binding(effect: Send) -> bool:

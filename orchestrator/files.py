@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from computemesh.service.artifact_cache import ArtifactCache
-from computemesh.service.artifacts import Artifacts
+from computemesh.service.artifacts import Artifacts, now_ms
 from computemesh.service.blobs import Owner
 from computemesh.service.job_files import JobFiles
 from computemesh.service.transfer import ArtifactInfo, file_digest
 from computemesh.trust import folder
 from computemesh.trust.errors import InvalidArgument, InvalidProof
+from computemesh.trust.identity import address_of
 from computemesh.workloads.contract import Artifact
+
+WORKER = "worker"
+"""The kind of owner that workers' uploads have: a key that is a customer's too keeps the two apart."""
 
 
 def noted(task_id: bytes) -> str:
@@ -85,6 +89,16 @@ class TaskFiles:
         await self.artifacts.hold_for_task(task_id.hex(), [output.hex()])
         place = f"{noted(task_id)}/{job}-{result_hash.hex()}-{output.hex()}"
         await self.artifacts.store.objects.put(place, b"{}")
+
+    async def keep_evidence(self, task_id: bytes, digest: bytes, ttl_ms: int) -> None:
+        """Keep what a result was judged by for so long. Raises NotFound."""
+        store, retention = self.artifacts.store, self.artifacts.retention
+        owner = Owner("audit", task_id.hex())
+        await retention.hold(digest.hex(), (await store.get(digest.hex())).size, owner, now_ms() + ttl_ms)
+
+    async def discard(self, worker: bytes, digest: bytes) -> None:
+        """End a worker's reference to something it uploaded."""
+        await self.artifacts.retention.release(Owner(WORKER, address_of(worker)), digest.hex())
 
     async def kept_outputs(self, task_id: bytes) -> list[tuple[int, bytes, bytes]]:
         """(job, result hash, SHA-256 of the output) of a task's verified jobs, whichever orchestrator verified them."""

@@ -13,7 +13,7 @@ from computemesh.trust.errors import InvalidArgument
 from computemesh.trust.statement import COMMITMENT
 from orchestrator import events as e
 from orchestrator.model import Batch, Cause, Job, Lease, Part, Task, Trouble, Worker
-from orchestrator.state import State, batch_of, blame, end_attempts, fail_task, lost
+from orchestrator.state import State, batch_of, blame, end_attempts, fail_task, lost, void
 
 # Below this many operations a job is recomputed in the event loop: handing it to a thread would cost more.
 CHEAP_COST = 20_000.0
@@ -38,6 +38,10 @@ def committed(state: State, event: e.Committed, now_ms: int, out: e.Effects) -> 
     stale = [lease_id for lease_id, lease in zip(event.lease_ids, leases, strict=True) if lease is None]
     if stale:
         out.send.append(e.SendVerdicts(worker.session, e.STALE, stale))
+        at = [position for position, lease in enumerate(leases) if lease is None]
+        left = [digests[position] for digests in (event.outputs, event.unit_digests) if digests for position in at]
+        if left:
+            out.work.append(e.Discard(worker.key, left))
     if len(stale) == len(leases):
         return
     batch = batch_of(state, worker, event, leases, now_ms)
@@ -100,13 +104,15 @@ def seed_drawn(state: State, event: e.SeedDrawn, now_ms: int, out: e.Effects) ->
         if lease is None or lease.task.exact_whole:
             continue
         if lease.task.ended or lease.epoch != lease.task.epoch:
+            void(batch, position, out)
             _stale(state, batch, lease, now_ms, out)
         elif not lease.task.opens:
             out.work.append(e.CheckOpening(batch, position, lease, None))
         elif worker is None:
+            void(batch, position, out)
             lost(state, lease, now_ms, "the worker's stream ended", out)
         else:
-            deadline = now_ms + state.limits.opening_timeout_ms
+            deadline = now_ms + state.limits.opening_ms(lease)
             worker.challenged[lease.id] = (lease, batch, position, deadline)
             asked.append((lease.id, lease.task.k))
     if asked and worker is not None:
@@ -123,6 +129,12 @@ def opened(state: State, event: e.Opened, now_ms: int, out: e.Effects) -> None:
         row = worker.challenged.pop(lease_id, None)
         if row is not None:
             out.work.append(e.CheckOpening(row[1], row[2], row[0], openings))
+    for lease_id, uploaded in event.uploaded:
+        row = worker.challenged.pop(lease_id, None)
+        if row is not None:
+            out.work.append(e.CheckOpening(row[1], row[2], row[0], b"", uploaded))
+        else:
+            out.work.append(e.Discard(worker.key, [uploaded]))
 
 
 def judged(state: State, event: e.Judged, now_ms: int, out: e.Effects) -> None:

@@ -111,6 +111,7 @@ class Task:
         "leaves",
         "memory",
         "offered",
+        "opening_bytes",
         "opens",
         "outcome",
         "payload",
@@ -125,6 +126,7 @@ class Task:
         "states",
         "timed",
         "took_ms",
+        "traceparent",
         "trouble",
     )  # fmt: skip
 
@@ -133,7 +135,8 @@ class Task:
         priority: int = 0, deadline_ms: int = 2**62, created_ms: int = 0, memory: int = 0, cost: float = 1.0,
         exact_whole: bool = True, k: int = 32, binds: bool = False, leaves: bool = False, opens: bool = True,
         inputs: Callable[[JobSpec], Sequence[bytes]] | None = None, apart: bool = False,
-        payload: Mapping[str, object] | None = None,
+        payload: Mapping[str, object] | None = None, traceparent: str = "",
+        opening_bytes: Callable[[JobSpec], int] = lambda _: 0,
     ) -> None:  # fmt: skip
         count = len(jobs)
         self.id, self.epoch, self.challenge_type, self.jobs = id, epoch, challenge_type, jobs
@@ -150,9 +153,12 @@ class Task:
         self.timed = self.took_ms = 0
         self.queued = self.ended = False
         # Whether jobs leave outputs, whether their units are opened by the worker (else taken from the output), what
-        # each reads, and whether they are judged in a process apart. `payload` is as the task type parses it.
+        # each reads, and whether they are judged in a process apart. `payload` is as the task type parses it,
+        # `opening_bytes` the most bytes an answer to a challenge may have as an artifact.
         self.leaves, self.opens, self.inputs, self.apart = leaves, opens, inputs, apart
+        self.opening_bytes = opening_bytes
         self.payload = payload or {}
+        self.traceparent = traceparent  # of its span here, or of who created it; empty where it is not traced
         # (job, result hash) -> SHA-256 of an output that was held against that hash and found good.
         self.offered: dict[tuple[int, bytes], bytes] = {}
         # Jobs that wait for others: how many results each lacks; and which jobs each result is needed by.
@@ -247,6 +253,11 @@ class Batch:
         """Commitments in the batch."""
         return len(self.leaves)
 
+    def uploads(self, position: int) -> tuple[bytes, bytes]:
+        """SHA-256 of the output and of the list of unit digests that a commitment names; empty where it names none."""
+        output = self.outputs[position] if self.outputs else b""
+        return output, self.unit_digests[position] if output and self.unit_digests else b""
+
 
 @dataclass(slots=True)
 class Part:
@@ -275,7 +286,7 @@ class Worker:
         self.called_off = record.drained
         self.paused = False
         self.leases: dict[int, Lease] = {}
-        # lease id -> (lease, batch, position, deadline); insertion order is deadline order
+        # lease id -> (lease, batch, position, deadline)
         self.challenged: dict[int, tuple[Lease, Batch, int, int]] = {}
         self.last_seen_ms = now_ms
         self.next_check_ms = 2**62

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import structlog
@@ -13,12 +15,13 @@ from computemesh import workloads
 from computemesh.trust import audit as proofs
 from computemesh.trust.errors import InvalidState, MeshError, NotFound
 from computemesh.v1 import market_pb2
+from computemesh.workloads import openings
 from computemesh.workloads.contract import Artifact, JobSpec
 from orchestrator import audit
 from orchestrator import events as e
 from orchestrator.audits import ASSEMBLY, AUDIT, PREVIEW, Audits
 from orchestrator.files import TaskFiles
-from orchestrator.model import Lease, Task
+from orchestrator.model import Task
 
 if TYPE_CHECKING:
     from orchestrator.runtime import Runtime
@@ -63,55 +66,78 @@ class Outputs:
         """Judge one commitment in an audit process. What is wrong is the worker's, what breaks is nobody's."""
         lease, batch, position = work.lease, work.batch, work.position
         try:
-            accepted, proof, problem, openings = await self._found(work)
+            accepted, proof, problem, inline = await self._found(work)
+            if accepted:
+                await self._keep(work)
         except (MeshError, OSError) as error:
             log.error("audit could not be made", task=lease.task.id.hex(), job=lease.index, error=str(error)[:300])
             self._runtime.apply(e.AuditBroke(batch, [position]))
             return
+        finally:
+            await self.discard(batch.key, [*batch.uploads(position), work.uploaded])
         if not accepted:
             log.warning("audit failed", task=lease.task.id.hex(), job=lease.index, worker=batch.key.hex(), why=problem)
-        self._runtime.apply(e.Judged(batch, [position], [accepted], [proof], [openings], lease.task.k))
+        self._runtime.apply(
+            e.Judged(batch, [position], [accepted], [proof], [inline], lease.task.k, [work.uploaded])
+        )
+
+    async def _keep(self, work: e.CheckOpening) -> None:
+        """What an accepted result is judged by stays: its output for the task, the rest for whoever replays it."""
+        output, listed = work.batch.uploads(work.position)
+        lease, config = work.lease, self._runtime.config
+        if output:
+            await self._files.keep_output(lease.task.id, lease.index, lease.result_hash, output)
+        evidence = [(output, config.evidence_ttl_ms), (listed, config.evidence_ttl_ms)]
+        for digest, ttl_ms in (*evidence, (work.uploaded, config.openings_ttl_ms)):
+            if digest:
+                await self._files.keep_evidence(lease.task.id, digest, ttl_ms)
+
+    async def discard(self, key: bytes, uploaded: Sequence[bytes]) -> None:
+        """End a worker's references to what it uploaded and is judged. Where that fails they expire by themselves."""
+        try:
+            for digest in filter(None, uploaded):
+                await self._files.discard(key, digest)
+        except MeshError as error:
+            log.warning("uploads were not discarded", worker=key.hex(), error=str(error)[:300])
 
     async def _found(self, work: e.CheckOpening) -> audit.Found:
-        lease, batch, position = work.lease, work.batch, work.position
+        lease, batch = work.lease, work.batch
         task, spec = lease.task, lease.spec
-        output = batch.outputs[position] if task.leaves else b""
-        listed = batch.unit_digests[position] if task.leaves and batch.unit_digests else b""
-        problem = await self._unreadable(lease, output, listed)
+        output, listed = batch.uploads(work.position)
+        problem = await self._unreadable(work, output, listed)
         if problem:
             count = workloads.get(task.challenge_type).layout(spec).count
-            openings = work.openings or b""
-            proof = proofs.transcript_digest(lease.result_hash, batch.seed, task.k, count, openings, False)
-            return False, proof, problem, openings
+            inline = work.openings or b""
+            digest = work.uploaded or sha256(inline).digest()
+            proof = proofs.transcript_of(lease.result_hash, batch.seed, task.k, count, digest, False)
+            return False, proof, problem, inline
         inputs = task.inputs(spec) if task.inputs is not None else ()
         if self._store is None:
             return await self._ask(work, spec, b"", b"")
         needed = {index: task.output(index) for index in spec.needs}
-        uploaded = [digest for digest in (output, listed) if digest]
+        uploaded = [digest for digest in (output, listed, work.uploaded) if digest]
         async with self._files.use(inputs, needed, uploaded) as files:
-            found = await self._ask(work, replace(spec, files=files), output, listed)
-        if found[0] and output:
-            await self._files.keep_output(task.id, lease.index, lease.result_hash, output)
-        return found
+            return await self._ask(work, replace(spec, files=files), output, listed)
 
     async def _ask(self, work: e.CheckOpening, spec: JobSpec, output: bytes, listed: bytes) -> audit.Found:
         task, batch = work.lease.task, work.batch
         arguments = (
             task.challenge_type, replace(spec, env_class=batch.env_class), batch.leaves[work.position], batch.seed,
-            task.k, work.lease.result_hash, work.openings, output, listed,
+            task.k, work.lease.result_hash, work.openings, output, listed, work.uploaded,
         )  # fmt: skip
         found: audit.Found = await self.audits.ask(
             AUDIT, "judge", arguments, self._runtime.config.audit_timeout_ms / 1000)
         return found
 
-    async def _unreadable(self, lease: Lease, output: bytes, listed: bytes) -> str:
+    async def _unreadable(self, work: e.CheckOpening, output: bytes, listed: bytes) -> str:
         """Why an upload is not even read; empty where nothing is wrong with it."""
-        if not output:
-            return ""
-        workload = workloads.get(lease.task.challenge_type)
-        assert workload.output_bytes is not None
-        units = proofs.DIGEST_BYTES * workload.layout(lease.spec).count
-        limits = [(output, workload.output_bytes(lease.spec), "output"), (listed, units, "list of unit digests")]
+        spec, workload = work.lease.spec, workloads.get(work.lease.task.challenge_type)
+        limits = list[tuple[bytes, int, str]]()
+        if output:
+            assert workload.output_bytes is not None
+            units = proofs.DIGEST_BYTES * workload.layout(spec).count
+            limits = [(output, workload.output_bytes(spec), "output"), (listed, units, "list of unit digests")]
+        limits.append((work.uploaded, openings.limit(workload, spec, work.lease.task.k), "answer to the challenge"))
         for digest, limit, what in limits:
             if not digest:
                 continue
@@ -121,6 +147,8 @@ class Outputs:
                 return f"the {what} is not in the artifact store"
             if size > limit:
                 return f"the {what} has {size:,} bytes, at most {limit:,} are taken"
+            if not size:
+                return f"the {what} is empty"
         return ""
 
     async def known(self, task: Task, settled: list[tuple[int, bytes]]) -> list[tuple[int, bytes, bytes]]:

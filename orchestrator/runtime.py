@@ -25,6 +25,7 @@ from orchestrator.config import Config
 from orchestrator.core import Core
 from orchestrator.session import Session, StreamEnded
 from orchestrator.state import Limits
+from orchestrator.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from orchestrator.dispatch import Dispatch
@@ -45,7 +46,8 @@ def limits(config: Config) -> Limits:
     """The part of the configuration the core decides by."""
     return Limits(
         worker_lease_ms=config.worker_lease_ms, job_lease_ms=config.job_lease_ms, job_limit_ms=config.job_limit_ms,
-        opening_timeout_ms=config.opening_timeout_ms, aging_ms=config.aging_ms, wrong_streak=config.wrong_streak,
+        opening_timeout_ms=config.opening_timeout_ms, upload_bytes_per_s=config.upload_bytes_per_s,
+        aging_ms=config.aging_ms, wrong_streak=config.wrong_streak,
         wrong_cooldown_ms=config.wrong_cooldown_ms, max_attempts=config.max_attempts,
     )  # fmt: skip
 
@@ -63,6 +65,7 @@ class Runtime:
         self.config, self.key, self.core, self.group, self.ledger = config, key, core, group, ledger
         self.sessions: dict[int, Session] = {}
         self.stopping = False
+        self.telemetry = Telemetry()
         self.artifacts: Artifacts | None = None
         self._pool = ThreadPoolExecutor(config.audit_threads, thread_name_prefix="audit")
         self._numbers = 0
@@ -72,6 +75,7 @@ class Runtime:
     def apply(self, event: e.Event) -> None:
         """Let the core take in an event; persist, then send what binds. Raises what the core raises on broken rules."""
         out = self.core.step(event, now_ms())
+        self.telemetry.took(event)
         send = out.send
         if out.persist:
             write = partial(_write, out.persist)
@@ -117,6 +121,7 @@ class Runtime:
             await asyncio.sleep(TICK_S)
             self.apply(e.Tick())
             self.group.flush()
+            self.telemetry.sample(self.core)
 
     def next_session(self, context: grpc.aio.ServicerContext[Any, Any]) -> Session:
         """A session for a stream that was just opened."""
@@ -153,6 +158,7 @@ class Runtime:
     # ---- effects -----------------------------------------------------------------------------------------------------
     def _deliver(self, effects: list[e.Send]) -> None:
         for effect in effects:
+            self.telemetry.sends(effect)
             if isinstance(effect, e.DrawSeed):
                 self.apply(e.SeedDrawn(effect.batch, os.urandom(32)))
             elif isinstance(effect, e.SaveOutcome):
@@ -228,6 +234,9 @@ class Runtime:
     def _fetch(self, work: e.FetchResult) -> None:
         self.spawn(self.submitter.fetch(work))
 
+    def _discard(self, work: e.Discard) -> None:
+        self.spawn(self.outputs.discard(work.key, work.uploaded))
+
     def _submit(self, work: e.Submit) -> None:
         self.submitter.take(work)
 
@@ -244,6 +253,7 @@ def _task_root(results: bytes) -> bytes:
 _WORK: dict[type[Any], Callable[[Runtime, Any], None]] = {
     e.Recompute: Runtime._recompute,
     e.CheckOpening: Runtime._check,
+    e.Discard: Runtime._discard,
     e.ComputeRoot: Runtime._root,
     e.FetchResult: Runtime._fetch,
     e.Submit: Runtime._submit,

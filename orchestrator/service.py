@@ -192,7 +192,7 @@ def _transcript(connection: Any, *, task_id: bytes, job: int) -> pb.AuditTranscr
             break
     if best is None:
         return None
-    position, commitments, signature, bindings, batch_id, (accepted, digest, seed, k, openings) = best
+    position, commitments, signature, bindings, batch_id, (accepted, digest, seed, k, openings, uploaded) = best
     leaves = statement.leaves(commitments, statement.COMMITMENT_SIZE)
     task = dispatch.read_lease(market_pb2.TaskLease.FromString(lease_row[0]))
     binding = bindings[32 * position : 32 * position + 32] if task.binds else b""
@@ -208,7 +208,7 @@ def _transcript(connection: Any, *, task_id: bytes, job: int) -> pb.AuditTranscr
         challenge_type=task.challenge_type, params=spec.params, binding=binding, seed=seed, k=k,
         units=workloads.get(task.challenge_type).layout(spec).count, openings=openings,
         verdict=pb.VERDICT_KIND_SETTLED if accepted else pb.VERDICT_KIND_WRONG, digest=digest,
-        output=output, unit_digests=unit_digests, env_class=env_class,
+        output=output, unit_digests=unit_digests, env_class=env_class, openings_artifact=uploaded,
         inputs=task.inputs(spec) if task.inputs is not None else (),
         needs=[pb.NeededResult(job=index, output=needed.get(index, b"")) for index in spec.needs],
     )  # fmt: skip

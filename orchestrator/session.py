@@ -71,6 +71,7 @@ class Session:
         runtime.sessions[self.number] = self
         types, memory = _wants(self.capabilities)
         runtime.apply(e.WorkerJoined(self.number, self.key, types, memory))
+        self._offers()
         log.info(
             "worker joined", session=self.number, worker=address_of(self.key), name=self.capabilities.display_name,
             types=sorted(types), memory_bytes=memory,
@@ -86,12 +87,18 @@ class Session:
         finally:
             runtime.sessions.pop(self.number, None)
             runtime.apply(e.WorkerLeft(self.number))
+            self._offers()
             for part in parts:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
             log.info("worker left", session=self.number, worker=address_of(self.key), error=repr(self._error))
         if self._error is not None:
             raise self._error
+
+    def _offers(self) -> None:
+        """What workers offer changed, where this one offers anything."""
+        if self.capabilities.functions:
+            self.runtime.dispatch.offers.set()
 
     async def _finish(self, parts: list[asyncio.Task[Any]]) -> None:
         reader, _, writer = parts
@@ -202,7 +209,11 @@ def _artifacts(field: str, digests: Sequence[bytes], count: int) -> list[bytes]:
 def _openings(session: Session, request: pb.WorkRequest) -> None:
     openings = request.openings.openings
     _bounded("openings.openings", len(openings), MAX_ITEMS)
-    session.runtime.apply(e.Opened(session.number, [(item.lease_id, item.openings) for item in openings]))
+    uploaded = [(item.lease_id, item.artifact) for item in openings if item.artifact]
+    if any(len(digest) != 32 for _, digest in uploaded):
+        raise _rule("openings.openings.artifact", "must have 32 bytes, or none")
+    inline = [(item.lease_id, item.openings) for item in openings if not item.artifact]
+    session.runtime.apply(e.Opened(session.number, inline, uploaded))
 
 
 def _why(nack: pb.Nack) -> str:

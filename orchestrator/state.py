@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 from enum import Enum
-from itertools import count
+from itertools import count, islice
 
+from computemesh.trust.audit import INLINE_BYTES
 from computemesh.trust.identity import address_of
 from computemesh.workloads.contract import bind, worker_seed
 from orchestrator import events as e
@@ -14,6 +15,8 @@ from orchestrator.model import ATTEMPT_BITS, LEASE_BITS, Batch, Cause, Job, Leas
 from orchestrator.placement import Line, Queue, Ready
 
 MAX_CHUNK = 512
+# Workers of one line that have a turn in a round; the others come first in the next.
+MAX_TURNS = 64
 POISON_WORKERS = 3
 # Where there are fewer workers the same ones are asked again after a pause, so often in all.
 POISON_ATTEMPTS = 5
@@ -37,10 +40,16 @@ class Limits:
     job_lease_ms: int = 60_000
     job_limit_ms: int = 900_000
     opening_timeout_ms: int = 10_000
+    upload_bytes_per_s: int = 4 << 20
     aging_ms: int = 5_000
     wrong_streak: int = 3
     wrong_cooldown_ms: int = 600_000
     max_attempts: int = 32
+
+    def opening_ms(self, lease: Lease) -> int:
+        """How long a challenge may stay unanswered, ms: longer where the openings are too large for a message."""
+        size = lease.task.opening_bytes(lease.spec)
+        return self.opening_timeout_ms + (1000 * size // self.upload_bytes_per_s if size > INLINE_BYTES else 0)
 
 
 class State:
@@ -153,6 +162,12 @@ def fail_task(state: State, task: Task, out: e.Effects) -> None:
     out.send.append(row)
 
 
+def void(batch: Batch, position: int, out: e.Effects) -> None:
+    """A commitment will not be judged: what it names is of no use to anybody."""
+    if batch.outputs:
+        out.work.append(e.Discard(batch.key, batch.uploads(position)))
+
+
 def end_attempts(state: State, task: Task, out: e.Effects) -> None:
     """No more work for this task: attempts in workers' hands are revoked, those in audit end when they are judged."""
     task.ended = True
@@ -166,7 +181,8 @@ def end_attempts(state: State, task: Task, out: e.Effects) -> None:
             out.send.append(e.SendRevokes(worker.session, gone))
         stale = [lease_id for lease_id, row in worker.challenged.items() if row[0].task is task]
         for lease_id in stale:
-            del worker.challenged[lease_id]
+            _, batch, position, _ = worker.challenged.pop(lease_id)
+            void(batch, position, out)
         if stale:
             out.send.append(e.SendVerdicts(worker.session, e.STALE, stale))
     task.running = 0
@@ -183,39 +199,50 @@ class Given(Enum):
 
 
 def place(state: State, now_ms: int, out: e.Effects) -> None:
-    """Give waiting jobs to workers with free credits, in turns, so that one large worker leaves some for others.
+    """Give waiting jobs to workers with free credits, in rounds: who holds least first, each its share of what waits,
+    so that a small task is spread over all of them and one large worker leaves some for others.
 
     Costs as much as is given; workers that get nothing cost nothing, however many there are.
     """
     state.place_needed = False
     lines = state.ready.lines() if state.queue else []
     while lines:
-        lines = [line for line in lines if line and _serve(state, line, now_ms, out)]
+        lines = _round(state, lines, now_ms, out)
 
 
-def _serve(state: State, line: Line, now_ms: int, out: e.Effects) -> bool:
-    """One turn for each worker of a line; whether another round might find more."""
-    served = False
-    for _ in range(len(line)):
-        session, worker = next(iter(line.items()))
-        if worker.record.cooldown_until_ms > now_ms:
-            line.move_to_end(session)
+def _round(state: State, lines: list[Line], now_ms: int, out: e.Effects) -> list[Line]:
+    """A turn for each worker, of long lines for the first `MAX_TURNS`; the lines where another round may find more."""
+    turns = [(worker, at) for at, line in enumerate(lines) for worker in islice(line.values(), MAX_TURNS)]
+    turns.sort(key=lambda turn: len(turn[0].leases))
+    left = [len(line) for line in lines]
+    sharers = sum(left)
+    served: set[int] = set()
+    for worker, at in turns:
+        if not left[at]:
             continue
-        given = _give(state, worker, len(state.ready), now_ms, out)
+        given = Given.BARRED
+        if worker.record.cooldown_until_ms <= now_ms:
+            given = _give(state, worker, sharers, now_ms, out)
         if given is Given.NOTHING:
-            return False
+            sharers -= left[at]
+            left[at] = 0
+            served.discard(at)
+            continue
+        left[at] -= 1
+        sharers -= 1
+        if given is Given.SOME:
+            served.add(at)
         if worker.free <= 0:
             state.ready.discard(worker)
         else:
-            line.move_to_end(session)
-        served = served or given is Given.SOME
-    return served
+            lines[at].move_to_end(worker.session)
+    return [line for at, line in enumerate(lines) if line and at in served]
 
 
 def place_one(state: State, worker: Worker, now_ms: int, out: e.Effects) -> None:
     """As `place`, for a worker that has become free. Nothing that waits was for those who were free before."""
     while state.queue and worker.free > 0 and worker.record.cooldown_until_ms <= now_ms:
-        if _give(state, worker, len(state.ready), now_ms, out) is not Given.SOME:
+        if _give(state, worker, 1, now_ms, out) is not Given.SOME:
             break
     if worker.free <= 0:
         state.ready.discard(worker)

@@ -54,6 +54,7 @@ LATER = {
         "outputs": "BLOB NOT NULL DEFAULT x''", "unit_digests": "BLOB NOT NULL DEFAULT x''",
         "env_class": "TEXT NOT NULL DEFAULT ''",
     },
+    "judgements": {"uploaded": "BLOB NOT NULL DEFAULT x''"},
     "results": {"output": "BLOB NOT NULL DEFAULT x''"},
 }  # fmt: skip
 
@@ -132,11 +133,12 @@ def _save_judgement(connection: sqlite3.Connection, row: e.SaveJudgement) -> Non
     event = row.event
     opened = b"".join(pack(">I", len(data)) + data for data in event.openings)
     connection.execute(
-        """INSERT INTO judgements (batch_id, positions, accepted, proofs, seed, k, openings)
-           VALUES (?, ?, ?, ?, ?, ?, ?)""",
+        """INSERT INTO judgements (batch_id, positions, accepted, proofs, seed, k, openings, uploaded)
+           VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
         (
             event.batch.id, pack(f">{len(event.positions)}I", *event.positions), bytes(event.accepted),
             b"".join(event.proofs), event.batch.seed if event.openings else b"", event.k, opened,
+            _column(event.uploaded),
         ),
     )  # fmt: skip
 
@@ -225,8 +227,13 @@ def artifacts_of(connection: sqlite3.Connection, batch_id: int, position: int) -
     row = connection.execute(
         "SELECT outputs, unit_digests, env_class FROM batches WHERE id = ?", (batch_id,)
     ).fetchone()
-    output, listed = (column[32 * position : 32 * position + 32] for column in row[:2])
-    return b"" if output == bytes(32) else output, b"" if listed == bytes(32) else listed, row[2]
+    return _item(row[0], position), _item(row[1], position), row[2]
+
+
+def _item(column: bytes, at: int) -> bytes:
+    """An item of a `_column`, empty where there is none."""
+    found = column[32 * at : 32 * at + 32]
+    return b"" if found == bytes(32) else found
 
 
 def results_of(connection: sqlite3.Connection, task_id: bytes) -> list[tuple[int, bytes]]:
@@ -269,20 +276,23 @@ def commitments_of(
 
 def judgement_of(
     connection: sqlite3.Connection, batch_id: int, position: int
-) -> tuple[bool, bytes, bytes, int, bytes] | None:
-    """(accepted, transcript digest, seed, k, openings) of one commitment; None while it was not judged."""
+) -> tuple[bool, bytes, bytes, int, bytes, bytes] | None:
+    """(accepted, transcript digest, seed, k, openings, their artifact) of one commitment; None while not judged."""
     wanted = pack(">I", position)
-    for at, accepted, proofs, seed, k, openings in connection.execute(
-        "SELECT positions, accepted, proofs, seed, k, openings FROM judgements WHERE batch_id = ?", (batch_id,)
-    ).fetchall():
-        rows = [at[i : i + 4] for i in range(0, len(at), 4)]
-        if wanted not in rows:
+    rows = connection.execute(
+        "SELECT positions, accepted, proofs, seed, k, openings, uploaded FROM judgements WHERE batch_id = ?",
+        (batch_id,),
+    ).fetchall()
+    for at, accepted, proofs, seed, k, openings, uploaded in rows:
+        positions = [at[i : i + 4] for i in range(0, len(at), 4)]
+        if wanted not in positions:
             continue
-        row, start = rows.index(wanted), 0
+        row, start = positions.index(wanted), 0
         for _ in range(row if openings else 0):
             start += 4 + unpack(">I", openings[start : start + 4])[0]
         opened = openings[start + 4 : start + 4 + unpack(">I", openings[start : start + 4])[0]] if openings else b""
-        return bool(accepted[row]), proofs[32 * row : 32 * row + 32], seed, k, opened
+        artifact = _item(uploaded, row)
+        return bool(accepted[row]), proofs[32 * row : 32 * row + 32], seed, k, opened, artifact
     return None
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import grpc
 import structlog
 
+from computemesh.service import tracing
 from computemesh.service.errors import from_rpc_error
 from computemesh.trust.errors import MeshError
 from computemesh.v1 import ledger_pb2
@@ -58,19 +60,20 @@ class Submitter:
                     break
                 body = settlement.build(runtime.key, runtime.config.chain_id, work.tx_id, work.parts)
                 leases = (part.batch.leases[at] for part in work.parts for at in part.positions)
-                task_ids = list({lease.task.id for lease in leases if lease is not None})
+                tasks = {lease.task.id: lease.task.traceparent for lease in leases if lease is not None}
                 await runtime.group.commit(
-                    partial(_save, tx_id=work.tx_id, body=body, task_ids=task_ids)
+                    partial(_save, tx_id=work.tx_id, body=body, task_ids=list(tasks))
                 )
-                await self.send(work.tx_id, body)
+                await self.send(work.tx_id, body, tasks.values())
 
-    async def send(self, tx_id: bytes, body: bytes) -> None:
-        """Send one transaction until the ledger answered, and tell the core."""
+    async def send(self, tx_id: bytes, body: bytes, traces: Iterable[str] = ()) -> None:
+        """Send one transaction until the ledger answered, and tell the core. `traces`: the tasks' traceparents."""
         transaction = ledger_pb2.Transaction.FromString(body)
         request = ledger_pb2.SubmitTransactionsRequest(transactions=[transaction], wait=ledger_pb2.WAIT_ACCEPTED)
         results = sum(len(batch.proof_hashes) // 32 for batch in transaction.settle.batches)
         try:
-            response = await self._call(self._runtime.ledger.SubmitTransactions, request)
+            with tracing.shared("settle", traces, {"tx_id": tx_id.hex(), "results": results}):
+                response = await self._call(self._runtime.ledger.SubmitTransactions, request)
             refused, height = settlement.read_answer(response.outcomes[0], results)
         except MeshError as error:
             # The ledger cannot read the transaction, and never will: all of it is refused, loudly.
@@ -78,7 +81,9 @@ class Submitter:
             refused, height = dict.fromkeys(range(results), error.reason), 0
         if refused:
             log.warning("results refused", tx_id=tx_id.hex(), of=results, reasons=_counts(refused))
-        log.info("settled", tx_id=tx_id.hex(), results=results - len(refused), block=height)
+        log.info("settled", tx_id=tx_id.hex(), results=results - len(refused), block=height,
+                 **tracing.named(next(iter(traces), "")))
+        self._runtime.telemetry.settled(results - len(refused))
         self._runtime.apply(e.SettleAnswered(tx_id, refused, height))
 
     async def _call(self, method: Any, request: Any) -> Any:

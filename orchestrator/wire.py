@@ -35,12 +35,12 @@ def _lease_id(number: int) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _pieces(task_id: bytes, epoch: int, challenge_type: str) -> tuple[bytes, bytes, bytes]:
-    name = challenge_type.encode()
+def _pieces(task_id: bytes, epoch: int, challenge_type: str, traceparent: str) -> tuple[bytes, bytes, bytes]:
+    name, trace = challenge_type.encode(), traceparent.encode()
     return (
         b"\x12\x20" + task_id + b"\x18",
         b"\x20" + varint(epoch) + b"\x28",
-        b"\x32" + varint(len(name)) + name + b"\x3a",
+        b"\x32" + varint(len(name)) + name + (b"\x62" + varint(len(trace)) + trace if trace else b"") + b"\x3a",
     )
 
 
@@ -50,7 +50,7 @@ def job(lease: Lease, tail: bytes) -> bytes:
     Fields that are zero or empty are written all the same: readers may not tell, and nothing has to be asked.
     """
     task, spec = lease.task, lease.spec
-    head, epoch, name = _pieces(task.id, lease.epoch, task.challenge_type)
+    head, epoch, name = _pieces(task.id, lease.epoch, task.challenge_type, task.traceparent)
     params = spec.params
     body = b"".join((
         b"\x08", _lease_id(lease.id), head, _varint(lease.index), epoch, _varint(lease.attempt), name,

@@ -6,8 +6,8 @@ import argparse
 import asyncio
 import sys
 
-from computemesh.service.config import load
-from computemesh.service.telemetry import configure
+from computemesh.service import config as configuration
+from computemesh.service import telemetry
 from computemesh.trust.errors import MeshError
 from worker.agent import run
 from worker.config import WorkerConfig
@@ -15,11 +15,13 @@ from worker.config import WorkerConfig
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="worker", description="A computemesh worker agent.")
-    parser.add_argument("--config", help="TOML file; COMPUTEMESH_WORKER_<KEY> variables override it")
+    parser.add_argument("--config", help="TOML file; COMPUTEMESH_WORKER_<KEY> in the environment overrides it")
     arguments = parser.parse_args()
-    configure("worker")
+    telemetry.configure("worker")
     try:
-        asyncio.run(run(load(WorkerConfig, arguments.config, "COMPUTEMESH_WORKER")))
+        settings = configuration.load(WorkerConfig, arguments.config, "worker")
+        telemetry.start("worker", settings.metrics_listen, settings.traces)
+        asyncio.run(run(settings))
     except MeshError as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Awaitable, Mapping
@@ -42,6 +43,7 @@ from worker.nonce import NonceFile
 from worker.process import DeviceUnavailable, ExecutorProcess
 from worker.service import ControlServer
 from worker.session import Session
+from worker.telemetry import Telemetry
 
 SOFTWARE_VERSION = "0.1.0"
 FIRST_PAUSE_S = 0.1
@@ -94,6 +96,7 @@ class Agent:
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
         self._folder = Path(config.data_dir)
+        self._scratch = self._folder.absolute() / "units"
         self.key = load_key(self._folder)
         self._types = list(config.challenge_types or workloads.names())
         for name in self._types:
@@ -110,15 +113,20 @@ class Agent:
         self.capabilities = Capabilities()
         self.core: Core | None = None
         self.reconnects = 0
+        self._telemetry = Telemetry()
 
     async def start(self) -> None:
         """Open the devices. Raises DeviceUnavailable, and InvalidState where another agent has the folder."""
         self._nonces = NonceFile(self._folder)
         cache = str((self._folder / "compile-cache").absolute())
+        # What an agent that died left of unit bytes: their challenges are void.
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir()
         extra, functions = await asyncio.to_thread(offer, self.config.functions)
         places = [{**place, **extra} for place in environments(self.config.platform)]
         self.executors = [
-            ExecutorProcess(lane, place, cache, lambda event: self._inbox.put_nowait((None, event)))
+            ExecutorProcess(lane, place, cache, lambda event: self._inbox.put_nowait((None, event)),
+                            str(self._scratch / str(lane)))
             for lane, place in enumerate(places)
         ]
         await self.executors[0].start()
@@ -175,6 +183,8 @@ class Agent:
                 events.append(self._inbox.get_nowait())
             # All results that are ready share one signature: the more there is to do, the cheaper each gets.
             finished = [done for _, event in events if isinstance(event, Finished) for done in event.groups]
+            for done in finished:
+                self._telemetry.finished(self.core, done)
             if finished:
                 await self._take(Finished(finished))
             for session, event in events:
@@ -235,6 +245,9 @@ class Agent:
 
     async def _open(self, challenged: Challenged) -> Event:
         answer = challenged.answer
+        if answer.spooled_bytes:
+            assert self._files is not None
+            return await self._files.open(challenged, self._scratch)
         openings = await asyncio.to_thread(answer.open, challenged.seed, challenged.k)
         return Opened(challenged.lease_id, answer, openings)
 
@@ -249,6 +262,8 @@ class Agent:
         while True:
             await asyncio.sleep(TICK_S)
             self._inbox.put_nowait((None, Tick()))
+            if self.core is not None:
+                self._telemetry.sample(self.core)
             if self._files is not None and self.core is not None:
                 await self._files.let_go(self.core.lanes.held)
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from computemesh.trust.audit import DIGEST_BYTES, JobTree, Layout, openings_bytes, sample
+from computemesh.trust.audit import DIGEST_BYTES, JobTree, Layout, opening_pieces, sample
 from computemesh.trust.errors import InvalidArgument
 from computemesh.trust.statement import COMMITMENT, COMMITMENT_SIZE, VERSION, leaves
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1.orchestrator_pb2 import Job
+from worker.spool import Spooled
 
 MAX_OPENING_BYTES = 1024 * 1024
 RETAINED_BYTES = 256 * 1024 * 1024
+SPOOLED_BYTES = 16 << 30
 # The ledger refuses a nonce 4,096 or more below the highest it saw (PROTOCOL section 4). With a quarter of that
 # kept back, a job whose audit is slow is settled before younger ones can push it out of the window.
 NONCE_SPAN = 3072
+
+
+Units = list[bytes] | Spooled | None
+"""A job's unit bytes, in memory or on disk; None where no challenge asks for any."""
 
 
 @dataclass(slots=True)
@@ -24,7 +30,7 @@ class GroupDone:
 
     A failed job has an entry (nack kind, reason, detail) in `failures` by position, and empty columns.
     `result_hashes` are 32 bytes each, `layouts` (segments, units), `digests` the 32-byte unit digests of each
-    job joined, `units` the canonical unit bytes where the task type is not exact, else None. `outputs` are those of
+    job joined, `units` the canonical unit bytes where a challenge may ask for them, else None. `outputs` are those of
     jobs that leave one, by position. Times are microseconds: `wall_us` is the whole group's, `gap_us` the device's wait
     before it (0 where none was queued). `compiled` counts the programs that XLA compiled for it.
     """
@@ -37,10 +43,15 @@ class GroupDone:
     result_hashes: list[bytes]
     layouts: list[tuple[int, int]]
     digests: list[bytes]
-    units: list[list[bytes] | None]
+    units: list[Units]
     outputs: dict[int, bytes] = field(default_factory=dict)
     gap_us: int = 0
     compiled: int = 0
+
+    def hand_over(self, at: int) -> tuple[tuple[int, int], bytes, Units]:
+        """Layout, digests and units of one job. The units are not kept here: those on disk go with their last owner."""
+        units, self.units[at] = self.units[at], None
+        return self.layouts[at], self.digests[at], units
 
 
 @dataclass(slots=True)
@@ -57,25 +68,37 @@ class Answer:
     leaf: bytes
     layout: tuple[int, int]
     digests: bytes
-    units: list[bytes] | None
+    units: Units
+    retained_bytes: int = field(init=False)
+    """What keeping it takes of memory."""
+
+    def __post_init__(self) -> None:
+        units = self.units
+        self.retained_bytes = len(self.digests) + (
+            units.memory_bytes if isinstance(units, Spooled) else sum(map(len, units or ()))
+        )
+
+    @property
+    def spooled_bytes(self) -> int:
+        """What keeping it takes of the disk."""
+        return self.units.size if isinstance(self.units, Spooled) else 0
 
     @property
     def count(self) -> int:
         """Units of the job."""
         return self.layout[0] * self.layout[1]
 
-    @property
-    def retained_bytes(self) -> int:
-        return len(self.digests) + (sum(map(len, self.units)) if self.units else 0)
-
-    def open(self, seed: bytes, k: int) -> bytes:
-        """The canonical openings of the units that seed and `k` ask for (PROTOCOL section 6)."""
+    def opened(self, seed: bytes, k: int) -> Iterator[bytes]:
+        """The canonical openings of the units that seed and `k` ask for (PROTOCOL section 6), piece by piece: of units
+        on disk one is in memory at a time."""
         layout = Layout(*self.layout)
         tree = JobTree(layout, self.digests)
-        wanted = sample(seed, self.leaf, layout.count, k)
-        if self.units is None:
-            return openings_bytes([tree.open(unit) for unit in wanted])
-        return openings_bytes([tree.open(unit, self.units[unit]) for unit in wanted])
+        for unit in sample(seed, self.leaf, layout.count, k):
+            yield from opening_pieces(tree.open(unit, b"" if self.units is None else self.units[unit]))
+
+    def open(self, seed: bytes, k: int) -> bytes:
+        """`opened`, joined."""
+        return b"".join(self.opened(seed, k))
 
 
 class Answers:
@@ -83,7 +106,7 @@ class Answers:
 
     def __init__(self) -> None:
         self._by_lease: dict[int, Answer] = {}
-        self.retained_bytes = 0
+        self.retained_bytes = self.spooled_bytes = 0
 
     def __len__(self) -> int:
         return len(self._by_lease)
@@ -100,21 +123,23 @@ class Answers:
     def keep(self, lease: int, answer: Answer) -> None:
         self._by_lease[lease] = answer
         self.retained_bytes += answer.retained_bytes
+        self.spooled_bytes += answer.spooled_bytes
 
     def settle(self, lease: int) -> Answer | None:
         """The verdict has come: forget the answer and return it; None where there is none."""
         answer = self._by_lease.pop(lease, None)
         if answer is not None:
             self.retained_bytes -= answer.retained_bytes
+            self.spooled_bytes -= answer.spooled_bytes
         return answer
 
     def clear(self) -> None:
         self._by_lease.clear()
-        self.retained_bytes = 0
+        self.retained_bytes = self.spooled_bytes = 0
 
     def room(self, next_nonce: int) -> int:
         """How many jobs may be taken on before the oldest answer is in danger of leaving the nonce window."""
-        if self.retained_bytes > RETAINED_BYTES:
+        if self.retained_bytes > RETAINED_BYTES or self.spooled_bytes > SPOOLED_BYTES:
             return 0
         oldest = next(iter(self._by_lease.values()), None)
         return NONCE_SPAN if oldest is None else max(NONCE_SPAN - (next_nonce - oldest.nonce), 0)

@@ -30,3 +30,7 @@ class WorkerConfig:
     price_units_per_teraop: int = 0
     functions: tuple[str, ...] = ()
     drain_timeout_ms: int = 30_000
+    # HOST:PORT where Prometheus reads /metrics over HTTP; empty: nowhere.
+    metrics_listen: str = ""
+    # OTLP collector (gRPC, HOST:PORT or URL) that gets traces; empty: $OTEL_EXPORTER_OTLP_ENDPOINT, else none.
+    traces: str = ""

@@ -81,9 +81,7 @@ class Core:
         self.lanes = Lanes(lanes, batchable, self._pace.group_size)
         self.answers = Answers()
         self.credits = 0  # given to the orchestrator and not used by it yet
-        self.paused = False
-        self.stopping = False
-        self._leaving = False
+        self.paused = self.stopping = self._leaving = False
         self._deadline_ms = 0
         self.chain = ""
         self._heartbeat_interval_ms = 0
@@ -215,16 +213,19 @@ class Core:
                 raise ProtocolViolation(
                     f"challenge of lease {lease}: seed of {len(seed)} bytes (32), k={k} (at most {MAX_CHALLENGED})"
                 )
-            if answer.count > QUICK_UNITS:
+            if answer.count > QUICK_UNITS or answer.spooled_bytes:
                 effects.open.append(Challenged(lease, answer, seed, k))
             else:
                 opened.append(pb.JobOpening(lease_id=lease, openings=answer.open(seed, k)))
         effects.send += outgoing.opening_batches(opened)
 
     def _opened(self, event: Opened, now_ms: int, effects: Effects) -> None:
-        # The stream may have ended meanwhile, and the next one have a lease of the same number.
-        if self.answers.get(event.lease_id) is event.answer:
-            opening = pb.JobOpening(lease_id=event.lease_id, openings=event.openings)
+        if self.answers.get(event.lease_id) is not event.answer:
+            return  # the stream ended meanwhile, and the next one may have a lease of the same number
+        if event.failure:
+            effects.notes.append(("error", "challenge not answered", {"cause": event.failure}))
+        else:
+            opening = pb.JobOpening(lease_id=event.lease_id, openings=event.openings, artifact=event.artifact)
             effects.send += outgoing.opening_batches([opening])
 
     def _verdicts(self, batch: pb.VerdictBatch, now_ms: int, effects: Effects) -> None:
@@ -347,8 +348,7 @@ class Core:
         keep = self.answers.keep
         leaves = outgoing.leaf_hashes(batch)
         for nonce, job, leaf, (done, at) in zip(range(first, self.next_nonce), jobs, leaves, rows, strict=True):
-            answer = Answer(job.task_id, job.index, nonce, leaf, done.layouts[at], done.digests[at], done.units[at])
-            keep(job.lease_id, answer)
+            keep(job.lease_id, Answer(job.task_id, job.index, nonce, leaf, *done.hand_over(at)))
         message = pb.CommitmentBatch(
             lease_ids=[job.lease_id for job in jobs],
             commitments=batch,
@@ -379,9 +379,8 @@ class Core:
         effects.send.append(pb.WorkRequest(heartbeat=beat))
 
     def _nack(self, job: pb.Job, kind: int, reason: str, detail: str) -> None:
-        nack = pb.Nack(lease_id=job.lease_id, reason=reason, detail=detail[:MAX_DETAIL])
-        nack.kind = pb.NackKind.ValueType(kind)
-        self._nacks.append(nack)
+        number = pb.NackKind.ValueType(kind)
+        self._nacks.append(pb.Nack(lease_id=job.lease_id, kind=number, reason=reason, detail=detail[:MAX_DETAIL]))
         self.counts.nacked += 1
 
     def _refuse(self, jobs: Sequence[pb.Job], reason: str, detail: str) -> None:

@@ -88,11 +88,14 @@ class Storing:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The openings of a `Challenged`."""
+    """The openings of a `Challenged`, or the artifact (SHA-256) they are stored as because they do not fit a message;
+    `failure` says why there are none."""
 
     lease_id: int
     answer: Answer
     openings: bytes
+    artifact: bytes = b""
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ JAX. `computemesh.service.child` starts it and says how it is talked to.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from computemesh.trust.errors import MeshError
 from computemesh.trust.merkle import leaf_hash
 from computemesh.v1.orchestrator_pb2 import NACK_KIND_POISON, NACK_KIND_RETRYABLE
 from computemesh.workloads import Context, JobSpec, Outcome, Workload
+from worker import spool
 from worker.answers import GroupDone
 from worker.lanes import Row
 
@@ -77,6 +79,8 @@ def failure_of(error: BaseException) -> Failure:
     text = f"{type(error).__name__}: {error}"[:MAX_TEXT]
     if isinstance(error, Cancelled):
         return NACK_KIND_RETRYABLE, "REVOKED", ""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return NACK_KIND_RETRYABLE, "DISK_FULL", text
     # XLA's allocator has no exception class of its own; jaxlib puts the status name into the text.
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         return NACK_KIND_RETRYABLE, "OUT_OF_MEMORY", text
@@ -89,8 +93,9 @@ def failure_of(error: BaseException) -> Failure:
 class Executor:
     """Runs groups of jobs of one task type on one device."""
 
-    def __init__(self, lane: int, link: Link, device: Any) -> None:
-        self._lane, self._link, self._device = lane, link, device
+    def __init__(self, lane: int, link: Link, device: Any, scratch: str | None = None) -> None:
+        """`scratch` is a folder for what does not fit memory; None = the system's for temporary files."""
+        self._lane, self._link, self._device, self._scratch = lane, link, device, scratch
 
     def run(self, group_id: int, challenge_type: str, rows: list[Row]) -> GroupDone:
         """All jobs of a group; where the group fails as a whole each runs alone, so that only the bad ones do."""
@@ -114,7 +119,7 @@ class Executor:
             each_us = (time.perf_counter_ns() - started) // 1000 // max(len(specs), 1)
             for spec, outcome in zip(specs, outcomes, strict=True):
                 try:
-                    _add(done, workload, spec, outcome, each_us)
+                    _add(done, workload, spec, outcome, each_us, self._scratch)
                 except Exception as error:
                     _failed(done, error)
         done.wall_us = (time.perf_counter_ns() - started) // 1000
@@ -125,7 +130,7 @@ class Executor:
         try:
             workload = workloads.get(challenge_type)
             outcome = self._execute(workload, [spec], group_id)[0]
-            _add(done, workload, spec, outcome, (time.perf_counter_ns() - started) // 1000)
+            _add(done, workload, spec, outcome, (time.perf_counter_ns() - started) // 1000, self._scratch)
         except Exception as error:
             _failed(done, error)
 
@@ -135,7 +140,7 @@ class Executor:
                 raise Cancelled
 
         progress(0.0)
-        context = Context(device=self._device, progress=progress)
+        context = Context(device=self._device, progress=progress, scratch=self._scratch)
         if len(specs) == 1 and workload.execute_batch is None:
             return [workload.execute(specs[0], context)]
         return workload.execute_all(specs, context)
@@ -146,14 +151,17 @@ def _reading(task_id: bytes, index: int, params: bytes, binding: bytes, files: J
     return JobSpec(task_id, index, params, needs=tuple(files.outputs), binding=binding, files=files)
 
 
-def _add(done: GroupDone, workload: Workload[Any], spec: JobSpec, outcome: Outcome, compute_us: int) -> None:
+def _add(
+    done: GroupDone, workload: Workload[Any], spec: JobSpec, outcome: Outcome, compute_us: int, scratch: str | None
+) -> None:
     layout = workload.layout(spec)
     if layout.leaves == 1 and len(outcome.digests) == 32:
         root = leaf_hash(outcome.digests)
     else:
         root = JobTree(layout, outcome.digests).result_hash
     # Bytes for openings leave with the result: after that this process may die without failing an audit.
-    units = None if outcome.units is None else [outcome.units(unit) for unit in range(layout.count)]
+    asked = outcome.units is not None and workload.output_units is None
+    units = spool.collect(map(outcome.units, range(layout.count)), scratch) if asked and outcome.units else None
     if workload.output_bytes is not None:
         done.outputs[len(done.compute_us)] = outcome.output
     done.result_hashes.append(root)
@@ -182,7 +190,10 @@ def main(fd: int, settings: dict[str, Any]) -> None:
         raise SystemExit(1) from error
     compilations = Compilations()
     link.send(("ready", description))
-    executor = Executor(settings["lane"], link, device)
+    scratch = settings["scratch_dir"]
+    if scratch is not None:
+        spool.begin(scratch)
+    executor = Executor(settings["lane"], link, device, scratch)
     ended_ns = 0
     while True:
         waits = not link.inbox.empty()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 import time
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
@@ -16,10 +17,11 @@ from computemesh.service.job_files import JobFiles
 from computemesh.service.server import dial
 from computemesh.service.transfer import Metadata, Transfer
 from computemesh.trust import folder
+from computemesh.trust.audit import INLINE_BYTES
 from computemesh.trust.errors import MeshError
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import orchestrator_pb2 as pb
-from worker.events import Fetched, Stored, Storing
+from worker.events import Challenged, Fetched, Opened, Stored, Storing
 
 TOKEN_LIFE_MS = 3_600_000
 MAX_KINDS = 4096
@@ -74,6 +76,22 @@ class Files:
         except (MeshError, OSError) as error:
             return Stored(storing, failure=(pb.NACK_KIND_RETRYABLE, "OUTPUT_NOT_STORED", str(error)))
         return Stored(storing, bytes.fromhex(output.digest), bytes.fromhex(listed.digest) if listed else b"")
+
+    async def open(self, challenged: Challenged, scratch: Path) -> Opened:
+        """Open units that are on disk: into a message where they fit one, else stored as an artifact."""
+        answer, lease = challenged.answer, challenged.lease_id
+        try:
+            with tempfile.NamedTemporaryFile(dir=scratch, prefix="openings-") as file:
+                pieces = answer.opened(challenged.seed, challenged.k)
+                await asyncio.to_thread(file.writelines, pieces)
+                if file.tell() <= INLINE_BYTES:
+                    file.seek(0)
+                    return Opened(lease, answer, file.read())
+                file.flush()
+                stored = await self._transfer().put(Path(file.name), name=f"job-{answer.index}-openings")
+        except (MeshError, OSError) as error:
+            return Opened(lease, answer, b"", failure=str(error))
+        return Opened(lease, answer, b"", bytes.fromhex(stored.digest))
 
     async def close(self) -> None:
         """Release the cache folder and the connection."""

@@ -65,6 +65,7 @@ class Lanes:
         self._queue: deque[int] = deque()
         self._groups: dict[int, Group] = {}
         self._next_group = 1
+        self.busy: list[float] = []  # share of each lane when it was last measured
         self._suspects: OrderedDict[JobKey, int] = OrderedDict()
 
     @property
@@ -151,6 +152,11 @@ class Lanes:
                 self._files.pop(lease, None)
         return group
 
+    def jobs_of(self, group_id: int) -> list[Job]:
+        """Jobs of a group that are still held."""
+        group = self._groups.get(group_id)
+        return [] if group is None else [self.held[lease] for lease in group.leases if lease in self.held]
+
     def absolve(self, job: Job) -> None:
         """The job ran to its end: it is no suspect any more."""
         if self._suspects:
@@ -211,6 +217,7 @@ class Lanes:
             self._count_busy(lane, now_ms)
             shares.append(min(lane.busy_ms / interval_ms, 1.0) if interval_ms > 0 else 0.0)
             lane.busy_ms = 0
+        self.busy = shares
         return shares
 
     @staticmethod

@@ -25,10 +25,12 @@ class ExecutorProcess:
     """Keeps one executor running for lane `lane` and posts what happens as core events."""
 
     def __init__(
-        self, lane: int, environment: Mapping[str, str], cache_dir: str, post: Callable[[Event], None]
-    ) -> None:
+        self, lane: int, environment: Mapping[str, str], cache_dir: str, post: Callable[[Event], None],
+        scratch_dir: str | None = None,
+    ) -> None:  # fmt: skip
         self._lane, self._post = lane, post
-        self._child = Child("worker.executor", {"lane": lane, "cache_dir": cache_dir}, environment)
+        settings = {"lane": lane, "cache_dir": cache_dir, "scratch_dir": scratch_dir}
+        self._child = Child("worker.executor", settings, environment)
         self.description: dict[str, Any] = {}
 
     @property

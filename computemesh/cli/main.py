@@ -16,7 +16,7 @@ from typing import Annotated, cast
 
 import typer
 
-from computemesh.cli import artifact, ledger, model, output, program, task, up, verify, worker
+from computemesh.cli import artifact, function, ledger, model, output, program, task, up, verify, worker
 from computemesh.cli.options import Root
 
 _WRITING = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE)
@@ -33,6 +33,7 @@ app.command("up")(up.up)
 app.add_typer(task.app, name="task")
 app.add_typer(program.app, name="program")
 app.add_typer(artifact.app, name="artifact")
+app.add_typer(function.app, name="function")
 app.add_typer(model.app, name="model")
 app.add_typer(worker.app, name="worker")
 app.add_typer(ledger.app, name="ledger")
@@ -80,6 +81,10 @@ def _run(arguments: list[str]) -> int:
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     output.OUTPUT.as_json = as_json = "--json" in options  # known before they are parsed: that may be what fails
     try:
+        if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+            from computemesh.service import tracing
+
+            tracing.configure("client")
         status = app(arguments, prog_name="mesh", standalone_mode=not as_json)
     except SystemExit as end:
         return int(end.code or 0)

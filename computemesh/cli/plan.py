@@ -29,6 +29,7 @@ from computemesh.trust.identity import PrivateKey
 CHAIN_ID = "computemesh-local"
 HOST = "127.0.0.1"
 PORT_BASE = 7101
+METRICS_ABOVE = 100
 API_KEY_NAME = "dev"
 DRAIN_TIMEOUT_MS = 8_000
 """How long a local worker finishes what it holds; below the cluster's stop timeout, so that it leaves in order."""
@@ -181,6 +182,18 @@ def _addresses(data: Path, workers: list[str], port_base: int | None, host: str 
     return {name: f"{hosts[name]}:{number}" for name, number in zip(names, numbers, strict=True)}
 
 
+def _metrics(data: Path, address: Mapping[str, str], port_base: int | None) -> dict[str, str]:
+    """Where each process shows its metrics, from this machine only: free ports for 0, the stored one for None, else a
+    hundred above its address."""
+    if port_base == 0:
+        return {name: f"{HOST}:{port}" for name, port in zip(address, free_ports(len(address)), strict=True)}
+    shown = {}
+    for name, at in address.items():
+        stored = _read(_config_path(data, name)).get("metrics_listen") if port_base is None else None
+        shown[name] = f"{HOST}:{int(at.rpartition(':')[2]) + METRICS_ABOVE}" if stored is None else str(stored)
+    return shown
+
+
 def _port(path: Path, stored: Any, default: int) -> int:
     """The port in a stored HOST:PORT, the default where nothing is stored."""
     if stored == "":
@@ -216,7 +229,8 @@ def prepare(
     data = data.absolute()
     names = [f"worker-{number}" for number in range(1, workers + 1)]
     address = _addresses(data, names, port_base, host)
-    check(address)
+    shown = _metrics(data, address, port_base)
+    check({**address, **{f"{name} metrics": at for name, at in shown.items() if at}})
     first_run = not (data / "keys" / "market.key").exists()
     data.mkdir(parents=True, exist_ok=True)
     (data / "keys").mkdir(mode=0o700, exist_ok=True)
@@ -226,7 +240,9 @@ def prepare(
     _secret(data / "keys" / "log.key")
     api_key = _api_key(data / "keys" / "api.key")
     configs = _configs(data, keys, address, names, api_key)
-    moved = {"listen", "control_listen", "advertise", "ledger", "market", "orchestrator"}
+    for name, at in shown.items():
+        configs[name]["metrics_listen"] = at
+    moved = {"metrics_listen", "listen", "control_listen", "advertise", "ledger", "market", "orchestrator"}
     for name, planned in configs.items():
         path = _config_path(data, name)
         stored = _read(path)

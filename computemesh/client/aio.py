@@ -15,10 +15,23 @@ import grpc
 
 from computemesh.client import receipts, results
 from computemesh.client.artifacts import ArtifactInfo, AsyncArtifacts
-from computemesh.client.model import Account, Block, Model, Page, Quote, Task, TaskEvent, status_number, struct_of
+from computemesh.client.handle import AsyncTaskHandle
+from computemesh.client.model import (
+    Account,
+    Block,
+    Function,
+    Model,
+    Page,
+    Quote,
+    Task,
+    TaskEvent,
+    status_number,
+    struct_of,
+)
 from computemesh.client.orders import Deadline, Wish
 from computemesh.client.profile import Profile
 from computemesh.client.rpc import Pauses, Transport, meaning, signed_token
+from computemesh.service import tracing
 from computemesh.trust.errors import DeadlineExceeded, MeshError, Unauthenticated, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.receipt import Check, Receipt, verify
@@ -89,6 +102,7 @@ class AsyncClient:
 
     # --- tasks -----------------------------------------------------------------------------------------------------
 
+    @tracing.rooted("submit")
     async def submit(
         self,
         challenge_type: str,
@@ -244,13 +258,21 @@ class AsyncClient:
 
     async def models(self) -> AsyncIterator[Model]:
         """Every registered name, page by page as you iterate."""
-        token = ""
+        async for model in self._pages("ListModels", market_pb2.ListModelsRequest(), "models"):
+            yield Model.of(model)
+
+    async def functions(self) -> AsyncIterator[Function]:
+        """Every function that connected workers offer, page by page as you iterate."""
+        async for offer in self._pages("ListFunctions", market_pb2.ListFunctionsRequest(), "functions"):
+            yield Function.of(offer)
+
+    async def _pages(self, method: str, request: Any, field: str) -> AsyncIterator[Any]:
         while True:
-            reply = await self._market("ListModels", market_pb2.ListModelsRequest(page_token=token))
-            for model in reply.models:
-                yield Model.of(model)
-            token = reply.next_page_token
-            if not token:
+            reply = await self._market(method, request)
+            for item in getattr(reply, field):
+                yield item
+            request.page_token = reply.next_page_token
+            if not request.page_token:
                 return
 
     # --- ledger ----------------------------------------------------------------------------------------------------
@@ -380,49 +402,3 @@ class AsyncClient:
         stub = self._transport.stub(market_pb2_grpc.MarketServiceStub, self._market_address, "market")
         request = market_pb2.WatchTaskRequest(task_id=task_id, cursor=cursor)
         return stub.WatchTask(request, timeout=timeout, metadata=await self._credentials())
-
-
-class AsyncTaskHandle:
-    """A submitted task. `task` is what was last heard of it."""
-
-    def __init__(self, client: AsyncClient, task: Task) -> None:
-        self._client = client
-        self._cursor = 0
-        self.task = task
-
-    @property
-    def task_id(self) -> str:
-        """The digest of the order, 64 hexadecimal characters."""
-        return self.task.task_id
-
-    async def watch(self, timeout: float | None = None) -> AsyncIterator[TaskEvent]:
-        """Events not seen yet, up to the terminal one."""
-        async for event in self._client.watch(self.task_id, self._cursor, timeout):
-            self._cursor, self.task = event.cursor, event.task
-            yield event
-        if not self.task.ended:  # its end was seen by another watch of this handle
-            await self.refresh()
-
-    async def wait(self, timeout: float | None = None) -> Task:
-        """The task once it has ended. Raises DeadlineExceeded after `timeout` seconds."""
-        if not self.task.ended:
-            async for _ in self.watch(timeout):
-                pass
-        return self.task
-
-    async def refresh(self) -> Task:
-        """Ask the market how the task is now."""
-        self.task = await self._client.get(self.task_id)
-        return self.task
-
-    async def cancel(self) -> Task:
-        """End the task; see `AsyncClient.cancel`."""
-        self.task = await self._client.cancel(self.task_id)
-        return self.task
-
-    async def receipt(self) -> Receipt:
-        """The completed task's receipt; see `AsyncClient.receipt`."""
-        return await self._client.receipt(self.task_id)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.task!r})"

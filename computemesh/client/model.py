@@ -92,6 +92,24 @@ class Model:
         return cls(message.model_id, message.artifact, message.owner, message.registered_ms)
 
 
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function that `workers` connected workers offer alike: JSON schemas of what it takes and gives, and the longest
+    one call may take."""
+
+    name: str
+    workers: int
+    timeout_ms: int
+    input_schema: str
+    output_schema: str
+
+    @classmethod
+    def of(cls, message: market_pb2.FunctionOffer) -> Function:
+        """From the wire."""
+        spec = message.function
+        return cls(spec.name, message.workers, spec.timeout_ms, spec.input_schema, spec.output_schema)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Task:
     """A task as its market last described it. `artifacts` are its files once it has completed, `preview` one to look at

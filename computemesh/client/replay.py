@@ -8,8 +8,9 @@ recomputed here, and the transcript's digest must be the `proof_hash` the ledger
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from computemesh.trust import audit, identity, merkle, statement
 from computemesh.trust.errors import InvalidProof, MeshError, NotFound
 from computemesh.trust.receipt import Check, JobEvidence, Receipt
 from computemesh.v1 import orchestrator_pb2
-from computemesh.workloads import outputs, references
+from computemesh.workloads import openings, outputs, references
 
 LEAST_SAMPLE = 8
 """No auditor may challenge fewer units, however good a worker's name (DESIGN section 6)."""
@@ -47,7 +48,10 @@ def _replay(
         try:
             transcript = client.transcript(task_id.hex(), number, address)
             expected = replace(jobs[number], files=files.of(transcript), env_class=transcript.env_class)
-            detail = judge(receipt.chain, workload, expected, job, transcript)
+            uploaded = files.openings(workload, expected, transcript)
+            detail = judge(receipt.chain, workload, expected, job, transcript, uploaded)
+            if uploaded is not None:
+                uploaded.unlink()  # they are large, and nobody else's
             detail += files.judge_output(workload, expected, job, transcript)
             detail += bindings.check(job, transcript.binding)
             checks.append(Check(f"jobs[{position}].replay", True, detail))
@@ -78,6 +82,22 @@ class Fetched:
         """Raises NotFound."""
         path = self._folder / f"{digest.hex()}.d"
         return path if path.exists() else self._client.get_artifact(digest.hex(), path)
+
+    def openings(
+        self, workload: workloads.Workload[Any], spec: workloads.JobSpec, transcript: orchestrator_pb2.AuditTranscript
+    ) -> Path | None:
+        """The file of openings that did not fit a message, None where they did. Raises InvalidProof on one larger than
+        any answer, and where it is no longer stored: then nothing can be judged again."""
+        digest = transcript.openings_artifact
+        if not digest:
+            return None
+        most = openings.limit(workload, spec, transcript.k)
+        try:
+            size = self._client.stat_artifact(digest.hex()).size
+            _need(0 < size <= most, f"the openings have {size:,} bytes, an answer at most {most:,}")
+            return self.artifact(digest)
+        except NotFound:
+            raise InvalidProof(f"the openings, artifact {digest.hex()}, are no longer stored") from None
 
     def result(self, job: int) -> bytes:
         """Raises NotFound."""
@@ -151,10 +171,12 @@ def judge(
     expected: workloads.JobSpec,
     job: JobEvidence,
     transcript: orchestrator_pb2.AuditTranscript,
+    uploaded: Path | None = None,
 ) -> str:
     """What was recomputed, where the audit holds. Raises InvalidProof saying what does not.
 
-    `expected` is the job as the order implies it; `job` its evidence from the receipt.
+    `expected` is the job as the order implies it; `job` its evidence from the receipt; `uploaded` the file of the
+    transcript's `openings_artifact`, where it names one.
     """
     result = statement.Result.unpack(job.result)
     _need(transcript.commitment == job.commitment, "the audit was of another commitment")
@@ -166,14 +188,15 @@ def judge(
     _need(transcript.units == layout.count, f"the audit was of {transcript.units} units, the job has {layout.count}")
     _need(transcript.k >= min(LEAST_SAMPLE, layout.count), f"only {transcript.k} units were challenged")
     if transcript.seed:
-        done = _judge_openings(workload, spec, layout, result.result_hash, transcript)
+        done = _judge_openings(workload, spec, layout, result.result_hash, transcript, uploaded)
     else:
-        _need(not transcript.openings, "openings without a challenge")
+        _need(not transcript.openings and uploaded is None, "openings without a challenge")
         digests = workload.recompute([spec])[0]
         _need(audit.JobTree(layout, digests).result_hash == result.result_hash, "the recomputed result is another")
         done = f"all {layout.count} units recomputed"
-    digest = audit.transcript_digest(
-        result.result_hash, transcript.seed or None, transcript.k, transcript.units, transcript.openings, True
+    opened = transcript.openings_artifact if uploaded else sha256(transcript.openings).digest()
+    digest = audit.transcript_of(
+        result.result_hash, transcript.seed or None, transcript.k, transcript.units, opened, True
     )
     _need(digest == transcript.digest == result.proof_hash, "the transcript is not the one the ledger sealed")
     return done
@@ -192,20 +215,9 @@ def _judge_openings(
     layout: audit.Layout,
     result_hash: bytes,
     transcript: orchestrator_pb2.AuditTranscript,
+    uploaded: Path | None,
 ) -> str:
     leaf = merkle.leaf_hash(transcript.commitment)
     units = audit.sample(transcript.seed, leaf, layout.count, transcript.k)
-    openings = audit.parse_openings(transcript.openings)
-    _need([one.index for one in openings] == units, "the opened units are not the challenged ones")
-    claims = [_claim(layout, opening, result_hash) for opening in openings]
-    digests: Sequence[bytes | None] = workload.expected_digests(spec, claims)
-    for opening, digest in zip(openings, digests, strict=True):
-        _need(digest is not None, f"unit {opening.index} is wrong")
-        assert digest is not None
-        root = audit.fold_opening(layout, opening, digest)
-        _need(root == result_hash, f"unit {opening.index}, recomputed, does not lead to the result hash")
+    openings.prove(workload, spec, layout, units, result_hash, uploaded or transcript.openings)
     return f"{len(units)} of {layout.count} units recomputed"
-
-
-def _claim(layout: audit.Layout, opening: audit.Opening, result_hash: bytes) -> workloads.Claim:
-    return workloads.Claim(opening.index, opening.unit, audit.verify_previous(layout, opening, result_hash))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from computemesh.client.aio import AsyncClient, AsyncTaskHandle
 from computemesh.client.artifacts import ArtifactInfo
-from computemesh.client.model import Account, Block, Model, Page, Quote, Task, TaskEvent
+from computemesh.client.model import Account, Block, Function, Model, Page, Quote, Task, TaskEvent
 from computemesh.client.orders import Deadline
 from computemesh.client.profile import Profile
 from computemesh.trust.errors import InvalidState
@@ -202,6 +202,10 @@ class Client:
     def models(self) -> Iterator[Model]:
         """Every registered name, page by page as you iterate."""
         return self._loop.iterate(self._async.models())
+
+    def functions(self) -> Iterator[Function]:
+        """Every function that connected workers offer, page by page as you iterate."""
+        return self._loop.iterate(self._async.functions())
 
     def account(self, address: str | None = None) -> Account:
         """An account of the ledger; without an address your own. Raises InvalidArgument."""

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import structlog
 
-from computemesh.service import spliced
+from computemesh.service import metrics, spliced
 from computemesh.service.auth import bearer, verify_token
 from computemesh.service.blobs import CHUNK_BYTES, Blob, BlobStore, Declaration, Owner, missing
 from computemesh.service.objects import Objects
+from computemesh.service.quota import Quota
 from computemesh.service.retention import HOUR_MS, Label, Reference, Retention, described
 from computemesh.service.validation import validate
 from computemesh.trust.errors import InvalidArgument, NotFound, ResourceExhausted, Unauthenticated, Unauthorized
@@ -29,6 +30,7 @@ from computemesh.v1 import artifact_pb2_grpc
 SERVICE = "computemesh.v1.ArtifactService"
 MAX_BYTES = 16 << 30
 TTL_MS = 7 * 24 * HOUR_MS
+QUOTA_BYTES = 64 << 30
 COLLECT_EVERY_S = 3600.0
 # Each upload holds up to three parts of 8 MiB.
 MAX_UPLOADS = 32
@@ -50,12 +52,15 @@ def now_ms() -> int:
 class Artifacts:
     """An artifact store as a service uses it: bytes, references and their removal."""
 
-    def __init__(self, url: str, max_bytes: int = MAX_BYTES, ttl_ms: int = TTL_MS) -> None:
-        """Opens the store at `url` (`computemesh.service.objects`). Sizes in bytes, `ttl_ms` is how long a put holds.
-        Raises InvalidArgument."""
+    def __init__(
+        self, url: str, max_bytes: int = MAX_BYTES, ttl_ms: int = TTL_MS, quota_bytes: int = QUOTA_BYTES
+    ) -> None:
+        """Opens the store at `url` (`computemesh.service.objects`). Sizes in bytes, `ttl_ms` is how long a put holds,
+        `quota_bytes` how much one owner may hold or be uploading. Raises InvalidArgument."""
         self.store = BlobStore(Objects(url), max_bytes)
         self.retention = Retention(self.store)
         self.ttl_ms = ttl_ms
+        self.quota = Quota(self.store, self.retention, quota_bytes)
 
     async def put(self, data: bytes, owner: Owner, name: str = "", media_type: str = "") -> str:
         """Stores bytes that are in memory; the digest. An account's put expires, a task's is kept until `release`."""
@@ -130,8 +135,9 @@ class Artifacts:
             await asyncio.sleep(every_s)
 
 
-def signed_by(chain: str, admits: Callable[[bytes], bool]) -> Identify:
-    """Callers are accounts whose key signed their bearer token, where `admits` says yes to the key (33 bytes)."""
+def signed_by(chain: str, admits: Callable[[bytes], bool], kind: str = "account") -> Identify:
+    """Callers are owners of this kind whose key signed their bearer token, where `admits` says yes to the key (33
+    bytes)."""
 
     def identify(context: Context) -> Owner:
         token = bearer(context)
@@ -141,7 +147,7 @@ def signed_by(chain: str, admits: Callable[[bytes], bool]) -> Identify:
         key = verify_token(token, chain, now_ms())
         if not admits(key):
             raise Unauthorized(f"{address_of(key)} is not known here: workers join first, customers ask the market")
-        return Owner("account", address_of(key))
+        return Owner(kind, address_of(key))
 
     return identify
 
@@ -185,9 +191,10 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
                                     retry_after_ms=1000, reason="TOO_MANY_UPLOADS")  # fmt: skip
         self._uploads += 1
         try:
-            last = await self._artifacts.keep(declared, owner)
-            if last is None:
-                last = await self._receive(declared, owner, requests, context)
+            async with self._artifacts.quota.room(declared, owner):
+                last = await self._artifacts.keep(declared, owner)
+                if last is None:
+                    last = await self._receive(declared, owner, requests, context)
             await context.write(pb.UploadArtifactResponse(offset=declared.size, artifact=last))
         finally:
             self._uploads -= 1
@@ -199,6 +206,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         try:
             await context.write(pb.UploadArtifactResponse(offset=upload.stored))
             async for chunk in _chunks(requests):
+                metrics.ARTIFACT_BYTES_IN.inc(len(chunk))
                 if await upload.write(chunk):
                     await context.write(pb.UploadArtifactResponse(offset=upload.stored))
             blob = await upload.finish()
@@ -216,6 +224,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
             await context.write(pb.DownloadArtifactResponse())
         size = pb.DownloadArtifactResponse(size=blob.size).SerializeToString()
         async for piece in store.read(blob, request.offset, request.length):
+            metrics.ARTIFACT_BYTES_OUT.inc(len(piece))
             for at in range(0, len(piece), CHUNK_BYTES):
                 await context.write(spliced.bytes_field(2, piece[at : at + CHUNK_BYTES], size))
 

@@ -41,7 +41,7 @@ FOLDER = "-folder"
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose reference: `kind` is "account" or "task", `id` an address or a task id."""
+    """Whose reference: `kind` is "account", "worker", "task" or "audit", `id` an address or a task id."""
 
     kind: str
     id: str
@@ -196,6 +196,15 @@ class BlobStore:
             raise ResourceExhausted(
                 f"the store has {max(free - RESERVE_BYTES, 0):,} bytes left, the artifact has {declared.size:,}",
                 reason="STORE_FULL")  # fmt: skip
+
+    async def unfinished(self, owner: Owner, but: str) -> int:
+        """Bytes of the owner's uploads that were broken off, without those of digest `but`."""
+        total = 0
+        for marker in await self.objects.list("uploads"):
+            _, digest, kind, name, version = marker.path.split("/")
+            if (kind, name) == (owner.kind, owner.id) and digest != but and version not in self._active:
+                total += sum(part.size for part in await self.objects.list(f"data/{version}"))
+        return total
 
     def ended(self, version: str) -> None:
         """An upload of this process is over."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from computemesh.trust.errors import InvalidArgument
 
 T = TypeVar("T")
+SERVICES = ("ledger", "market", "orchestrator", "worker")
 
 
 def _bad(name: str, value: object, expected: str) -> InvalidArgument:
@@ -48,28 +50,51 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
     raise _bad(name, value, {str: "a string", int: "an integer", bool: "true or false"}.get(kind, kind.__name__))
 
 
-def load(cls: type[T], path: str | Path | None, env_prefix: str, environ: Mapping[str, str] = os.environ) -> T:
-    """Reads `cls` (a frozen dataclass) from the TOML file at `path`, then from `<env_prefix>_<FIELD>` variables.
+def _near(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
 
-    Raises InvalidArgument for a missing file, an unknown key, a wrong type or a field without value.
+
+def _file(path: str | Path, service: str) -> dict[str, Any]:
+    """What the file says to `service`: its own table, where the file has one table per service, else all of it."""
+    try:
+        values = tomllib.loads(Path(path).read_text("utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise _bad("--config", str(path), "the path of an existing TOML file") from None
+    except PermissionError:
+        raise _bad("--config", str(path), "a file that this user may read") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _bad("--config", str(path), f"a TOML file ({error})") from None
+    tables = [name for name, value in values.items() if isinstance(value, dict)]
+    if not tables:
+        return values
+    for name in values:
+        if name not in SERVICES or name not in tables:
+            what = "one table per service" if name in tables else "no key outside of the services' tables"
+            raise _bad(name, values[name], f"{what}; {_near(name, SERVICES)}")
+    return dict(values.get(service, {}))
+
+
+def load(cls: type[T], path: str | Path | None, service: str, environ: Mapping[str, str] = os.environ) -> T:
+    """Reads `cls` (a frozen dataclass) from the TOML file at `path`, then from COMPUTEMESH_<SERVICE>_<FIELD> variables.
+
+    The file has the service's keys, or a table for each of several services. Raises InvalidArgument for a missing file,
+    an unknown key or variable, a wrong type or a field without value.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(Path(path).read_text("utf-8"))
-        except FileNotFoundError:
-            raise _bad("--config", str(path), "the path of an existing TOML file") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise _bad("--config", str(path), f"a TOML file ({error})") from None
+    values: dict[str, Any] = {} if path is None else _file(path, service)
     kinds = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise _bad(unknown[0], values[unknown[0]], f"no such key; known are {', '.join(sorted(fields))}")
-    for name in fields:
-        text = environ.get(f"{env_prefix}_{name.upper()}")
-        if text is not None:
-            values[name] = _from_text(name, text, kinds[name])
+    for name in sorted(set(values) - set(fields)):
+        raise _bad(name, values[name], f"no such key; {_near(name, fields)}")
+    prefix = f"COMPUTEMESH_{service.upper()}_"
+    for variable in sorted(environ):
+        name = variable.removeprefix(prefix).lower()
+        if not variable.startswith(prefix):
+            continue
+        if name not in fields:
+            known = [prefix + field.upper() for field in fields]
+            raise _bad(variable, environ[variable], f"no such variable; {_near(variable, known)}")
+        values[name] = _from_text(variable, environ[variable], kinds[name])
     missing = [name for name, field in fields.items() if name not in values
                and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING]
     if missing:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from computemesh.service import metrics, tracing
 from computemesh.service.errors import abort
 from computemesh.service.validation import validate
 from computemesh.trust.errors import Internal, InvalidArgument, MeshError
@@ -64,7 +67,37 @@ async def _checked(requests: AsyncIterator[Any], method: str) -> AsyncIterator[A
         yield request
 
 
+# grpc.aio keeps the number of a code where it was given the enumeration's member.
+_CODES: dict[Any, str] = {key: code.name for code in grpc.StatusCode for key in (code, code.value[0])}
+
+
+@contextmanager
+def _counted(method: str, streams: bool, context: grpc.aio.ServicerContext) -> Iterator[None]:
+    """Counts the call inside, and how long or how many at once."""
+    began = time.perf_counter()
+    open_now = metrics.STREAMS.labels(method) if streams else None
+    if open_now is not None:
+        open_now.inc()
+    code = "OK"
+    try:
+        yield
+    except (asyncio.CancelledError, GeneratorExit):
+        code = "CANCELLED"
+        raise
+    except grpc.aio.AbortError:
+        code = _CODES.get(context.code(), "UNKNOWN")
+        raise
+    finally:
+        metrics.RPCS.labels(method, code).inc()
+        if open_now is not None:
+            open_now.dec()
+        else:
+            metrics.RPC_SECONDS.labels(method).observe(time.perf_counter() - began)
+
+
 def _wrap(behaviour: Callable[..., Any], method: str, streams_in: bool, streams_out: bool) -> Callable[..., Any]:
+    streams = streams_in or streams_out
+
     def admit(request: Any) -> Any:
         if streams_in:
             return _checked(request, method)
@@ -75,22 +108,27 @@ def _wrap(behaviour: Callable[..., Any], method: str, streams_in: bool, streams_
 
     if inspect.isasyncgenfunction(behaviour):
         async def generate(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-            try:
-                async for response in behaviour(admit(request), context):
-                    yield response
-            except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
-                raise
-            except Exception as error:
-                await _translate(context, method, error)
+            with _counted(method, streams, context):
+                try:
+                    async for response in behaviour(admit(request), context):
+                        yield response
+                except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
+                    raise
+                except Exception as error:
+                    await _translate(context, method, error)
         return generate
 
     async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
-        try:
-            return await behaviour(admit(request), context)
-        except (asyncio.CancelledError, grpc.aio.AbortError):
-            raise
-        except Exception as error:
-            await _translate(context, method, error)
+        with _counted(method, streams, context):
+            try:
+                if streams:
+                    return await behaviour(admit(request), context)
+                with tracing.serving(method, context.invocation_metadata()):
+                    return await behaviour(admit(request), context)
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            except Exception as error:
+                await _translate(context, method, error)
     return call
 
 

@@ -13,6 +13,7 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from computemesh.service import tracing
 from computemesh.service.interceptors import Boundary
 from computemesh.trust.errors import InvalidArgument
 
@@ -49,7 +50,7 @@ def dial(address: str, *, own_connection: bool = False) -> grpc.aio.Channel:
     gigabytes neither delays the heartbeats beside it nor takes their streams.
     """
     options = [*_CLIENT, ("grpc.use_local_subchannel_pool", 1)] if own_connection else _CLIENT
-    return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.insecure_channel(address, options=options, interceptors=tracing.interceptors())
 
 
 def build_server(

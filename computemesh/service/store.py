@@ -11,11 +11,14 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
+
+from computemesh.service import metrics
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
@@ -123,11 +126,14 @@ class GroupCommit:
 
     def _run_group(self, work: list[_Item]) -> None:
         writes = any(item[1] for item in work)
+        began = time.perf_counter()
         if writes:
             self._connection.execute("BEGIN IMMEDIATE")
         values = [operation(self._connection) for operation, _, _, _ in work]
         if writes:
             self._connection.execute("COMMIT")
+            metrics.COMMIT_SECONDS.observe(time.perf_counter() - began)
+            metrics.COMMIT_OPERATIONS.observe(len(work))
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
         for (_, _, loop, future), value in zip(work, values, strict=True):
             if loop is not None and future is not None:

@@ -1,4 +1,8 @@
-"""Logs: one JSON object a line on stderr, one line a batch."""
+"""What a service tells about itself: logs, metrics, traces.
+
+Logs are one JSON object a line on stderr, one line a batch, with the trace where there is one. They name tasks,
+addresses and counts, never keys, tokens or payloads.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import os
 import sys
 
 import structlog
+
+from computemesh.service import metrics, tracing
 
 
 def configure(service: str) -> None:
@@ -18,6 +24,7 @@ def configure(service: str) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            tracing.add_trace_id,
             structlog.processors.dict_tracebacks,
             structlog.processors.JSONRenderer(),
         ],
@@ -26,3 +33,9 @@ def configure(service: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
+
+
+def start(service: str, metrics_listen: str, traces: str) -> None:
+    """Metrics on HOST:PORT and spans to an OTLP collector, each unless it is empty. Raises InvalidArgument."""
+    metrics.serve(metrics_listen)
+    tracing.configure(service, traces)

@@ -11,12 +11,15 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from mmap import mmap
 
 from computemesh.trust import merkle
 from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument, InvalidProof
 
 DIGEST_BYTES = 32
+INLINE_BYTES = 15 << 18
+"""Openings of so many bytes travel in a message (gRPC's limit is 4 MiB); larger ones are an artifact that it names."""
 PADDING_LEAF = merkle.leaf_hash(bytes(DIGEST_BYTES))
 MAX_PATH_NODES = 64
 
@@ -64,14 +67,21 @@ def transcript_digest(
 
     `seed` is None where nothing was opened; `openings` are the canonical bytes of `openings_bytes`.
     """
+    return transcript_of(result_hash, seed, k, n, sha256(openings).digest(), accepted)
+
+
+def transcript_of(
+    result_hash: bytes, seed: bytes | None, k: int, n: int, openings_digest: bytes, accepted: bool
+) -> bytes:
+    """As `transcript_digest`, from the SHA-256 of the openings: the name of the artifact they are."""
     drawn = bytes(32) if seed is None else seed
-    if len(result_hash) != 32 or len(drawn) != 32:
-        raise InvalidArgument("result_hash and seed have 32 bytes each")
+    if len(result_hash) != 32 or len(drawn) != 32 or len(openings_digest) != 32:
+        raise InvalidArgument("result_hash, seed and the digest of the openings have 32 bytes each")
     try:
         numbers = struct.pack(">IQ", k, n)
     except struct.error:
         raise InvalidArgument(f"k={k} or n={n} is out of range") from None
-    body = result_hash + drawn + numbers + sha256(openings).digest() + bytes([accepted])
+    body = result_hash + drawn + numbers + openings_digest + bytes([accepted])
     return tagged("computemesh.v1/transcript", body)
 
 
@@ -93,38 +103,49 @@ class Opening:
 
 def openings_bytes(openings: Sequence[Opening]) -> bytes:
     """The canonical bytes of an answer, in the order of the sample."""
-    out = bytearray()
-    for opening in openings:
-        path = b"".join(opening.path)
-        previous = opening.previous_root + b"".join(opening.previous_path)
-        out += _HEAD.pack(opening.index, len(opening.unit)) + opening.unit
-        out += _U32.pack(len(path)) + path + _U32.pack(len(previous)) + previous
-    return bytes(out)
+    return b"".join(piece for opening in openings for piece in opening_pieces(opening))
+
+
+def opening_pieces(opening: Opening) -> tuple[bytes, bytes, bytes]:
+    """One opening's canonical bytes: head, unit, paths."""
+    path = b"".join(opening.path)
+    previous = opening.previous_root + b"".join(opening.previous_path)
+    paths = _U32.pack(len(path)) + path + _U32.pack(len(previous)) + previous
+    return _HEAD.pack(opening.index, len(opening.unit)), opening.unit, paths
+
+
+def openings_limit(k: int, unit_bytes: int) -> int:
+    """The most bytes that `k` openings of units of at most `unit_bytes` have."""
+    return k * (_HEAD.size + unit_bytes + 2 * (_U32.size + (MAX_PATH_NODES + 1) * DIGEST_BYTES))
 
 
 def parse_openings(data: bytes) -> list[Opening]:
     """Read `openings_bytes` back. Raises InvalidProof on bytes that it would not have written."""
-    openings: list[Opening] = []
-    at = 0
+    return list(read_openings(data))
+
+
+def read_openings(data: bytes | mmap) -> Iterator[Opening]:
+    """As `parse_openings`, one after the other: of a mapped file only the opening at hand is in memory."""
+    count = at = 0
     while at < len(data):
         if at + _HEAD.size > len(data):
-            raise InvalidProof(f"openings end inside opening {len(openings)}")
+            raise InvalidProof(f"openings end inside opening {count}")
         index, length = _HEAD.unpack_from(data, at)
         unit, at = _cut(data, at + _HEAD.size, length)
         path, at = _hashes(data, at)
         previous, at = _hashes(data, at)
         root = previous[0] if previous else b""
-        openings.append(Opening(index, unit, path, root, previous[1:]))
-    return openings
+        yield Opening(index, unit, path, root, previous[1:])
+        count += 1
 
 
-def _cut(data: bytes, at: int, length: int) -> tuple[bytes, int]:
+def _cut(data: bytes | mmap, at: int, length: int) -> tuple[bytes, int]:
     if at + length > len(data):
         raise InvalidProof("openings end inside an opening")
     return data[at : at + length], at + length
 
 
-def _hashes(data: bytes, at: int) -> tuple[tuple[bytes, ...], int]:
+def _hashes(data: bytes | mmap, at: int) -> tuple[tuple[bytes, ...], int]:
     prefix, at = _cut(data, at, _U32.size)
     length = _U32.unpack(prefix)[0]
     if length % DIGEST_BYTES or length > (MAX_PATH_NODES + 1) * DIGEST_BYTES:

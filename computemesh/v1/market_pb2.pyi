@@ -765,6 +765,7 @@ class DispatchRequest(google.protobuf.message.Message):
     OUTCOMES_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
     GOODBYE_FIELD_NUMBER: builtins.int
+    FUNCTIONS_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> computemesh.v1.common_pb2.Hello: ...
     @property
@@ -777,6 +778,10 @@ class DispatchRequest(google.protobuf.message.Message):
     def heartbeat(self) -> global___DispatchHeartbeat: ...
     @property
     def goodbye(self) -> computemesh.v1.common_pb2.Goodbye: ...
+    @property
+    def functions(self) -> global___FunctionOffers:
+        """What its workers offer to tasks of type `function`: when the stream begins, and whenever it changes."""
+
     def __init__(
         self,
         *,
@@ -786,10 +791,11 @@ class DispatchRequest(google.protobuf.message.Message):
         outcomes: global___OutcomeBatch | None = ...,
         heartbeat: global___DispatchHeartbeat | None = ...,
         goodbye: computemesh.v1.common_pb2.Goodbye | None = ...,
+        functions: global___FunctionOffers | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcomes", b"outcomes", "progress", b"progress", "ready", b"ready"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcomes", b"outcomes", "progress", b"progress", "ready", b"ready"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "ready", "progress", "outcomes", "heartbeat", "goodbye"] | None: ...
+    def HasField(self, field_name: typing.Literal["functions", b"functions", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcomes", b"outcomes", "progress", b"progress", "ready", b"ready"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["functions", b"functions", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "outcomes", b"outcomes", "progress", b"progress", "ready", b"ready"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "ready", "progress", "outcomes", "heartbeat", "goodbye", "functions"] | None: ...
 
 global___DispatchRequest = DispatchRequest
 
@@ -909,6 +915,7 @@ class TaskLease(google.protobuf.message.Message):
     JOBS_FIELD_NUMBER: builtins.int
     CREATED_MS_FIELD_NUMBER: builtins.int
     REFERENCES_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
     task_id: builtins.bytes
     epoch: builtins.int
     """Grows with every lease of the task; results under an older one are refused."""
@@ -920,6 +927,8 @@ class TaskLease(google.protobuf.message.Message):
     """Address of the customer, for fair shares."""
     jobs: builtins.int
     created_ms: builtins.int
+    traceparent: builtins.str
+    """W3C trace context of the call that created the task (55 characters); empty where it was not traced."""
     @property
     def payload(self) -> google.protobuf.struct_pb2.Struct: ...
     @property
@@ -940,9 +949,10 @@ class TaskLease(google.protobuf.message.Message):
         jobs: builtins.int = ...,
         created_ms: builtins.int = ...,
         references: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+        traceparent: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["payload", b"payload"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "jobs", b"jobs", "payload", b"payload", "priority", b"priority", "references", b"references", "reward_units", b"reward_units", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["challenge_type", b"challenge_type", "created_ms", b"created_ms", "customer", b"customer", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "jobs", b"jobs", "payload", b"payload", "priority", b"priority", "references", b"references", "reward_units", b"reward_units", "task_id", b"task_id", "traceparent", b"traceparent"]) -> None: ...
 
 global___TaskLease = TaskLease
 
@@ -1124,3 +1134,88 @@ class TaskRevokeBatch(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["revokes", b"revokes"]) -> None: ...
 
 global___TaskRevokeBatch = TaskRevokeBatch
+
+@typing.final
+class FunctionOffers(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FUNCTIONS_FIELD_NUMBER: builtins.int
+    ADDS_FIELD_NUMBER: builtins.int
+    adds: builtins.bool
+    """These add to what was said before on the stream; absent: they replace it."""
+    @property
+    def functions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FunctionOffer]:
+        """Each name, schemas and limit once."""
+
+    def __init__(
+        self,
+        *,
+        functions: collections.abc.Iterable[global___FunctionOffer] | None = ...,
+        adds: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["adds", b"adds", "functions", b"functions"]) -> None: ...
+
+global___FunctionOffers = FunctionOffers
+
+@typing.final
+class FunctionOffer(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FUNCTION_FIELD_NUMBER: builtins.int
+    WORKERS_FIELD_NUMBER: builtins.int
+    workers: builtins.int
+    """Connected workers that offer exactly this."""
+    @property
+    def function(self) -> computemesh.v1.common_pb2.FunctionSpec: ...
+    def __init__(
+        self,
+        *,
+        function: computemesh.v1.common_pb2.FunctionSpec | None = ...,
+        workers: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["function", b"function"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["function", b"function", "workers", b"workers"]) -> None: ...
+
+global___FunctionOffer = FunctionOffer
+
+@typing.final
+class ListFunctionsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    """Functions per page, 1..1000; absent (0) is 50. A page of large schemas may hold fewer."""
+    page_token: builtins.str
+    """next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+global___ListFunctionsRequest = ListFunctionsRequest
+
+@typing.final
+class ListFunctionsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FUNCTIONS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    """Empty on the last page."""
+    @property
+    def functions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___FunctionOffer]:
+        """By name; one name may be offered with several schemas, those of most workers first."""
+
+    def __init__(
+        self,
+        *,
+        functions: collections.abc.Iterable[global___FunctionOffer] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["functions", b"functions", "next_page_token", b"next_page_token"]) -> None: ...
+
+global___ListFunctionsResponse = ListFunctionsResponse

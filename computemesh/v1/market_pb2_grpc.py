@@ -86,6 +86,11 @@ class MarketServiceStub(object):
                 request_serializer=computemesh_dot_v1_dot_market__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=computemesh_dot_v1_dot_market__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.ListFunctions = channel.unary_unary(
+                '/computemesh.v1.MarketService/ListFunctions',
+                request_serializer=computemesh_dot_v1_dot_market__pb2.ListFunctionsRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_market__pb2.ListFunctionsResponse.FromString,
+                _registered_method=True)
         self.Dispatch = channel.stream_stream(
                 '/computemesh.v1.MarketService/Dispatch',
                 request_serializer=computemesh_dot_v1_dot_market__pb2.DispatchRequest.SerializeToString,
@@ -176,6 +181,13 @@ class MarketServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListFunctions(self, request, context):
+        """Functions that connected workers offer to tasks of type `function`, by name. INVALID_ARGUMENT: unknown page token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Dispatch(self, request_iterator, context):
         """Held by orchestrators: credits, progress and outcomes go up, leased tasks and acknowledgements come down. The
         first message down is the greeting, the first up the hello.
@@ -237,6 +249,11 @@ def add_MarketServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=computemesh_dot_v1_dot_market__pb2.ListModelsRequest.FromString,
                     response_serializer=computemesh_dot_v1_dot_market__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'ListFunctions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFunctions,
+                    request_deserializer=computemesh_dot_v1_dot_market__pb2.ListFunctionsRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_market__pb2.ListFunctionsResponse.SerializeToString,
             ),
             'Dispatch': grpc.stream_stream_rpc_method_handler(
                     servicer.Dispatch,
@@ -516,6 +533,33 @@ class MarketService(object):
             '/computemesh.v1.MarketService/ListModels',
             computemesh_dot_v1_dot_market__pb2.ListModelsRequest.SerializeToString,
             computemesh_dot_v1_dot_market__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFunctions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.MarketService/ListFunctions',
+            computemesh_dot_v1_dot_market__pb2.ListFunctionsRequest.SerializeToString,
+            computemesh_dot_v1_dot_market__pb2.ListFunctionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

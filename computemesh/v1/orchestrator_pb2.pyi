@@ -225,7 +225,7 @@ class Welcome(google.protobuf.message.Message):
     lease_ms: builtins.int
     """Silence for this long ends all leases of the stream. Each job's own lease is Job.lease_ms."""
     opening_timeout_ms: builtins.int
-    """Time a challenge may stay unanswered."""
+    """Time a challenge may stay unanswered; longer where the openings are too large for a message (docs/work-stream.md)."""
     max_batch_jobs: builtins.int
     """Most jobs and bytes in one batch."""
     max_batch_bytes: builtins.int
@@ -276,6 +276,7 @@ class Job(google.protobuf.message.Message):
     LEASE_MS_FIELD_NUMBER: builtins.int
     INPUTS_FIELD_NUMBER: builtins.int
     NEEDS_FIELD_NUMBER: builtins.int
+    TRACEPARENT_FIELD_NUMBER: builtins.int
     lease_id: builtins.int
     """Names the attempt on this stream; every later message refers to it."""
     task_id: builtins.bytes
@@ -292,6 +293,10 @@ class Job(google.protobuf.message.Message):
     job renew it while the attempt is not too old: a quarter of an hour unless the orchestrator is configured otherwise,
     and once three jobs of the task were accepted, ten times their mean time from assignment to commitment (at least
     lease_ms) if that is less. Then the job goes to another worker, and a commitment is STALE.
+    """
+    traceparent: builtins.str
+    """W3C trace context of the task at its orchestrator (55 characters), for spans of those who trace; empty where the
+    task is not traced.
     """
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
@@ -315,8 +320,9 @@ class Job(google.protobuf.message.Message):
         lease_ms: builtins.int = ...,
         inputs: collections.abc.Iterable[builtins.bytes] | None = ...,
         needs: collections.abc.Iterable[global___NeededResult] | None = ...,
+        traceparent: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "binding", b"binding", "challenge_type", b"challenge_type", "index", b"index", "inputs", b"inputs", "lease_id", b"lease_id", "lease_ms", b"lease_ms", "needs", b"needs", "params", b"params", "task_epoch", b"task_epoch", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "binding", b"binding", "challenge_type", b"challenge_type", "index", b"index", "inputs", b"inputs", "lease_id", b"lease_id", "lease_ms", b"lease_ms", "needs", b"needs", "params", b"params", "task_epoch", b"task_epoch", "task_id", b"task_id", "traceparent", b"traceparent"]) -> None: ...
 
 global___Job = Job
 
@@ -468,16 +474,20 @@ class JobOpening(google.protobuf.message.Message):
 
     LEASE_ID_FIELD_NUMBER: builtins.int
     OPENINGS_FIELD_NUMBER: builtins.int
+    ARTIFACT_FIELD_NUMBER: builtins.int
     lease_id: builtins.int
     openings: builtins.bytes
-    """Canonical openings bytes (docs/PROTOCOL.md section 6)."""
+    """Canonical openings bytes (docs/PROTOCOL.md section 6), at most 3,932,160."""
+    artifact: builtins.bytes
+    """Where they are more: SHA-256 (32 bytes) of the artifact they are, uploaded to this server's ArtifactService before."""
     def __init__(
         self,
         *,
         lease_id: builtins.int = ...,
         openings: builtins.bytes = ...,
+        artifact: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["lease_id", b"lease_id", "openings", b"openings"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifact", b"artifact", "lease_id", b"lease_id", "openings", b"openings"]) -> None: ...
 
 global___JobOpening = JobOpening
 
@@ -975,6 +985,7 @@ class AuditTranscript(google.protobuf.message.Message):
     ENV_CLASS_FIELD_NUMBER: builtins.int
     INPUTS_FIELD_NUMBER: builtins.int
     NEEDS_FIELD_NUMBER: builtins.int
+    OPENINGS_ARTIFACT_FIELD_NUMBER: builtins.int
     commitment: builtins.bytes
     """The worker's commitment (118 bytes) and what proves it was signed."""
     position: builtins.int
@@ -996,6 +1007,8 @@ class AuditTranscript(google.protobuf.message.Message):
     """As in the CommitmentBatch; both artifacts are readable by whoever knows their digests."""
     unit_digests: builtins.bytes
     env_class: builtins.str
+    openings_artifact: builtins.bytes
+    """Where `openings` did not fit a message: the artifact with them. It is kept for a limited time."""
     @property
     def commitment_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
     @property
@@ -1026,7 +1039,8 @@ class AuditTranscript(google.protobuf.message.Message):
         env_class: builtins.str = ...,
         inputs: collections.abc.Iterable[builtins.bytes] | None = ...,
         needs: collections.abc.Iterable[global___NeededResult] | None = ...,
+        openings_artifact: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["binding", b"binding", "challenge_type", b"challenge_type", "commitment", b"commitment", "commitment_path", b"commitment_path", "count", b"count", "digest", b"digest", "env_class", b"env_class", "inputs", b"inputs", "k", b"k", "needs", b"needs", "openings", b"openings", "output", b"output", "params", b"params", "position", b"position", "seed", b"seed", "unit_digests", b"unit_digests", "units", b"units", "verdict", b"verdict", "worker_signature", b"worker_signature"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["binding", b"binding", "challenge_type", b"challenge_type", "commitment", b"commitment", "commitment_path", b"commitment_path", "count", b"count", "digest", b"digest", "env_class", b"env_class", "inputs", b"inputs", "k", b"k", "needs", b"needs", "openings", b"openings", "openings_artifact", b"openings_artifact", "output", b"output", "params", b"params", "position", b"position", "seed", b"seed", "unit_digests", b"unit_digests", "units", b"units", "verdict", b"verdict", "worker_signature", b"worker_signature"]) -> None: ...
 
 global___AuditTranscript = AuditTranscript

@@ -13,10 +13,12 @@ from typing import Any
 from computemesh.trust.errors import InvalidArgument
 from computemesh.workloads.contract import (
     Artifact,
+    Call,
     Claim,
     Context,
     Estimate,
     Files,
+    Given,
     JobResult,
     JobSpec,
     Outcome,
@@ -26,7 +28,7 @@ from computemesh.workloads.contract import (
 )
 
 __all__ = [
-    "Artifact", "Claim", "Context", "Estimate", "Files", "JobResult", "JobSpec", "Outcome", "Workload",
+    "Artifact", "Call", "Claim", "Context", "Estimate", "Files", "Given", "JobResult", "JobSpec", "Outcome", "Workload",
     "bind", "get", "names", "worker_seed",
 ]  # fmt: skip
 

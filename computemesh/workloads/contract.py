@@ -25,6 +25,12 @@ from computemesh.trust.errors import InvalidProof
 from computemesh.trust.merkle import leaf_hash, root
 
 MAX_PARAMS_BYTES = 4096
+MAX_STATE_BYTES = 2**26
+"""The most bytes of one state that types with chained states (`training`, `simulation`) commit to. An opening holds two
+of them, an auditor one opening at a time."""
+MAX_JOB_STATE_BYTES = 2**31
+"""The most bytes of all states of a job. They lie on its worker's disk until the audit is over, twice where each opens
+together with the one before."""
 
 P = TypeVar("P")
 
@@ -90,6 +96,22 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """An input as it stands in a payload: the field it is in, and its JSON value."""
+
+    field: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a task asks of a worker's operator: a function by name, and the inputs that are known beforehand."""
+
+    function: str
+    items: Sequence[Given] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """A file of the task's answer, ready to be stored."""
 
@@ -115,10 +137,12 @@ class Context:
     """What the executor lends an execution.
 
     `device` is a jax.Device, None = JAX's default. `progress` is told the done fraction, 0..1, of the call; an
-    exception it raises ends the work early (that is how a lost lease stops a long job).
+    exception it raises ends the work early (that is how a lost lease stops a long job). `scratch` is a folder on disk
+    for what may not fit memory; None = the system's for temporary files.
     """
 
     device: Any = None
+    scratch: str | None = None
     progress: Callable[[float], None] = _ignore
 
 
@@ -186,12 +210,17 @@ class Workload(Generic[P]):
     holds the output can hold it against the committed root. Raises InvalidProof on an output of wrong length.
     Where an output shows every unit, `output_units(spec, output, indices)` may give the bytes that `units(i)` of the
     Outcome would (empty where the type is exact): then the auditor samples from the output and asks the worker nothing.
+    `unit_bytes(spec)` is the most bytes `units(i)` may have, known before anything is computed: only a type that says
+    it may open units that do not fit a message.
     `preview(params, outputs)` is a file to look at while the task runs, from the outputs there are so far.
+
+    `call(params)`: the function of a worker's operator that the task calls, for whoever knows what is offered.
 
     Optional, where doing several at once is cheaper: `execute_batch(specs, context)`, `check_batch(spec,
     claims)`, `recompute_batch(specs)` (every unit's digest of each job, no JAX; exact types).
 
     `exact`: units are integers recomputable bit for bit, so an opening carries no unit bytes.
+    `binds(spec)`: the job needs its worker's binding (`bind`) before it can be executed or checked.
     `sample_size`: k, the units challenged per job.
     """
 
@@ -206,12 +235,15 @@ class Workload(Generic[P]):
     execute: Callable[[JobSpec, Context], Outcome]
     check: Callable[[JobSpec, int, bytes, bytes | None], bytes | None]
     assemble: Callable[[P, Sequence[JobResult]], list[Artifact]]
+    binds: Callable[[JobSpec], bool] = lambda _: False
     references: tuple[str, ...] = ()
     inputs: Callable[[P], Sequence[bytes]] | None = None
     job_inputs: Callable[[JobSpec], Sequence[bytes]] | None = None
     output_bytes: Callable[[JobSpec], int] | None = None
     output_digests: Callable[[JobSpec, bytes], Mapping[int, bytes]] | None = None
     output_units: Callable[[JobSpec, bytes, Sequence[int]], list[bytes]] | None = None
+    call: Callable[[P], Call] | None = None
+    unit_bytes: Callable[[JobSpec], int] | None = None
     preview: Callable[[P, Mapping[int, bytes]], Artifact | None] | None = None
     agree: Callable[[bytes, bytes], bool] = bytes.__eq__
     execute_batch: Callable[[Sequence[JobSpec], Context], list[Outcome]] | None = None

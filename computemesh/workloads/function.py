@@ -37,9 +37,11 @@ from computemesh.trust.errors import InvalidArgument, InvalidProof
 from computemesh.workloads.contract import (
     MAX_PARAMS_BYTES,
     Artifact,
+    Call,
     Claim,
     Context,
     Estimate,
+    Given,
     JobResult,
     JobSpec,
     Outcome,
@@ -128,6 +130,12 @@ def parse(payload: Mapping[str, object]) -> Params:
 
 def _given(params: Params) -> tuple[dict[str, Any], ...]:
     return (params.data,) if params.data is not None else params.items or ()
+
+
+def call(params: Params) -> Call:
+    """What the task asks of an operator. Lines of an artifact are not known before it is read."""
+    field = "data" if params.data is not None else "items[{}]"
+    return Call(params.function_name, [Given(field.format(i), _whole(item)) for i, item in enumerate(_given(params))])
 
 
 def _total(params: Params) -> int:
@@ -322,5 +330,6 @@ TASK = Workload(
     output_bytes=output_bytes,
     output_digests=output_digests,
     output_units=output_units,
+    call=call,
     check_batch=check_batch,
 )

@@ -5,18 +5,20 @@ job's members run side by side in lanes, and time is cut into segments. A unit i
 segment: unit s * members + i of `Layout(segments, members)`, its bytes the state's numbers, little-endian.
 
 Its opening is `state || previous state || path`: the path leads from the previous state's digest to the root of the
-segment before, which the tree binds; in segment 0 it is the state alone, because a start follows from the params.
-So the check runs one segment of one member, in lanes shared with the other challenged units, by the very function
-the worker ran: bytes are equal within one env_class, whatever the system. Elsewhere `agrees` judges. In a chaotic
-system rounding grows as exp(lambda t), so trajectories of two devices part for good; segments from a committed start
-are short (`Model.longest_segment`) and stay comparable. What chains is nonetheless one history: a cheat who
-spoils one state spoils all that follow at the price of one bad unit, found with probability k/n.
+segment before, which the tree binds; in segment 0 it is the state alone, because a start follows from the params, or
+from a file that they name. So the check runs one segment of one member, in lanes shared with the other challenged
+units, by the very function the worker ran: bytes are equal within one env_class, whatever the system. Elsewhere
+`agrees` judges. In a chaotic system rounding grows as exp(lambda t), so trajectories of two devices part for good;
+segments from a committed start are short (`Model.longest_segment`) and stay comparable. What chains is nonetheless one
+history: a cheat who spoils one state spoils all that follow at the price of one bad unit, found with probability k/n.
 
 The output is the states of every `repeat`-th segment, [frame][member][width], so it shows `frames` per member.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import groupby
@@ -28,13 +30,14 @@ from blake3 import blake3
 from computemesh.kernels.simulation import invariants, starts
 from computemesh.kernels.simulation.sweep import member_values
 from computemesh.trust.audit import DIGEST_BYTES, PADDING_LEAF, Layout
-from computemesh.trust.errors import InvalidProof
+from computemesh.trust.errors import InvalidArgument, InvalidProof
 from computemesh.trust.merkle import Tree, leaf_hash, root_from_path
 from computemesh.workloads.contract import (
     Artifact,
     Claim,
     Context,
     Estimate,
+    Files,
     JobResult,
     JobSpec,
     Outcome,
@@ -44,11 +47,12 @@ from computemesh.workloads.contract import (
 from computemesh.workloads.payload import read
 from computemesh.workloads.simulation_job import SAMPLE_SIZE, Job, Params, plan, read_job
 
+MEMORY_BYTES = 2**27
 FLOPS_PER_UNIT = 10**6  # one CPC buys 10**12 operations
 
 
 def parse(payload: Mapping[str, object]) -> Params:
-    """Params of a payload {system, parameters, steps, ensemble = 1, seed = "0", frames?, jobs?}.
+    """Params of a payload {system, parameters, start?, steps, ensemble = 1, seed = "0", frames?, jobs?}.
 
     A parameter is a number, a list of numbers, or {"from", "to", "count"}. Raises InvalidArgument per bad field.
     """
@@ -82,6 +86,15 @@ def make_jobs(params: Params, task_id: bytes, which: range) -> list[JobSpec]:
     return [JobSpec(task_id, index, wire(index), device_memory_bytes=memory) for index in which]
 
 
+def inputs(params: Params) -> list[bytes]:
+    return [] if params.start is None else [bytes.fromhex(params.start)]
+
+
+def job_inputs(spec: JobSpec) -> list[bytes]:
+    start = read_job(spec).start
+    return [start] if start else []
+
+
 def layout(spec: JobSpec) -> Layout:
     return read_job(spec).layout
 
@@ -89,13 +102,21 @@ def layout(spec: JobSpec) -> Layout:
 class Lanes:
     """Runs any mixture of a job's members and segments; within `engine.precise()`, on the default device."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, files: Files | None = None) -> None:
+        """`files` hold what the job starts from, where it starts from a file. Raises InvalidArgument on a bad one."""
         self.job = job
+        self.given: np.ndarray | None = None
+        if job.start:
+            if files is None:
+                raise InvalidArgument("a job that starts from a file needs files", violations=[("start", "missing")])
+            self.given = starts.from_file(job.model, job.shape, files.artifact(job.start))
         self.values = member_values(job.axes, job.ensemble, job.first, job.members)
 
     def start(self, member: int) -> np.ndarray:
         """The state of a member of the job at time 0."""
         job = self.job
+        if self.given is not None:
+            return self.given
         named = dict(zip((p.name for p in job.model.parameters), self.values[member].tolist(), strict=True))
         return starts.start(job.model, job.shape, named, job.seed, (job.first + member) % job.ensemble)
 
@@ -134,8 +155,8 @@ def execute(spec: JobSpec, context: Context) -> Outcome:
     from computemesh.kernels.simulation import engine
 
     job = read_job(spec)
-    lanes = Lanes(job)
-    states = np.empty((job.segments, job.members, job.width), job.model.dtype)
+    lanes = Lanes(job, spec.files)
+    states = _store((job.segments, job.members, job.width), job.model.dtype, context.scratch)
     with engine.precise(), jax.default_device(context.device if context.device is not None else jax.devices()[0]):
         for at in range(0, job.members, job.lanes):
             members = range(at, min(at + job.lanes, job.members))
@@ -147,6 +168,16 @@ def execute(spec: JobSpec, context: Context) -> Outcome:
     rows = states.reshape(-1, job.width)
     digests = b"".join(blake3(row.data.cast("B")).digest() for row in rows)
     return Outcome(digests, _openings(job, rows, digests), states[job.repeat - 1 :: job.repeat].tobytes())
+
+
+def _store(shape: tuple[int, ...], dtype: str, folder: str | None) -> np.ndarray:
+    """An array for all states of a job: in memory while it is small, else in an unnamed file."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if size <= MEMORY_BYTES:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, not a crash at some later write
+        return np.memmap(file, dtype, "r+", shape=shape)
 
 
 def _openings(job: Job, rows: np.ndarray, digests: bytes) -> Callable[[int], bytes]:
@@ -195,7 +226,7 @@ def check_batch(spec: JobSpec, claims: Sequence[Claim]) -> list[bytes | None]:
     Raises InvalidProof on an index outside the job.
     """
     job = read_job(spec)
-    lanes, found = Lanes(job), dict[int, bytes]()
+    lanes, found = Lanes(job, spec.files), dict[int, bytes]()
     ready = [(claim, pair) for claim in claims if (pair := opened(job, claim, lanes)) is not None]
 
     def length(row: tuple[Claim, Any]) -> int:
@@ -240,16 +271,24 @@ def output_bytes(spec: JobSpec) -> int:
     return job.frames * job.members * job.state_bytes
 
 
+def unit_bytes(spec: JobSpec) -> int:
+    """A state, the one before it, and its path in the tree of its segment."""
+    job = read_job(spec)
+    return 2 * job.state_bytes + DIGEST_BYTES * (job.layout.padded - 1).bit_length()
+
+
 def output_digests(spec: JobSpec, output: bytes) -> dict[int, bytes]:
     """The digests of the states an output shows, after a look at all of them: what every run conserves.
 
-    Raises InvalidProof on a wrong length and on states that break a conservation law (`invariants.broken`).
+    Raises InvalidProof on a wrong length and on states that break a conservation law (`invariants.broken`); that is
+    looked at where the state at time 0 is at hand.
     """
     job = read_job(spec)
     slices = equal_slices(spec, output, job.frames * job.members, job.state_bytes)
     shown_states = np.frombuffer(output, job.model.dtype).reshape(job.frames, job.members, job.width)
-    lanes = Lanes(job)
-    for member in range(job.members) if invariants.conserves(job.model) else ():
+    begun = invariants.conserves(job.model) and not (job.start and spec.files is None)
+    lanes = Lanes(job, spec.files) if begun else None
+    for member in range(job.members) if lanes is not None else ():
         if text := invariants.broken(job.model, job.shape, lanes.start(member), shown_states[:, member]):
             text = f"output of job {spec.index}, member {job.first + member}: {text}"
             raise InvalidProof(text, violations=[("output", text)])
@@ -272,7 +311,7 @@ def _run(params: Params, outputs: Mapping[int, bytes]) -> Any:
         np.concatenate(parts, axis) for parts, axis in zip(zip(*rows, strict=True), (0, 0, 1), strict=True)
     )
     times = np.array([(frame + 1) * job.repeat * job.steps // job.segments for frame in range(job.frames)])
-    return Run(job.model, job.shape, values, members, states, times, job.ensemble, job.seed)
+    return Run(job.model, job.shape, values, members, states, times, job.ensemble, job.seed, not job.start)
 
 
 def preview(params: Params, outputs: Mapping[int, bytes]) -> Artifact | None:
@@ -314,7 +353,11 @@ TASK = Workload(
     check=check,
     assemble=assemble,
     check_batch=check_batch,
+    references=("start",),
+    inputs=inputs,
+    job_inputs=job_inputs,
     output_bytes=output_bytes,
     output_digests=output_digests,
+    unit_bytes=unit_bytes,
     preview=preview,
 )

@@ -2,6 +2,8 @@
 
     u8 version = 1 | u8 model | u16 lanes | u32 steps | u32 frames | u32 repeat | u32 ensemble | u32 first | u32 count
     32 seed | u32 per extent of the model | an axis per parameter of the model (`kernels/simulation/sweep.py`)
+
+Version 2 has, after the seed, the SHA-256 of the file that all members start from.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from computemesh.kernels.simulation import starts
 from computemesh.kernels.simulation.catalog import BY_NUMBER, SYSTEMS, VARIANT_FIELD, Model, Shape, variants
 from computemesh.kernels.simulation.limits import contradictions
 from computemesh.kernels.simulation.sweep import Axis, points, read_parameters, unpack_axes
 from computemesh.trust.audit import Layout
 from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument
-from computemesh.workloads.contract import MAX_PARAMS_BYTES, JobSpec
+from computemesh.workloads.contract import MAX_JOB_STATE_BYTES, MAX_PARAMS_BYTES, JobSpec
 from computemesh.workloads.payload import Payload, Text, Whole, refuse, shown
 
 SAMPLE_SIZE = 8
@@ -26,13 +29,12 @@ CHECK_CALLS = 80
 """Calls of the segment function a job is cut into, at least, per call that checking its sample takes."""
 MAX_STEPS, MAX_MEMBERS, MAX_FRAMES, MAX_JOBS = 10**8, 10**6, 10_000, 10_000
 DEFAULT_FRAMES = 50
-MAX_JOB_STATE_BYTES = 2**27  # held by the worker until the audit is over
+JOB_STATE_BYTES = 2**27  # a job of about this size at most, where its members can be split further
 MAX_RESULT_BYTES = 2**28
-MAX_STATE_BYTES = 234_000  # eight openings of two states each travel in one message of 4 MiB
 MAX_FLOPS = 10**17
 JOB_FLOPS = 10**12  # a job of about this size, unless the payload says otherwise
 
-VERSION = 1
+VERSION, FROM_FILE = 1, 2
 HEAD = struct.Struct(">BBHIIIIII32s")
 EXTENT = struct.Struct(">I")
 LISTED = "an object of the system's parameters"
@@ -41,6 +43,9 @@ LISTED = "an object of the system's parameters"
 class Params(Payload):
     system: str = Field(description=f"one of {', '.join(SYSTEMS)}")
     parameters: dict[str, Any] = Field(default_factory=dict, description=LISTED)
+    start: str | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$", description="the SHA-256 of an .npz artifact with the state at time 0"
+    )
     steps: Whole = Field(ge=1, le=MAX_STEPS, description="a whole number from 1 to 100,000,000")
     ensemble: Whole = Field(default=1, ge=1, le=MAX_MEMBERS, description="a whole number from 1 to 1,000,000")
     seed: Text = Field(default="0", min_length=1, max_length=128, description="text of 1 to 128 characters")
@@ -62,6 +67,7 @@ class Job(NamedTuple):
     ensemble: int
     first: int
     members: int
+    start: bytes = b""
 
     @property
     def segments(self) -> int:
@@ -85,9 +91,9 @@ class Job(NamedTuple):
 
     def pack(self) -> bytes:
         numbers = (self.steps, self.frames, self.repeat, self.ensemble, self.first, self.members)
-        head = HEAD.pack(VERSION, self.model.number, self.lanes, *numbers, self.seed)
+        head = HEAD.pack(FROM_FILE if self.start else VERSION, self.model.number, self.lanes, *numbers, self.seed)
         extents = b"".join(EXTENT.pack(self.shape[extent.name]) for extent in self.model.extents)
-        return head + extents + b"".join(axis.pack() for axis in self.axes)
+        return head + self.start + extents + b"".join(axis.pack() for axis in self.axes)
 
 
 class Plan(NamedTuple):
@@ -140,20 +146,17 @@ def plan(params: Params) -> Plan:
     if work > MAX_FLOPS:
         text = f"steps * members * operations per step is {work:.3g}; a task may ask for {MAX_FLOPS:.0e}"
         raise refuse(("steps", f"{text}: lower steps, ensemble or the sweep, or publish several tasks"))
-    frames = _frames(params, model, members)
     size = model.width(shape) * model.itemsize
-    if size > MAX_STATE_BYTES:
-        given_size = ", ".join(f"{name} {value}" for name, value in shape.items())
-        text = f"parameters: a state has {size:,} bytes at {given_size}; the most is {MAX_STATE_BYTES:,}"
-        raise refuse((f"parameters.{model.extents[0].name}", f"{text}: lower {model.extents[0].name}"))
+    frames = _frames(params, model, members, size)
     held = members * size * max(frames, -(-params.steps // max(model.longest_segment, 1)))
-    wanted = params.jobs or max(4, min(MAX_JOBS, max(-(-work // JOB_FLOPS), -(-2 * held // MAX_JOB_STATE_BYTES))))
+    wanted = params.jobs or max(4, min(MAX_JOBS, max(-(-work // JOB_FLOPS), -(-2 * held // JOB_STATE_BYTES))))
     share = max(1, members // wanted)
     lanes = min(model.lanes(shape), 1 << share.bit_length() - 1)
     per_job = -(-members // min(wanted, members))
     per_job = -(-per_job // lanes) * lanes
     seed = tagged("computemesh.v1/simulation/seed", params.seed.encode())
-    job = Job(model, shape, tuple(axes), seed, params.steps, frames, 1, lanes, params.ensemble, 0, members)
+    job = Job(model, shape, tuple(axes), seed, params.steps, frames, 1, lanes, params.ensemble, 0, members,
+              _start(params, model, shape))  # fmt: skip
     job = job._replace(repeat=_repeat(job, min(per_job, members)))
     spread = [axis for parameter, axis in zip(model.parameters, axes, strict=True) if parameter.name == "spread"]
     if params.ensemble > 1 and any(min(axis.ends) == 0 for axis in spread):
@@ -162,7 +165,20 @@ def plan(params: Params) -> Plan:
     return Plan(job, members, per_job)
 
 
-def _frames(params: Params, model: Model, members: int) -> int:
+def _start(params: Params, model: Model, shape: Shape) -> bytes:
+    if params.start is None:
+        return b""
+    if not starts.arrays(model, shape):
+        title = f"{model.system} {model.variant}".strip()
+        text = f"start must be absent in {title}: a file is taken by nbody, lennard_jones and reaction_diffusion"
+        raise refuse(("start", f"{text}, and where parameters.start names no other beginning"))
+    if params.ensemble > 1:
+        text = f"ensemble must be 1 with start, not {params.ensemble:,}: all members begin alike"
+        raise refuse(("ensemble", f"{text}; sweep a parameter instead"))
+    return bytes.fromhex(params.start)
+
+
+def _frames(params: Params, model: Model, members: int, size: int) -> int:
     if model.longest_segment == 0:
         if (params.frames or 1) > 1:
             raise refuse(("frames", f"frames must be 1 in {model.system}, which keeps sums only, not {params.frames}"))
@@ -170,7 +186,7 @@ def _frames(params: Params, model: Model, members: int) -> int:
     default = DEFAULT_FRAMES
     if model.system == "ode":  # small states: curves, as far as the result stays small
         default = max(default, min(20 * default, 2**17 // members))
-    frames = params.frames or min(default, params.steps)
+    frames = params.frames or max(1, min(default, params.steps, MAX_RESULT_BYTES // (members * size)))
     if frames > params.steps:
         raise refuse(("frames", f"frames must be at most steps, {params.steps:,}, not {frames:,}"))
     return frames
@@ -205,9 +221,12 @@ def _read(data: bytes) -> Job:
         raise _bad_params(f"{len(data)} bytes, fewer than {HEAD.size}")
     version, number, lanes, steps, frames, repeat, ensemble, first, count, seed = HEAD.unpack_from(data)
     model = BY_NUMBER.get(number)
-    if version != VERSION or model is None:
+    if version not in (VERSION, FROM_FILE) or model is None:
         raise _bad_params(f"version {version}, model {number}")
-    body = data[HEAD.size :]
+    cut = HEAD.size + (32 if version == FROM_FILE else 0)
+    start, body = data[HEAD.size : cut], data[cut:]
+    if len(start) != cut - HEAD.size:
+        raise _bad_params("no start")
     held = EXTENT.size * len(model.extents)
     if len(body) < held:
         raise _bad_params("no extents")
@@ -221,10 +240,12 @@ def _read(data: bytes) -> Job:
         raise _bad_params(str(error)) from None
     if contradictions(model, shape, axes):
         raise _bad_params(contradictions(model, shape, axes)[0][1])
-    job = Job(model, shape, tuple(axes), seed, steps, frames, repeat, lanes, ensemble, first, count)
+    job = Job(model, shape, tuple(axes), seed, steps, frames, repeat, lanes, ensemble, first, count, start)
     members = points(axes) * ensemble
     if not (1 <= frames * repeat <= steps <= MAX_STEPS and 1 <= count <= members - first and members <= MAX_MEMBERS):
         raise _bad_params(f"steps {steps}, segments {frames} * {repeat}, members {first} + {count} of {members}")
+    if start and (not starts.arrays(model, shape) or ensemble > 1):
+        raise _bad_params(f"a start for {model.system} {model.variant}, ensemble {ensemble}")
     if not 1 <= lanes <= model.lanes(shape) or lanes & (lanes - 1):
         raise _bad_params(f"{lanes} lanes")
     if job.segments * count * job.state_bytes > MAX_JOB_STATE_BYTES + MAX_RESULT_BYTES:

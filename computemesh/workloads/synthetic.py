@@ -280,4 +280,5 @@ TASK = Workload(
     check=check,
     assemble=assemble,
     check_batch=check_batch,
+    binds=lambda spec: not read_job(spec).key,
 )

@@ -105,7 +105,7 @@ def execute(spec: JobSpec, context: Context) -> Outcome:
     first = run.outer()
     appendix = run.appendix()
     digests, state = [blake3(first + appendix).digest()], run.start(first)
-    kept = tempfile.TemporaryFile()  # noqa: SIM115  the outcome reads it later, and closes it by going
+    kept = tempfile.TemporaryFile(dir=context.scratch)  # noqa: SIM115  the outcome reads it later, and closes it by going
     with jax.default_device(context.device if context.device is not None else jax.devices()[0]):
         for segment in range(1, job.segments + 1):
             state = run.advance(state, segment)
@@ -200,6 +200,13 @@ def output_bytes(spec: JobSpec) -> int:
         return job.outer_bytes + job.state_bytes
     total = sum(int(np.prod(shape)) for shape in job.model.shapes().values())
     return job.outer_bytes + job.state_bytes + 4 * (total - job.weights) + MAX_APPENDIX_FILES
+
+
+def unit_bytes(spec: JobSpec) -> int:
+    """The longest of the units' openings: start and end, or the outer step with what a checkpoint takes over."""
+    job = read_job(spec)
+    begun = output_bytes(spec) - job.state_bytes
+    return max(begun, job.state_bytes) + job.state_bytes
 
 
 def output_digests(spec: JobSpec, output: bytes) -> dict[int, bytes]:
@@ -313,6 +320,7 @@ TASK = Workload(
     job_inputs=job_inputs,
     output_bytes=output_bytes,
     output_digests=output_digests,
+    unit_bytes=unit_bytes,
     preview=preview,
     check_batch=check_batch,
 )

@@ -31,15 +31,13 @@ from computemesh.kernels.training.architectures import (
 from computemesh.trust.audit import Layout
 from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument
-from computemesh.workloads.contract import JobSpec
+from computemesh.workloads.contract import MAX_JOB_STATE_BYTES, MAX_STATE_BYTES, JobSpec
 from computemesh.workloads.payload import Payload, Text, Whole, refuse, shown
 
 SAMPLE_SIZE = 8
 SEGMENTS = 240
 """Segments a job is cut into where it has the steps: a sample of 8 is then 3.3 % of its work."""
 MAX_EXAMPLES, MAX_EPOCHS, MAX_BATCH, MAX_ROUNDS, MAX_WORKERS = 2**24, 10_000, 65_536, 1000, 256
-MAX_STATE_BYTES = 234_000  # eight openings of two states each travel in one message of 4 MiB
-MAX_JOB_STATE_BYTES = 2**29  # one state per segment, held by the worker until the audit is over
 MAX_WEIGHTS = 2**23  # frozen ones included
 MAX_TASK_STATE_BYTES = 2**31  # all jobs' outputs, which assembling holds
 MAX_STEPS = 2**24  # of one shard in all: an optimizer's count is exact in float32

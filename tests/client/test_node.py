@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from computemesh.cli.cluster import Cluster
-
-ROOT = Path(__file__).resolve().parents[2]
-EXAMPLE = ROOT / "examples" / "node"
-BUILD = ROOT / "build" / "node-example"
+from tests.client.npm import ROOT, installed
 
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    """The example with its packages, in a build folder that is kept between runs."""
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not installed")
-    BUILD.mkdir(parents=True, exist_ok=True)
-    manifest = BUILD / "package.json"
-    fresh = manifest.exists() and manifest.read_bytes() == (EXAMPLE / "package.json").read_bytes()
-    if not fresh or not (BUILD / "node_modules").exists():
-        shutil.copy(EXAMPLE / "package.json", manifest)
-        install = ["npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts", "--silent"]
-        subprocess.run(install, cwd=BUILD, check=True, timeout=150)
-    for name in ("publish.js", "proof.js"):
-        shutil.copy(EXAMPLE / name, BUILD / name)
-    return BUILD / "publish.js"
+    return installed("node") / "publish.js"
 
 
 def run(program: Path, cluster: Cluster, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -44,6 +44,7 @@ class Scene:
         self.persisted: list[object] = []
         self.audits: list[e.Recompute | e.CheckOpening] = []
         self.submitted: list[e.Submit] = []
+        self.discarded: list[tuple[bytes, bytes]] = []
         self.freed = 0
         self.settle_results = 4096
         self._transactions = 0
@@ -74,6 +75,8 @@ class Scene:
                 self.submitted.append(work)
             elif isinstance(work, e.ComputeRoot):
                 self.do(e.Rooted(work.task_id, merkle.root([merkle.leaf_hash(work.results)]), work.height or 1))
+            elif isinstance(work, e.Discard):
+                self.discarded += [(work.key, digest) for digest in work.uploaded if digest]
             elif isinstance(work, e.FetchResult):
                 self.do(e.ResultKnown(work.task_id, work.job, bytes([9]) * 32, 5))
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -76,11 +76,14 @@ class ScriptedWorker:
     async def send(self, **message: Any) -> None:
         await self.call.write(pb.WorkRequest(**message))
 
-    async def join(self, credits: int = 0, memory: int = 0, spoil: bool = False) -> ScriptedWorker:
+    async def join(
+        self, credits: int = 0, memory: int = 0, spoil: bool = False,
+        functions: Sequence[common_pb2.FunctionSpec] = (),
+    ) -> ScriptedWorker:  # fmt: skip
         greeting = await self.next("greeting")
         capabilities = common_pb2.Capabilities(
             devices=[common_pb2.Device(kind="scripted", platform="cpu", memory_bytes=memory)],
-            challenge_types=self.types,
+            challenge_types=self.types, functions=functions,
         ).SerializeToString()
         body = statement.hello_body(greeting.nonce, greeting.public_key, self.key.public, capabilities)
         signature = envelope.sign(self.key, "hello", self.chain if not spoil else "other-chain", body)

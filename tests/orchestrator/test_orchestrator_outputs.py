@@ -14,18 +14,20 @@ import pytest
 from blake3 import blake3
 
 from computemesh import workloads
-from computemesh.service.artifacts import Artifacts
+from computemesh.service.artifacts import Artifacts, now_ms
+from computemesh.service.blobs import Owner
 from computemesh.service.store import open_sqlite
 from computemesh.trust import audit as proofs
 from computemesh.trust.audit import JobTree, Layout
-from computemesh.trust.errors import InvalidProof
+from computemesh.trust.errors import InvalidProof, NotFound
+from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.workloads.contract import Artifact, Claim, JobSpec, Workload, equal_slices
 from computemesh.workloads.outputs import Shown
 from orchestrator import audit, store, wire
 from orchestrator import events as e
 from orchestrator.audits import AUDIT, AuditFailed, Audits
-from orchestrator.files import TaskFiles
+from orchestrator.files import WORKER, TaskFiles
 from orchestrator.judging import BrokenRule
 from orchestrator.model import Job, Lease, Task
 from tests.orchestrator.scene import Scene, task_id
@@ -116,6 +118,59 @@ def test_units_an_output_shows_are_judged_without_asking_the_worker() -> None:
     assert isinstance(work, e.CheckOpening)
     assert work.openings is None
     assert scene.states(1)[lease.index] is Job.AUDITING
+
+
+def challenged(scene: Scene, session: int, **values: Any) -> Lease:
+    """Commit one job, with an output and a list of unit digests."""
+    scene.do(e.TaskLeased(chain(**values)))
+    (lease,) = scene.held(session)
+    named = {"outputs": [digest("output")], "unit_digests": [digest("units")]}
+    scene.do(replace(scene.commitments(session, [lease]), **named))
+    assert lease.id in scene.challenges
+    return lease
+
+
+def test_an_answer_too_large_for_a_message_may_take_as_long_as_its_upload() -> None:
+    scene = Scene(opening_timeout_ms=1000, upload_bytes_per_s=1 << 20, worker_lease_ms=10**9)
+    lease = challenged(scene, scene.worker(1, credits=1), opening_bytes=lambda spec: 8 << 20)
+    scene.tick(8_999)
+    assert lease.id not in scene.verdicts
+    scene.tick(2)
+    assert scene.verdicts[lease.id] == e.LATE
+
+
+def test_one_late_answer_among_others_that_have_longer_is_late() -> None:
+    scene = Scene(opening_timeout_ms=1000, upload_bytes_per_s=1 << 20, worker_lease_ms=10**9)
+    session = scene.worker(1, credits=2)
+    scene.do(e.TaskLeased(chain(opening_bytes=lambda spec: 0 if spec.index else 8 << 20)))
+    slow, quick = scene.held(session)
+    for lease in (slow, quick):
+        scene.do(replace(scene.commitments(session, [lease]), outputs=[digest("output")]))
+    scene.tick(1001)
+    assert (slow.id in scene.verdicts, scene.verdicts[quick.id]) == (False, e.LATE)
+
+
+def test_openings_in_an_artifact_are_judged_by_their_digest_and_those_nobody_waits_for_are_discarded() -> None:
+    scene = Scene()
+    session = scene.worker(1, credits=1)
+    lease = challenged(scene, session)
+    scene.do(e.Opened(session, [], [(lease.id, digest("openings"))]))
+    scene.do(e.Opened(session, [], [(lease.id, digest("again"))]))
+    (work,) = scene.audits
+    assert isinstance(work, e.CheckOpening)
+    assert (work.openings, work.uploaded) == (b"", digest("openings"))
+    assert scene.discarded == [(scene.core.state.workers[session].key, digest("again"))]
+
+
+def test_what_an_attempt_uploaded_is_discarded_when_nobody_will_judge_it() -> None:
+    for ending in (lambda scene, session: scene.do(e.WorkerLeft(session)), lambda scene, session: scene.tick(1001),
+                   lambda scene, session: scene.do(e.TaskRevoked(task_id(1), 9))):  # fmt: skip
+        scene = Scene(opening_timeout_ms=1000)
+        session = scene.worker(1, credits=1)
+        key = scene.core.state.workers[session].key
+        challenged(scene, session)
+        ending(scene, session)
+        assert scene.discarded == [(key, digest("output")), (key, digest("units"))]
 
 
 def test_the_outcome_carries_the_files_and_what_is_wrong_with_them() -> None:
@@ -248,6 +303,25 @@ async def test_verified_outputs_are_known_to_whoever_has_the_task_next(tmp_path:
     async with other.use(outputs={7: output}) as found:
         assert found.result(7) == b"states"
     other.close()
+
+
+async def test_uploads_that_a_crash_left_go_by_their_references(tmp_path: Path) -> None:
+    """Whoever would have discarded them died: what is judged stays as long as it is evidence, the rest expires."""
+    files = TaskFiles(Artifacts((tmp_path / "store").as_uri(), ttl_ms=1000), tmp_path / "cache", 1 << 20)
+    store, key, now = files.artifacts, PrivateKey.generate(), now_ms()
+    worker = Owner(WORKER, key.address)
+    judged, lost, done = [bytes.fromhex(await store.put(text, worker)) for text in (b"judged", b"lost", b"done")]
+    await files.keep_evidence(task_id(1), judged, 60_000)
+    await files.keep_evidence(task_id(2), done, 1000)
+    await files.discard(key.public, judged)
+    assert {one.digest for one in await store.retention.held(worker)} == {lost.hex(), done.hex()}
+    for later in (30_000, 30_001):
+        await store.retention.collect(now + later, grace_ms=0)
+    assert await files.size(judged) == 6
+    for digest in (lost, done):
+        with pytest.raises(NotFound):
+            await files.size(digest)
+    files.close()
 
 
 def test_a_database_remembers_outputs_verified_here_and_elsewhere(tmp_path: Path) -> None:

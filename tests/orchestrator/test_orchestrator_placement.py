@@ -139,3 +139,42 @@ def test_returned_jobs_keep_their_parameters_in_whatever_order_they_come_back() 
     assert sorted(lease.index for lease in scene.held(2)) == [0, 1, 2, 3, 4]
     assert [lease.index for lease in scene.held(2)] != [0, 1, 2, 3, 4]
     assert all(lease.spec == held.jobs[lease.index] for lease in scene.held(2))
+
+
+def test_a_small_task_is_spread_over_all_workers_with_free_credits() -> None:
+    for jobs, workers in ((2, 2), (4, 2), (8, 2), (9, 2), (8, 3), (5, 8)):
+        scene = Scene()
+        for number in range(1, workers + 1):
+            scene.worker(number, credits=100)
+        scene.do(e.TaskLeased(task(1, jobs=jobs)))
+        held = sorted(len(scene.held(number)) for number in range(1, workers + 1))
+        assert sum(held) == jobs
+        assert held[-1] - held[0] <= 1, f"{jobs} jobs went to {workers} workers as {held}"
+
+
+def test_jobs_of_tasks_that_come_one_by_one_go_to_whoever_holds_least() -> None:
+    scene = Scene()
+    for number in (1, 2, 3):
+        scene.worker(number, credits=100)
+    for number in range(1, 7):
+        scene.do(e.TaskLeased(task(number, jobs=1)))
+    assert [len(scene.held(number)) for number in (1, 2, 3)] == [2, 2, 2]
+
+
+def test_a_worker_that_cannot_take_a_tasks_jobs_holds_none_of_them_back() -> None:
+    scene = Scene()
+    scene.worker(1, credits=100, types=("other",))
+    scene.worker(2, credits=100)
+    scene.worker(3, credits=100)
+    scene.do(e.TaskLeased(task(1, jobs=6)))
+    assert [len(scene.held(number)) for number in (1, 2, 3)] == [0, 3, 3]
+
+
+def test_under_load_every_worker_still_gets_full_batches() -> None:
+    scene = Scene()
+    scene.do(e.TaskLeased(task(1, jobs=10_000)))
+    out = scene.worker(1), scene.worker(2)
+    assert out == (1, 2)
+    for number in (1, 2):
+        sent = scene.do(e.CreditsGranted(number, 512)).send
+        assert [len(item.leases) for item in sent] == [512]

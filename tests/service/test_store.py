@@ -6,16 +6,14 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from computemesh.service import config
 from computemesh.service.auth import make_token, verify_token
 from computemesh.service.outbox import Outbox
 from computemesh.service.store import GroupCommit, open_sqlite
-from computemesh.trust.errors import InvalidArgument, Unauthenticated
+from computemesh.trust.errors import Unauthenticated
 from computemesh.trust.identity import PrivateKey
 
 SCHEMA = ["CREATE TABLE IF NOT EXISTS t (n INTEGER PRIMARY KEY) STRICT"]
@@ -76,29 +74,6 @@ asyncio.run(main())
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert out.stdout.strip() == "49", out.stderr
     assert open_sqlite(tmp_path / "x.db", SCHEMA).execute("SELECT count(*) FROM t").fetchone() == (50,)
-
-
-@dataclass(frozen=True)
-class Example:
-    listen: str
-    lease_ms: int = 15_000
-    keys: tuple[str, ...] = ()
-
-
-def test_configuration_comes_from_file_then_environment(tmp_path: Path) -> None:
-    path = tmp_path / "c.toml"
-    path.write_text('listen = "a:1"\nkeys = ["x"]\n')
-    assert config.load(Example, path, "MESH", {"MESH_LEASE_MS": "7"}) == Example("a:1", 7, ("x",))
-
-
-@pytest.mark.parametrize(("text", "named"), [
-    ('listen = "a"\nlisetn = "b"\n', "lisetn"), ("lease_ms = 1\n", "listen"),
-    ('listen = "a"\nlease_ms = "soon"\n', "lease_ms"), ("listen = \n", "--config"), ("listen = 3\n", "listen")])
-def test_wrong_configuration_names_the_key(tmp_path: Path, text: str, named: str) -> None:
-    path = tmp_path / "c.toml"
-    path.write_text(text)
-    with pytest.raises(InvalidArgument, match=named):
-        config.load(Example, path, "MESH", {})
 
 
 def test_a_token_is_good_for_its_key_its_chain_and_its_time() -> None:

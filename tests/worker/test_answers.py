@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from computemesh.trust.audit import Layout, fold_opening, parse_openings, sample
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1.common_pb2 import DrainNotice
 from tests.worker.world import UNITS, World, digests_of
+from worker import spool
+from worker.answers import Answer, Answers
 from worker.core import NONCES_AHEAD
 from worker.events import (
     Opened,
@@ -206,3 +213,67 @@ def test_heartbeats_name_what_is_held_and_how_busy_the_device_was() -> None:
     (beat,) = [m.heartbeat for m in world.do(Tick()).send]
     assert list(beat.running_lease_ids) == leases
     assert beat.utilisation[0] == pytest.approx(0.5)
+
+
+# ---- units on disk
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder for unit bytes."""
+    (tmp_path / "units").mkdir()
+    return tmp_path / "units"
+
+
+def test_units_that_would_fill_memory_are_on_disk_until_their_last_owner_lets_go(folder: Path) -> None:
+    made = spool.collect((bytes([i]) * 300_000 for i in range(10)), str(folder))
+    assert isinstance(made, spool.Spooled)
+    held = pickle.loads(pickle.dumps(made))  # as it comes from the executor
+    assert [held[i] for i in (0, 9, 4)] == [bytes([i]) * 300_000 for i in (0, 9, 4)]
+    assert (held.size, held.memory_bytes) == (3_000_000, 80)
+    assert [path.stat().st_size for path in folder.iterdir()] == [3_000_000]
+    del held
+    assert list(folder.iterdir()) == []
+
+
+def test_few_units_stay_in_memory(folder: Path) -> None:
+    assert spool.collect([b"a", b"b"], str(folder)) == [b"a", b"b"]
+    assert list(folder.iterdir()) == []
+
+
+def test_what_an_executor_was_writing_when_it_died_goes_when_the_next_one_begins(folder: Path) -> None:
+    def dies() -> Iterator[bytes]:
+        yield bytes(2_000_000)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spool.collect(dies(), str(folder))
+    assert list(folder.iterdir()) == []
+    (folder / f"x{spool.UNFINISHED}").write_bytes(b"half")
+    spool.begin(str(folder))
+    assert list(folder.iterdir()) == []
+
+
+def test_a_spooled_answer_opens_beside_the_stream_as_it_would_have_in_memory(folder: Path) -> None:
+    units = [random.Random(i).randbytes(400_000) for i in range(UNITS)]
+    rows = (bytes(32), 0, 1, bytes(32), (1, UNITS), digests_of(0))
+    kept, spooled = Answer(*rows, units), Answer(*rows, pickle.loads(pickle.dumps(spool.collect(units, str(folder)))))
+    assert kept.retained_bytes == len(digests_of(0)) + 400_000 * UNITS
+    assert spooled.retained_bytes == len(digests_of(0)) + 8 * UNITS
+    assert (kept.spooled_bytes, spooled.spooled_bytes) == (0, 400_000 * UNITS)
+    assert spooled.open(bytes(32), 3) == kept.open(bytes(32), 3)
+
+
+def test_what_an_answer_retains_is_counted_once() -> None:
+    class Counted(list[bytes]):
+        asked = 0
+
+        def __iter__(self) -> Iterator[bytes]:
+            Counted.asked += 1
+            return super().__iter__()
+
+    answers = Answers()
+    answers.keep(1, Answer(bytes(32), 0, 1, bytes(32), (1, 2), bytes(64), Counted([b"one", b"two"])))
+    assert answers.retained_bytes == 70
+    assert answers.settle(1) is not None
+    assert (answers.retained_bytes, Counted.asked) == (0, 1)

@@ -23,7 +23,7 @@ BACK = (13, 17, 23)
 
 def draw(run: Run) -> bytes:
     """The frames there are, at most 120 of them, 60 ms each, the last held for a second."""
-    chosen = np.unique(np.linspace(0, run.frames, min(run.frames + 1, MAX_FRAMES)).round().astype(int))
+    chosen = np.unique(np.linspace(0, run.moments - 1, min(run.moments, MAX_FRAMES)).round().astype(int))
     pictures = list(_fields(run, chosen) if "width" in run.shape else _points(run, chosen))
     out = io.BytesIO()
     durations = [FRAME_MS] * (len(pictures) - 1) + [1000]
@@ -92,7 +92,7 @@ def _points(run: Run, chosen: np.ndarray) -> Iterator[Any]:
 
 
 def _paths(run: Run) -> tuple[np.ndarray, tuple[np.ndarray, float]]:
-    """((frames + 1, points, 3): across, up, depth; (lower corner (2,), edge) of the square shown)."""
+    """((moments, points, 3): across, up, depth; (lower corner (2,), edge) of the square shown)."""
     if run.model.system == "lennard_jones":
         edge = box_edge(run.named(0)["density"], run.shape)
         return run.history(0)[:, :3].swapaxes(1, 2) % edge, (np.zeros(2), edge)

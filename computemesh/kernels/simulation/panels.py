@@ -50,8 +50,8 @@ def _energy_errors(axes: Any, run: Run, numbers: Numbers) -> None:
         return
     chosen = run.spread(MAX_LINES)
     for member, colour in zip(chosen, _colours(len(chosen)), strict=True):
-        later = np.abs(errors[member][1:]).clip(1e-16)
-        axes.plot(run.times(member)[1:], later, color=colour, lw=1.1, label=run.label(member))
+        later = np.abs(errors[member][-run.frames :]).clip(1e-16)
+        axes.plot(run.times(member)[-run.frames :], later, color=colour, lw=1.1, label=run.label(member))
     axes.set(yscale="log", xlabel="time", ylabel="|E(t) - E(0)| / |E(0)|", title="relative energy error")
     axes.grid(alpha=0.25)
     if len(chosen) > 1 and run.swept:
@@ -148,7 +148,7 @@ def _budget(axes: Any, run: Run, numbers: Numbers, chosen: list[int]) -> None:
             values, name = numbers["mean_u_v"][:, member, 1], "mean of v"
         else:
             values, name = np.abs(numbers["mass"][:, member] - 1).clip(1e-12), "relative mass error"
-        axes.plot(run.times(member)[1:], values, color=colour, lw=1.3, label=run.label(member))
+        axes.plot(run.times(member)[-run.frames :], values, color=colour, lw=1.3, label=run.label(member))
     axes.set(xlabel="time" if gray_scott else "step", ylabel=name, yscale="linear" if gray_scott else "log")
     axes.grid(alpha=0.25)
     if len(chosen) > 1:
@@ -172,7 +172,7 @@ def _phases(figure: Any, run: Run, numbers: Numbers) -> None:
         right.plot(at.ravel(), late.ravel(), ",", color="black", alpha=0.5)
         right.set(xlabel=run.swept[0], ylabel=names[across[1]], title="values in the second half of the run")
         return
-    times = run.times(0)[1:]
+    times = run.times(0)[-run.frames :]
     if len(run.members) > 1 and not run.swept:
         for i, name in enumerate(names):
             mean, deviation = numbers["mean"][:, i], numbers["standard_deviation"][:, i]

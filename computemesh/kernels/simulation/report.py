@@ -48,7 +48,7 @@ def statistics(run: Run) -> dict[str, np.ndarray]:
     if run.model.fields in (6, 7) and pairs <= MAX_ENERGY_PAIRS:
         total = []
         for member in range(len(run.members)):
-            history = run.history(member).reshape(run.frames + 1, -1)
+            history = run.history(member).reshape(run.moments, -1)
             total.append(sum(energies(run.model, run.named(member), history)))
         found["energy"] = np.array(total)
         scale = np.abs(found["energy"][:, :1]).clip(1e-300)
@@ -67,7 +67,7 @@ def arrays(run: Run) -> bytes:
     `parameter_names`, `variables`, and the statistics of the system.
     """
     states = run.states.swapaxes(0, 1).reshape(len(run.members), run.frames, *run.state_shape)
-    times = np.array([run.times(member)[1:] for member in range(len(run.members))])
+    times = np.array([run.times(member)[-run.frames :] for member in range(len(run.members))])
     names = np.array([parameter.name for parameter in run.model.parameters])
     content: dict[str, Any] = {
         "states": states, "times": times, "parameters": run.values, "parameter_names": names,

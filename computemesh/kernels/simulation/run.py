@@ -22,10 +22,17 @@ class Run:
     steps: np.ndarray
     ensemble: int
     seed: bytes
+    begun: bool = True
+    """Whether the state at time 0 follows from the params; one from a file is not at hand here."""
 
     @property
     def frames(self) -> int:
         return len(self.states)
+
+    @property
+    def moments(self) -> int:
+        """Frames of a `history`."""
+        return self.frames + self.begun
 
     def column(self, name: str) -> np.ndarray:
         """(M,): a parameter of every member."""
@@ -42,8 +49,9 @@ class Run:
         return starts.start(self.model, self.shape, self.named(member), self.seed, replicate)
 
     def history(self, member: int) -> np.ndarray:
-        """(F + 1, *state): a member from time 0, in the shape of its state."""
-        states = np.concatenate([self.start(member)[None], self.states[:, member]])
+        """(F + 1, *state): a member from time 0, in the shape of its state; (F, *state) where it was not `begun`."""
+        first = [self.start(member)[None]] if self.begun else []
+        states = np.concatenate([*first, self.states[:, member]])
         return states.reshape(len(states), *self.state_shape)
 
     @property
@@ -55,8 +63,8 @@ class Run:
         return (self.model.width(self.shape),)
 
     def times(self, member: int) -> np.ndarray:
-        """(F + 1,): time of the frames of `history`, in the model's unit."""
-        steps = np.concatenate([[0], self.steps])
+        """As many as `history` has frames: their times, in the model's unit."""
+        steps = np.concatenate([[0] if self.begun else [], self.steps])
         names = [parameter.name for parameter in self.model.parameters]
         return steps * (self.column("dt")[member] if "dt" in names else 1.0)
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
+from computemesh.kernels.npz import read_arrays, refused
 from computemesh.kernels.simulation.catalog import Model, Shape, box_edge
 from computemesh.trust.digest import tagged
 
 Array = np.ndarray
+MAX_FILE_BYTES = 2**26
 
 # Mean elements at J2000 (Standish, JPL): distance in AU, mass in solar masses, mean longitude and inclination in
 # degrees; the orbits start circular.
@@ -50,6 +53,43 @@ def start(model: Model, shape: Shape, values: Mapping[str, float], seed: bytes, 
             shape, values, draw
         )
     return np.ascontiguousarray(found, model.dtype).reshape(-1)
+
+
+def arrays(model: Model, shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each array of a file to start from; empty where a model takes none."""
+    if model.system == "reaction_diffusion":
+        return dict.fromkeys(("u", "v"), (shape["height"], shape["width"]))
+    if model.system == "lennard_jones" or model.variant == "plummer":
+        count = model.width(shape) // model.fields
+        each = {"position": (count, 3), "velocity": (count, 3)}
+        return each | ({"mass": (count,)} if model.system == "nbody" else {})
+    return {}
+
+
+def from_file(model: Model, shape: Shape, path: Path) -> Array:
+    """The state at time 0, (width,) in the model's dtype, from an .npz with what `arrays` names. Raises
+    InvalidArgument on a file that is too large, or arrays that are missing, of another shape, not floating-point, not
+    finite, or that no run can mean."""
+    wanted = arrays(model, shape)
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:
+        raise refused("start", f"the file has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+    most = 8 * max(math.prod(extent) for extent in wanted.values())
+    found = read_arrays(path, tuple(wanted), "start", most, "f")
+    for name, extent in wanted.items():
+        if found[name].shape != extent:
+            given = ", ".join(f"{key} {value}" for key, value in shape.items())
+            text = f"array {name!r} has shape {list(found[name].shape)[:8]}; parameters {given} mean {list(extent)}"
+            raise refused("start", text)
+        with np.errstate(over="ignore"):
+            found[name] = found[name].astype(model.dtype)
+        if not (good := np.isfinite(found[name])).all():
+            text = f"array {name!r} holds NaN, infinity or what {model.dtype} cannot hold"
+            raise refused("start", f"{text}, first at {np.argwhere(~good)[0].tolist()}")
+    if "mass" in found and (found["mass"] <= 0).any():
+        raise refused("start", f"array 'mass' holds {found['mass'].min():g}; a mass is above 0")
+    parts = [one.T if one.ndim == 2 and one.shape[1:] == (3,) and "position" in found else one
+             for one in found.values()]  # fmt: skip
+    return np.concatenate([np.ravel(one) for one in parts])
 
 
 def _plummer(shape: Shape, values: Mapping[str, float], draw: np.random.Generator) -> Array:

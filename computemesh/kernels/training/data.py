@@ -10,8 +10,6 @@ The order of examples is a function of the task's seed alone. Pass p over N rows
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +20,7 @@ import numpy as np
 from blake3 import blake3
 
 from computemesh.kernels.models.folder import open_folder
+from computemesh.kernels.npz import read_arrays
 from computemesh.kernels.training.architectures import Model
 from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument
@@ -29,7 +28,6 @@ from computemesh.trust.errors import InvalidArgument
 MAX_FILE_BYTES = 2**28
 MAX_ARRAY_BYTES = 2**29
 MAX_ROWS = 2**22
-MAX_HEADER_BYTES = 10_000
 MAX_TOKENIZED_BYTES = 2**25  # a tokenizer holds some hundred bytes per token
 UNKNOWN = "\ufffd"
 
@@ -48,41 +46,10 @@ def _bytes(path: Path) -> int:
     return size
 
 
-def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """One member of an .npz, its header held against limits and against the member's length before it is read."""
-    from numpy.lib import format as npy
-
-    try:
-        info = archive.getinfo(f"{name}.npy")
-    except KeyError:
-        raise bad(f"the file has no array {name!r}; it must have x and y") from None
-    with archive.open(info) as stream:
-        version = npy.read_magic(stream)
-        reader = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
-        if reader is None:
-            raise bad(f"array {name!r} has npy version {version}; 1.0 and 2.0 are read")
-        shape, fortran, dtype = reader(stream, max_header_size=MAX_HEADER_BYTES)
-        if dtype.kind not in "fiub" or dtype.itemsize > 8:
-            raise bad(f"array {name!r} has dtype {str(dtype)[:40]}; numbers of at most 8 bytes are read")
-        size = math.prod(shape) * dtype.itemsize
-        if size > MAX_ARRAY_BYTES:
-            text = f"array {name!r} of shape {list(shape)[:8]} has {size:,} bytes"
-            raise bad(f"{text}; at most {MAX_ARRAY_BYTES:,} are read")
-        if (held := info.file_size - stream.tell()) != size:
-            raise bad(f"array {name!r} declares {size:,} bytes of data, its member holds {held:,}")
-        data = stream.read(size)
-    if len(data) != size:
-        raise bad(f"array {name!r} ends after {len(data):,} of {size:,} bytes")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-
-
 def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
     _bytes(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _array(archive, "x"), _array(archive, "y")
-    except (zipfile.BadZipFile, zlib.error, ValueError, SyntaxError, EOFError, OSError, RuntimeError) as error:
-        raise bad(f"the file is not a readable .npz: {str(error)[:100]}") from None
+    found = read_arrays(path, ("x", "y"), "dataset", MAX_ARRAY_BYTES)
+    return found["x"], found["y"]
 
 
 def _finite(name: str, array: np.ndarray) -> np.ndarray:
