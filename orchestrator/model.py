@@ -174,6 +174,11 @@ class Task:
         """Jobs that could be given out now."""
         return len(self.states) - self.cursor + len(self.returned)
 
+    @property
+    def began(self) -> bool:
+        """Whether any of its jobs can have been given out."""
+        return self.cursor > 0
+
     def wait_for_needs(self) -> None:
         """Hold back the jobs that need others. Call it once, before any job is given out."""
         ready = []
@@ -225,7 +230,7 @@ class Batch:
     """Commitments a worker signed together. `leases[i]` is None where commitment i was stale on arrival."""
 
     __slots__ = (
-        "arrived_ms", "commitments", "env_class", "id", "key", "leases", "leaves", "outputs", "seed", "session",
+        "arrived_ms", "commitments", "env_class", "id", "key", "leases", "leaves", "outputs", "root", "seed", "session",
         "signature", "unit_digests",
     )  # fmt: skip
 
@@ -241,6 +246,7 @@ class Batch:
         self.outputs: Sequence[bytes] = ()
         self.unit_digests: Sequence[bytes] = ()
         self.env_class = ""
+        self.root = b""  # over `leaves`
 
     @property
     def count(self) -> int:
