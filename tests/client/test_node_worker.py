@@ -25,6 +25,7 @@ from computemesh.trust.statement import Commitment
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
 from tests.client.npm import ROOT, installed
+from tests.money import matured_supply
 
 TEXTS = ["", "one", "Größe 大きい \n zwei  drei", *(f"a word or {n} of them, {'x' * n}" for n in range(97))]
 
@@ -78,6 +79,7 @@ def test_a_node_worker_completes_100_jobs_is_audited_and_paid(
             assert Commitment.unpack(transcript.commitment).worker_key == key
         listed = stub.GetWorker(pb.GetWorkerRequest(worker=key.hex()), timeout=20).worker
     assert (listed.jobs_settled, listed.jobs_wrong, listed.jobs_late) == (100, 0, 0)
+    matured_supply(client)
     assert client.account(address_of(key)).earned_units == 25_000_000, "a quarter of 100 CPC is the workers'"
 
     rows = b"".join(client.read_artifact(one.digest) for one in task.artifacts).splitlines()
