@@ -18,7 +18,7 @@ PROTOS := $(wildcard proto/computemesh/v1/*.proto) proto/buf/validate/validate.p
 PROTO_VENV := build/proto-venv
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(PROTO_VENV)/bin/protoc-gen-mypy
 
-.PHONY: docs check-docs help setup run-cluster demo demo-all golden test test-clients test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts clean
+.PHONY: docs check-docs help setup run-cluster demo demo-all golden test test-clients test-long test-kill check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ test-clients: $(TOOLS) $(DEBIAN) $(COMPILERS)  ## the examples in other language
 
 test-long: $(TOOLS) $(DEBIAN) $(COMPILERS) build/node_modules  ## run every test, including those that take minutes
 	@$(BIN)/python -m pytest
+
+test-kill: $(TOOLS)  ## kill a worker in the middle of a task of every type: nothing changes but the time
+	@$(BIN)/python -m pytest tests/e2e/test_kills.py
 
 check: $(TOOLS) check-proto check-docs  ## lint, types, contracts, generated code, architecture
 	$(BIN)/ruff check .
