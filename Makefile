@@ -18,7 +18,7 @@ PROTOS := $(wildcard proto/computemesh/v1/*.proto) proto/buf/validate/validate.p
 PROTO_VENV := build/proto-venv
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(PROTO_VENV)/bin/protoc-gen-mypy
 
-.PHONY: docs check-docs help setup run-cluster demo demo-all golden test test-clients test-long test-kill check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts clean
+.PHONY: docs check-docs help setup run-cluster demo demo-all golden test test-clients test-long test-kill check check-proto proto bench bench-dispatch bench-verify bench-gpu bench-ledger bench-artifacts clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -134,6 +134,9 @@ bench-dispatch: $(TOOLS)  ## no-op jobs through the complete path, next to the t
 
 bench-verify: $(TOOLS)  ## every task type: cost of checking over cost of computing; detection; false accusations
 	@$(BIN)/python -m bench.verify
+
+bench-gpu: $(TOOLS)  ## every task type on this device: throughput, how busy, what is lost, roofline (small on a CPU)
+	@$(BIN)/python -m bench.gpu
 
 bench-ledger: $(TOOLS)  ## batch-signed durable results through the ledger
 	@$(BIN)/python -m bench.ledger
