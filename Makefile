@@ -18,7 +18,9 @@ PROTOS := $(wildcard proto/computemesh/v1/*.proto) proto/buf/validate/validate.p
 PROTO_VENV := build/proto-venv
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(PROTO_VENV)/bin/protoc-gen-mypy
 
-.PHONY: docs check-docs help setup run-cluster demo demo-all golden test test-clients test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts bench-peers bench-scale bench-worker clean
+.PHONY: help setup run-cluster demo demo-all test test-clients test-long test-kill golden check check-proto check-docs docs
+.PHONY: proto baseline bench bench-dispatch bench-verify bench-gpu bench-ledger bench-artifacts bench-peers bench-scale
+.PHONY: bench-worker clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +86,9 @@ test-clients: $(TOOLS) $(DEBIAN) $(COMPILERS)  ## the examples in other language
 test-long: $(TOOLS) $(DEBIAN) $(COMPILERS) build/node_modules  ## run every test, including those that take minutes
 	@$(BIN)/python -m pytest
 
+test-kill: $(TOOLS)  ## kill a worker in the middle of a task of every type: nothing changes but the time
+	@$(BIN)/python -m pytest tests/e2e/test_kills.py
+
 check: $(TOOLS) check-proto check-docs  ## lint, types, contracts, generated code, architecture
 	$(BIN)/ruff check .
 	$(BIN)/mypy computemesh/trust computemesh/client computemesh/__init__.py computemesh/sandbox/exposed.py $(wildcard */core.py)
@@ -131,6 +136,9 @@ bench-dispatch: $(TOOLS)  ## no-op jobs through the complete path, next to the t
 
 bench-verify: $(TOOLS)  ## every task type: cost of checking over cost of computing; detection; false accusations
 	@$(BIN)/python -m bench.verify
+
+bench-gpu: $(TOOLS)  ## every task type on this device: throughput, how busy, what is lost, roofline (small on a CPU)
+	@$(BIN)/python -m bench.gpu
 
 bench-ledger: $(TOOLS)  ## batch-signed durable results through the ledger
 	@$(BIN)/python -m bench.ledger
