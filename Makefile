@@ -18,7 +18,9 @@ PROTOS := $(wildcard proto/computemesh/v1/*.proto) proto/buf/validate/validate.p
 PROTO_VENV := build/proto-venv
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(PROTO_VENV)/bin/protoc-gen-mypy
 
-.PHONY: docs check-docs help setup run-cluster demo demo-all golden test test-clients test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts clean
+.PHONY: help setup run-cluster demo demo-all test test-clients test-long test-kill golden check check-proto check-docs docs
+.PHONY: proto baseline bench bench-dispatch bench-verify bench-gpu bench-ledger bench-artifacts bench-peers bench-scale
+.PHONY: bench-worker clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +86,9 @@ test-clients: $(TOOLS) $(DEBIAN) $(COMPILERS)  ## the examples in other language
 test-long: $(TOOLS) $(DEBIAN) $(COMPILERS) build/node_modules  ## run every test, including those that take minutes
 	@$(BIN)/python -m pytest
 
+test-kill: $(TOOLS)  ## kill a worker in the middle of a task of every type: nothing changes but the time
+	@$(BIN)/python -m pytest tests/e2e/test_kills.py
+
 check: $(TOOLS) check-proto check-docs  ## lint, types, contracts, generated code, architecture
 	$(BIN)/ruff check .
 	$(BIN)/mypy computemesh/trust computemesh/client computemesh/__init__.py computemesh/sandbox/exposed.py $(wildcard */core.py)
@@ -124,7 +129,7 @@ check-docs: build/reference.md  ## docs/reference.md is what the contracts say
 baseline: build/node_modules  ## accept the present contracts as the ones that must not break
 	build/node_modules/.bin/buf build -o deploy/buf/baseline.binpb
 
-bench: bench-verify bench-ledger bench-dispatch bench-artifacts  ## all benchmarks
+bench: bench-verify bench-ledger bench-dispatch bench-artifacts bench-scale bench-worker  ## all benchmarks but bench-peers
 
 bench-dispatch: $(TOOLS)  ## no-op jobs through the complete path, next to the transport's ceiling
 	@$(BIN)/python -m bench.dispatch
@@ -132,11 +137,32 @@ bench-dispatch: $(TOOLS)  ## no-op jobs through the complete path, next to the t
 bench-verify: $(TOOLS)  ## every task type: cost of checking over cost of computing; detection; false accusations
 	@$(BIN)/python -m bench.verify
 
+bench-gpu: $(TOOLS)  ## every task type on this device: throughput, how busy, what is lost, roofline (small on a CPU)
+	@$(BIN)/python -m bench.gpu
+
 bench-ledger: $(TOOLS)  ## batch-signed durable results through the ledger
 	@$(BIN)/python -m bench.ledger
 
 bench-artifacts: $(TOOLS)  ## upload and download of one artifact, next to hash, disk and transport
 	@$(BIN)/python -m bench.artifacts
+
+bench-worker: $(TOOLS)  ## compilations, time between jobs, start to first job of a worker
+	@$(BIN)/python -m bench.worker
+
+# Job queues to be compared with, apart from everything else; their servers come from Debian.
+PEERS := build/peers/.installed
+$(PEERS): deploy/debian-bench-packages.txt Makefile
+	@echo "installing the job queues we are compared with into build/peers"
+	@test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
+	@build/peers/bin/python -m pip install --quiet --disable-pip-version-check \
+	  ray==2.60.0 distributed==2026.8.0 celery==5.7.0 redis==8.1.0 nats-py==2.16.0 'psycopg[binary]==3.3.9' blake3
+	$(from_debian)
+
+bench-peers: $(TOOLS) $(PEERS)  ## ours among Ray, Dask, Celery, NATS JetStream and PostgreSQL: same work, same run
+	@$(BIN)/python -m bench.peers
+
+bench-scale: $(TOOLS)  ## ten thousand idle workers; the scheduler among many tasks and workers
+	@$(BIN)/python -m bench.scale
 
 clean:  ## remove what was built (not the data)
 	rm -rf $(VENV) build *.egg-info

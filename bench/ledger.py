@@ -1,17 +1,20 @@
 """Settled results per second through gRPC, durable: worker-signed batches, each settlement signed by its orchestrator.
 
-    python bench/ledger.py [--results 131072] [--batch 128] [--batches 4] [--in-flight 4] [--sealed]
+    python bench/ledger.py [--results 131072] [--batch 128] [--batches 4] [--in-flight 4] [--sealed] [--memory 1200000]
 
-A ledger process of its own, real SQLite with synchronous=FULL. Beside it, in the same run: the same transactions
-applied by the fold alone (`fold`), the requests' bytes written to a file with one fsync each (`disk`), and the same
-requests answered by a server that does nothing (`transport`). Everything is signed before the clock starts. The last
-line is one JSON object.
+A ledger process of its own, real SQLite with synchronous=FULL. With it also: settlements of a single result, one in
+flight, and from their acceptance to their inclusion proof; inclusion proofs per second of the ledger's processor time;
+its memory as results grow; the replay of all of them when it starts again. Beside it, in the same run: the same
+transactions applied by the fold alone (`fold`), the requests' bytes written to a file with one fsync each (`disk`),
+and the same requests answered by a server that does nothing (`transport`). Everything is signed before the clock
+starts. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import subprocess
@@ -24,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # this file is called like the package it measures
 
 import grpc  # noqa: E402
+import psutil  # noqa: E402
 
 from computemesh.service.server import dial  # noqa: E402
 from computemesh.trust import envelope, identity, merkle, statement  # noqa: E402
@@ -33,7 +37,12 @@ from computemesh.v1.ledger_pb2_grpc import LedgerServiceStub  # noqa: E402
 
 CHAIN = "bench"
 AUTHORITY, MARKET, ORCHESTRATOR, CUSTOMER, TREASURY = (PrivateKey.from_bytes(bytes([at]) * 32) for at in range(1, 6))
+NONCES = itertools.count(1)
 WORKERS = [PrivateKey.from_bytes(bytes([at]) * 32) for at in range(6, 10)]
+LIMITS = {
+    "results_per_s": 50_000, "provable_p99_ms": 250, "single_p50_ms": 5, "proofs_per_core_s": 10_000,
+    "replay_results_per_s": 200_000,
+}  # fmt: skip
 METHOD = "/computemesh.v1.LedgerService/SubmitTransactions"
 
 
@@ -65,7 +74,7 @@ def funding(jobs: int) -> tuple[bytes, list[pb.Transaction]]:
 def batch(task: bytes, first: int, size: int, worker: PrivateKey) -> tuple[pb.ResultBatch, list[bytes]]:
     """A signed batch of `size` results from job `first` on, and the leaf hashes of its results."""
     rows = [
-        statement.Commitment(task, job, 1, 1, worker.public, job.to_bytes(32, "big"), job + 1)
+        statement.Commitment(task, job, 1, 1, worker.public, job.to_bytes(32, "big"), next(NONCES))
         for job in range(first, first + size)
     ]
     packed = b"".join(row.pack() for row in rows)
@@ -169,47 +178,143 @@ def fold(transactions: list[pb.Transaction]) -> float:
     return time.perf_counter() - began
 
 
+class Served:
+    """A ledger in a process of its own, over the folder it was given."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = folder / "ledger.toml"
+        (folder / "log.key").write_text("07" * 32)
+        self.config.write_text(
+            f'listen = "127.0.0.1:0"\ndata_dir = "{folder}/data"\nchain_id = "{CHAIN}"\n'
+            f'authority_key = "{AUTHORITY.public.hex()}"\ntreasury_address = "{TREASURY.address}"\n'
+            f'log_key_file = "{folder}/log.key"\n')
+        self.replay_s = 0.0
+
+    async def __aenter__(self) -> Served:
+        command = [sys.executable, "-m", "ledger", "--config", str(self.config)]
+        self._process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)  # noqa: ASYNC220
+        assert self._process.stderr is not None
+        while "port" not in (row := json.loads(await asyncio.to_thread(self._process.stderr.readline))):
+            if row["event"] == "replayed":
+                self.replay_s = row["seconds"]
+        self._drained = asyncio.create_task(asyncio.to_thread(self._process.stderr.read))
+        self.usage = psutil.Process(self._process.pid)
+        self._channel = dial(f"127.0.0.1:{row['port']}")
+        self.stub = LedgerServiceStub(self._channel)
+        await self.stub.GetLedger(pb.GetLedgerRequest(), wait_for_ready=True)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close(None)
+        self._process.terminate()
+        await self._drained
+        self._process.wait()
+
+    def cpu_s(self) -> float:
+        """Processor time so far."""
+        return float(sum(self.usage.cpu_times()[:2]))
+
+    def rss_mib(self) -> float:
+        """Resident memory."""
+        return round(self.usage.memory_info().rss / 2**20, 1)
+
+    async def open(self, jobs: int) -> bytes:
+        """A funded and assigned task of `jobs` jobs; its id."""
+        task, first = funding(jobs)
+        reply = await self.stub.SubmitTransactions(pb.SubmitTransactionsRequest(transactions=first))
+        assert all(one.kind == pb.OUTCOME_KIND_APPLIED for one in reply.outcomes), reply
+        return task
+
+
+def percentile(found: list[float], share: float) -> float:
+    """The value below which `share` of the values lies."""
+    return round(sorted(found)[min(int(len(found) * share), len(found) - 1)], 2)
+
+
+async def singles(ledger: Served, count: int) -> dict[str, float]:
+    """Settlements of one result, one in flight: ms until accepted, and from there until its proof is in hand."""
+    task = await ledger.open(count)
+    accepted, provable = [], []
+    for at, transaction in enumerate(settlements(task, count, 1, 1)):
+        began = time.perf_counter()
+        await timed(ledger.stub.SubmitTransactions, [pb.SubmitTransactionsRequest(transactions=[transaction])], 1)
+        done = time.perf_counter()
+        await ledger.stub.GetInclusionProof(pb.GetInclusionProofRequest(task_id=task.hex(), job=at))
+        accepted.append((done - began) * 1000)
+        provable.append((time.perf_counter() - done) * 1000)
+    return {
+        "single_p50_ms": percentile(accepted, 0.5), "single_p99_ms": percentile(accepted, 0.99),
+        "provable_p50_ms": percentile(provable, 0.5), "provable_p99_ms": percentile(provable, 0.99),
+    }  # fmt: skip
+
+
+async def proofs(ledger: Served, task: bytes, jobs: int, count: int) -> dict[str, float]:
+    """Inclusion proofs per second of the ledger's processor time: in pages, as a receipt asks, and one a call."""
+    asked = [pb.GetInclusionProofRequest(task_id=task.hex(), job=at * 7919 % jobs) for at in range(count)]
+    cpu = ledger.cpu_s()
+    await timed(ledger.stub.GetInclusionProof, list(asked), 32)
+    single, cpu, served, token = ledger.cpu_s() - cpu, ledger.cpu_s(), 0, ""
+    while served < count:
+        page = await ledger.stub.ListResults(
+            pb.ListResultsRequest(task_id=task.hex(), page_size=1000, page_token=token, with_proofs=True))
+        served, token = served + len(page.proven), page.next_page_token
+    return {
+        "proofs_per_core_s": round(served / (ledger.cpu_s() - cpu)),
+        "proofs_per_core_s_one_a_call": round(count / single),
+    }  # fmt: skip
+
+
+async def memory(ledger: Served, options: argparse.Namespace, settled: int) -> dict[int, float]:
+    """Resident MiB of the ledger at `settled` results and at every doubling up to `--memory`."""
+    found = {settled: ledger.rss_mib()}
+    goal = settled * 2
+    while goal <= options.memory:
+        while settled < goal:
+            more = min(options.results, goal - settled)
+            made = settlements(await ledger.open(more), more, options.batch, options.batches)
+            requests = [pb.SubmitTransactionsRequest(transactions=[one]) for one in made]
+            await timed(ledger.stub.SubmitTransactions, list(requests), options.in_flight)
+            settled += more
+        found[settled] = ledger.rss_mib()
+        goal *= 2
+    return found
+
+
 async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """The figures of one run."""
-    task, first = funding(options.results)
-    made = settlements(task, options.results, options.batch, options.batches)
-    wait = pb.WAIT_SEALED if options.sealed else pb.WAIT_ACCEPTED
-    requests = [pb.SubmitTransactionsRequest(transactions=[one], wait=wait) for one in made]
-    raw = [request.SerializeToString() for request in requests]
-    (folder / "log.key").write_text("07" * 32)
-    (folder / "ledger.toml").write_text(
-        f'listen = "127.0.0.1:0"\ndata_dir = "{folder}/data"\nchain_id = "{CHAIN}"\n'
-        f'authority_key = "{AUTHORITY.public.hex()}"\ntreasury_address = "{TREASURY.address}"\n'
-        f'log_key_file = "{folder}/log.key"\n')
-    command = [sys.executable, "-m", "ledger", "--config", str(folder / "ledger.toml")]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:  # noqa: ASYNC220
-        assert process.stderr is not None
-        port = json.loads(await asyncio.to_thread(process.stderr.readline))["port"]
-        drained = asyncio.create_task(asyncio.to_thread(process.stderr.read))
-        try:
-            async with dial(f"127.0.0.1:{port}") as channel:
-                stub = LedgerServiceStub(channel)
-                reply = await stub.SubmitTransactions(
-                    pb.SubmitTransactionsRequest(transactions=first), wait_for_ready=True)
-                assert all(one.kind == pb.OUTCOME_KIND_APPLIED for one in reply.outcomes), reply
-                seconds, latencies = await timed(stub.SubmitTransactions, list(requests), options.in_flight)
-                supply = await stub.GetSupply(pb.GetSupplyRequest())
-        finally:
-            process.terminate()
-        await drained
+    served = Served(folder)
+    async with served as ledger:
+        task, first = funding(options.results)
+        made = settlements(task, options.results, options.batch, options.batches)
+        wait = pb.WAIT_SEALED if options.sealed else pb.WAIT_ACCEPTED
+        requests = [pb.SubmitTransactionsRequest(transactions=[one], wait=wait) for one in made]
+        reply = await ledger.stub.SubmitTransactions(pb.SubmitTransactionsRequest(transactions=first))
+        assert all(one.kind == pb.OUTCOME_KIND_APPLIED for one in reply.outcomes), reply
+        cpu = ledger.cpu_s()
+        seconds, latencies = await timed(ledger.stub.SubmitTransactions, list(requests), options.in_flight)
+        cpu_us = 1e6 * (ledger.cpu_s() - cpu) / options.results
+        supply = await ledger.stub.GetSupply(pb.GetSupplyRequest())
+        alone = await singles(ledger, options.singles)
+        shown = await proofs(ledger, task, options.results, options.proofs)
+        grown = await memory(ledger, options, options.results + options.singles)
     assert supply.escrowed_units == 0
+    async with served:
+        replayed = max(grown) / max(served.replay_s, 1e-3)
+    raw = [request.SerializeToString() for request in requests]
     bare = await transport(raw, options.in_flight)
-    alone, written = fold([*first, *made]), disk(raw, folder)
+    folded, written = fold([*first, *made]), disk(raw, folder)
     rate = options.results / seconds
     return {
-        "benchmark": "ledger", "results": options.results, "batch": options.batch, "batches_per_settlement":
+        "bench": "ledger", "results": options.results, "batch": options.batch, "batches_per_settlement":
         options.batches, "in_flight": options.in_flight, "wait": "sealed" if options.sealed else "accepted",
-        "results_per_s": round(rate), "fold_results_per_s": round(options.results / alone),
+        "results_per_s": round(rate), "cpu_us_per_result": round(cpu_us, 2),
+        "fold_results_per_s": round(options.results / folded),
         "transport_results_per_s": round(options.results / bare),
         "disk_results_per_s": round(options.results / written),
-        "ratio_to_fold": round(alone / seconds, 3), "ratio_to_transport": round(bare / seconds, 3),
-        "p50_ms": round(latencies[len(latencies) // 2], 2), "p95_ms": round(latencies[len(latencies) * 95 // 100], 2),
-        "p99_ms": round(latencies[len(latencies) * 99 // 100], 2),
+        "ratio_to_fold": round(folded / seconds, 3), "ratio_to_transport": round(bare / seconds, 3),
+        "p50_ms": percentile(latencies, 0.5), "p95_ms": percentile(latencies, 0.95),
+        "p99_ms": percentile(latencies, 0.99), **alone, **shown, "rss_mib_at_results": grown,
+        "replay_results_per_s": round(replayed), "limits": LIMITS, "load": round(os.getloadavg()[0], 2),
     }  # fmt: skip
 
 
@@ -221,6 +326,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--in-flight", type=int, default=4)
     parser.add_argument("--sealed", action="store_true")
+    parser.add_argument("--singles", type=int, default=200, help="settlements of one result, one in flight")
+    parser.add_argument("--proofs", type=int, default=5000, help="inclusion proofs asked for")
+    parser.add_argument("--memory", type=int, default=1_200_000, help="results up to which memory is observed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = asyncio.run(measure(options, Path(folder)))

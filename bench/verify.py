@@ -3,8 +3,9 @@
 Worker: `execute` of the synthetic type on this machine's JAX device, all its cores, after compilation. Auditor:
 sample, recompute 32 tiles in numpy on one thread, fold 32 paths. CPU seconds are those of all threads of the
 process; medians of several runs, worker and auditor taking turns. Then what the audit finds: bits flipped in a
-share of the tiles, and honest jobs of small matrices really executed. At last a line per task type, the others from
-`bench/rows/`. Exit status 1 where a goal is missed. `--types` names some of them, `synthetic` being one.
+share of the tiles, and honest jobs of small matrices really executed. One table, a line per task type (two sizes of
+this one), the others from `bench/rows/`; more figures in the JSON object at the end. Exit status 1 where a goal is
+missed. `--types` names some of them, `synthetic` being one.
 """
 
 from __future__ import annotations
@@ -139,18 +140,6 @@ def count_false_accusations(jobs: int) -> dict[str, int]:
     return {"jobs": jobs, "accused": refused}
 
 
-def show_costs(costs: list[dict[str, Any]]) -> None:
-    print("    n   worker CPU s   wall s   verifier CPU ms   wall ms   CPU %   goal   wall %   openings   product")
-    for c in costs:
-        print(
-            f"{c['matrix_size']:5}   {c['worker_cpu_s']:12.3f} {c['worker_wall_s']:8.3f}"
-            f"   {1e3 * c['verifier_cpu_s']:15.2f} {1e3 * c['verifier_wall_s']:9.2f}"
-            f"   {c['cpu_percent']:5.2f}  <={c['goal_percent']:3.0f}   {c['wall_percent']:6.2f}"
-            f"   {c['opening_bytes']:6} B   {c['product_bytes'] >> 20:4} MiB",
-            flush=True,
-        )
-
-
 def downgraded_digests(spec: JobSpec) -> bytes:
     """Tile digests of a product whose sums were kept in bfloat16, written down as if they were exact."""
     import jax.numpy as jnp
@@ -177,33 +166,19 @@ def measure_downgrade(trials: int) -> float:
 
 
 def measure_synthetic(quick: bool) -> dict[str, Any]:
-    """All figures of the synthetic type, printed as they come."""
-    import jax
-
-    device = jax.devices()[0]
-    print(f"device {device.platform} {device.device_kind}, jax {jax.__version__}, {os.cpu_count()} cores, k=32\n")
-    costs = [measure_cost(size, 3 if quick else 11) for size in GOALS_PERCENT]
-    show_costs(costs)
-    print("\nwrong tiles   caught   of   rate     theory")
-    detection = []
-    for found in measure_detection(50 if quick else 200):
-        detection.append(found)
-        print(
-            f"{100 * found['share']:9.0f} %   {found['caught']:6} {found['trials']:4}   {found['rate']:.4f}   "
-            f"{found['theory']:.4f}",
-            flush=True,
-        )
-    honest = count_false_accusations(100 if quick else 1000)
-    print(f"\n{honest['jobs']} honest jobs really executed: {honest['accused']} accused\n")
-    downgrade = measure_downgrade(20 if quick else 200)
-    return {"costs": costs, "detection": detection, "honest": honest, "downgrade_detected": downgrade}
-
-
-def synthetic_row(figures: dict[str, Any]) -> dict[str, Any]:
-    """The synthetic type's line of the table: the largest product measured."""
-    cost = figures["costs"][-1]
+    """All figures of the synthetic type."""
     return {
-        "type": "synthetic", "compute_s": cost["worker_cpu_s"], "check_s": cost["verifier_cpu_s"],
+        "costs": [measure_cost(size, 3 if quick else 11) for size in GOALS_PERCENT],
+        "detection": list(measure_detection(50 if quick else 200)),
+        "honest": count_false_accusations(100 if quick else 1000),
+        "downgrade_detected": measure_downgrade(20 if quick else 200),
+    }
+
+
+def synthetic_row(figures: dict[str, Any], cost: dict[str, Any]) -> dict[str, Any]:
+    """A size's line of the table."""
+    return {
+        "type": f"synth. {cost['matrix_size']}", "compute_s": cost["worker_cpu_s"], "check_s": cost["verifier_cpu_s"],
         "check_share": round(cost["cpu_percent"] / 100, 4), "bytes": cost["opening_bytes"],
         "detected": {f"{found['share']:.2f}": found["rate"] for found in figures["detection"]},
         "downgrade_detected": figures["downgrade_detected"],
@@ -217,10 +192,14 @@ def main() -> int:
     arguments = parser.parse_args()
     names = verify_types.chosen(parser, arguments.types, ["synthetic", *verify_types.types_with_rows()])
     figures: dict[str, Any] = {}
+    import jax
+
+    device = jax.devices()[0]
+    print(f"device {device.platform} {device.device_kind}, jax {jax.__version__}, {os.cpu_count()} cores", flush=True)
     if "synthetic" in names:
         figures = measure_synthetic(arguments.quick)
         names.remove("synthetic")
-    first = [synthetic_row(figures)] if figures else []
+    first = [synthetic_row(figures, cost) for cost in figures.get("costs", [])]
     rows = verify_types.collect(names, arguments.quick, arguments.limit, first)
     met = all(c["cpu_percent"] <= c["goal_percent"] for c in figures.get("costs", [])) and all(
         map(verify_types.good, rows)

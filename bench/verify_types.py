@@ -80,7 +80,7 @@ def good(row: dict[str, Any]) -> bool:
 
 
 def unmeasured() -> str:
-    """The registered types that have no row, in words; empty where there are none."""
+    """The registered types that have no row, in words: noop computes nothing, a function's answer nobody can check."""
     from computemesh.workloads import names
 
     missing = sorted(set(names()) - {"synthetic", *types_with_rows()})  # bench/verify.py has the synthetic one

@@ -122,7 +122,7 @@ async def run(config: Config) -> None:
     for work in core.replay:
         runtime.do(work)
     for tx_id, body in pending:
-        runtime.spawn(runtime.submitter.send(tx_id, body, sealed=True))
+        runtime.spawn(runtime.submitter.send(tx_id, body))
     for part in (runtime.submitter.run(), runtime.submitter.follow_blocks(), runtime.dispatch.run(), runtime.ticks(),
                  runtime.outputs.run(), runtime.standing.run(), runtime.beacons.run()):
         runtime.spawn(part)

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from computemesh import workloads
@@ -22,8 +25,10 @@ MAX_BATCH = 4096
 _NO_OPENINGS = sha256(b"").digest()
 
 
-def read_batch(key: bytes, chain: str, count: int, commitments: bytes, signature: bytes) -> list[bytes]:
-    """The leaf hashes of a worker's batch of `count` commitments, its one signature verified.
+def read_batch(
+    key: bytes, chain: str, count: int, commitments: bytes, signature: bytes
+) -> tuple[list[bytes], bytes]:
+    """(Leaf hashes, root) of a worker's batch of `count` commitments, its one signature verified.
 
     Raises InvalidArgument where lengths do not fit, Unauthorized / INVALID_SIGNATURE where the key did not sign it.
     """
@@ -36,11 +41,12 @@ def read_batch(key: bytes, chain: str, count: int, commitments: bytes, signature
         text = f"has {len(commitments)} bytes, must be {count} * {statement.COMMITMENT_SIZE}"
         raise InvalidArgument(f"commitments.commitments {text}", violations=[("commitments.commitments", text)])
     leaves = statement.leaves(commitments, statement.COMMITMENT_SIZE)
-    if not statement.verify_commitments(key, chain, count, merkle.root(leaves), signature):
+    root = merkle.root(leaves)
+    if not statement.verify_commitments(key, chain, count, root, signature):
         raise Unauthorized(
             f"commitments.signature is not by {key.hex()} over these {count} commitments", reason="INVALID_SIGNATURE"
         )
-    return leaves
+    return leaves, root
 
 
 def recompute(
@@ -48,40 +54,25 @@ def recompute(
 ) -> tuple[list[bool], list[bytes]]:
     """Do jobs again: (task type, spec, committed result hash, k) of each -> verdicts and transcript digests."""
     accepted, proofs = [], []
-    at = 0
-    while at < len(rows):
-        name = rows[at][0]
-        end = at + 1
-        while end < len(rows) and rows[end][0] == name:
-            end += 1
+    for name, same in groupby(rows, key=itemgetter(0)):
+        group = list(same)
         workload = workloads.get(name)
-        group = rows[at:end]
         found = workload.recompute([row[1] for row in group])
         for (_, spec, result_hash, k), digests in zip(group, found, strict=True):
-            good, units = _same(workload, spec, result_hash, digests)
+            if len(digests) == audit.DIGEST_BYTES:
+                good, units = merkle.leaf_hash(digests) == result_hash, 1
+            else:
+                layout = workload.layout(spec)
+                good, units = audit.JobTree(layout, digests).result_hash == result_hash, layout.count
             accepted.append(good)
             proofs.append(tagged("computemesh.v1/transcript", result_hash + _whole(k, units, good)))
-        at = end
     return accepted, proofs
 
 
-_tails: dict[tuple[int, int, bool], bytes] = {}
-
-
+@lru_cache(maxsize=1024)
 def _whole(k: int, units: int, accepted: bool) -> bytes:
     """What follows the result hash in the transcript of a job that was recomputed whole."""
-    tail = _tails.get((k, units, accepted))
-    if tail is None:
-        numbers = k.to_bytes(4, "big") + units.to_bytes(8, "big")
-        tail = _tails[k, units, accepted] = bytes(32) + numbers + _NO_OPENINGS + bytes([accepted])
-    return tail
-
-
-def _same(workload: Workload[object], spec: JobSpec, result_hash: bytes, digests: bytes) -> tuple[bool, int]:
-    if len(digests) == audit.DIGEST_BYTES:
-        return merkle.leaf_hash(digests) == result_hash, 1
-    layout = workload.layout(spec)
-    return audit.JobTree(layout, digests).result_hash == result_hash, layout.count
+    return bytes(32) + k.to_bytes(4, "big") + units.to_bytes(8, "big") + _NO_OPENINGS + bytes([accepted])
 
 
 def judge_opening(

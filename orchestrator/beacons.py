@@ -19,7 +19,7 @@ import structlog
 
 from computemesh.service import transactions
 from computemesh.service.errors import from_rpc_error
-from computemesh.trust import acts, merkle
+from computemesh.trust import acts
 from computemesh.trust.digest import tagged
 from computemesh.v1 import ledger_pb2
 from orchestrator import store
@@ -53,7 +53,7 @@ class Beacons:
         epoch = self._now()
         if epoch not in self._sealed:
             return os.urandom(32), 0
-        return acts.beacon_seed(self.secret(epoch), merkle.root(batch.leaves)), epoch
+        return acts.beacon_seed(self.secret(epoch), batch.root), epoch
 
     async def run(self) -> None:
         """Seals this epoch and the next, and reveals those that are over, for ever."""

@@ -28,6 +28,7 @@ from orchestrator.state import (
     longest_ms,
     lost,
     place,
+    place_one,
     proven_seen,
     requeue,
     void,
@@ -161,7 +162,7 @@ def _worker_left(state: State, event: e.WorkerLeft, now_ms: int, out: e.Effects)
 def _leave(state: State, worker: Worker, now_ms: int, why: str, *, blame: bool, out: e.Effects) -> None:
     del state.workers[worker.session]
     worker.record.last_seen_ms = worker.last_seen_ms
-    state.ready.pop(worker.session, None)
+    state.ready.discard(worker)
     if state.sessions.get(worker.key) == worker.session:
         del state.sessions[worker.key]
     if blame:
@@ -194,8 +195,8 @@ def _credits(state: State, event: e.CreditsGranted, now_ms: int, out: e.Effects)
     worker.last_seen_ms = now_ms
     worker.free += event.credits
     if not worker.draining:
-        state.ready[worker.session] = worker
-        state.place_needed = True
+        state.ready.add(worker)
+        place_one(state, worker, now_ms, out)
 
 
 def _alive(state: State, event: e.Alive, now_ms: int, out: e.Effects) -> None:
@@ -218,9 +219,9 @@ def _alive(state: State, event: e.Alive, now_ms: int, out: e.Effects) -> None:
 def _ready_or_not(state: State, worker: Worker) -> None:
     """A drain began or was taken back."""
     if worker.draining:
-        state.ready.pop(worker.session, None)
+        state.ready.discard(worker)
     else:
-        state.ready[worker.session] = worker
+        state.ready.add(worker)
         state.place_needed = True
 
 

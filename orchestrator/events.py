@@ -1,7 +1,8 @@
 """What happens to the core (events) and what it wants done (effects). Plain data: no protobuf, no sockets.
 
-`Effects.persist` is made durable by the shell before anything in `Effects.send` leaves. `Effects.work` is computation
-that may begin at once, because nothing of it is visible outside before a later step's `persist`.
+`Effects.persist` is made durable by the shell before anything in `Effects.send` leaves that is `binding`; the rest
+leaves at once (decision 0025). `Effects.work` is computation that may begin at once, because nothing of it is visible
+outside before a later step's `persist`.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class Nacked:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A signed batch: signature and layout are verified, `leaves` are the commitments' leaf hashes."""
+    """A signed batch: signature and layout are verified, `leaves` are the commitments' leaf hashes, `root` theirs."""
 
     session: int
     lease_ids: Sequence[int]
@@ -122,6 +123,7 @@ class Committed:
     outputs: Sequence[bytes] = ()
     unit_digests: Sequence[bytes] = ()
     env_class: str = ""
+    root: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,11 +363,10 @@ class Discard:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Sign, store and send these as one settle transaction; `sealed`: a task's last job is among them."""
+    """Sign, store and send these as one settle transaction."""
 
     tx_id: bytes
     parts: Sequence[Part]
-    sealed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,6 +388,18 @@ class ComputeRoot:
 Persist = SaveTask | SaveBatch | SaveJudgement | SaveResult | SaveAnswer | SaveOutcome | CloseTask
 Send = SendJobs | SendChallenges | SendVerdicts | SendRevokes | CloseStream | DrawSeed | SaveOutcome
 Work = Recompute | CheckOpening | Discard | Submit | FetchResult | ComputeRoot
+
+
+def binding(effect: Send) -> bool:
+    """Whether an effect tells of something that must outlive this process: it waits until its step is durable.
+
+    A seed binds, because a batch that is forgotten after its challenge could be committed anew to suit it; so do a
+    judgement against a worker and a task's outcome. Jobs, revocations and the other verdicts do not: leases end with
+    the process, and what the ledger answered is asked again after a restart.
+    """
+    return isinstance(effect, DrawSeed | SaveOutcome) or (isinstance(effect, SendVerdicts) and effect.kind == WRONG)
+
+
 Event = (
     TaskLeased | TaskRevoked | TaskUnusable | OutcomeAcked | Rooted | WorkerJoined | StandingKnown | WorkerLeft
     | CreditsGranted | Alive | Nacked | Committed | SeedDrawn | Opened | Judged | AuditBroke | WorkerDrained

@@ -228,10 +228,7 @@ def settle_started(state: State, event: e.SettleStarted, now_ms: int, out: e.Eff
     if not parts:
         return
     state.in_flight[event.tx_id] = parts
-    tasks = {lease.task.id: lease.task for part in parts for lease in _leases(part)}
-    # Only a task's last results need to wait for their block: its outcome names the height.
-    sealed = any(task.settled + task.settling >= len(task.states) for task in tasks.values())
-    out.work.append(e.Submit(event.tx_id, parts, sealed))
+    out.work.append(e.Submit(event.tx_id, parts))
 
 
 def _merged(one: Part, two: Part) -> Part:

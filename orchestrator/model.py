@@ -200,6 +200,11 @@ class Task:
         """Jobs that could be given out now."""
         return len(self.states) - self.cursor + len(self.returned)
 
+    @property
+    def began(self) -> bool:
+        """Whether any of its jobs can have been given out."""
+        return self.cursor > 0
+
     def wait_for_needs(self) -> None:
         """Hold back the jobs that need others. Call it once, before any job is given out."""
         ready = []
@@ -255,8 +260,8 @@ class Batch:
     """Commitments a worker signed together. `leases[i]` is None where commitment i was stale on arrival."""
 
     __slots__ = (
-        "arrived_ms", "beacon_epoch", "commitments", "env_class", "id", "key", "leases", "leaves", "outputs", "seed",
-        "session", "signature", "unit_digests",
+        "arrived_ms", "beacon_epoch", "commitments", "env_class", "id", "key", "leases", "leaves", "outputs", "root",
+        "seed", "session", "signature", "unit_digests",
     )  # fmt: skip
 
     def __init__(
@@ -272,6 +277,7 @@ class Batch:
         self.outputs: Sequence[bytes] = ()
         self.unit_digests: Sequence[bytes] = ()
         self.env_class = ""
+        self.root = b""  # over `leaves`
 
     @property
     def count(self) -> int:

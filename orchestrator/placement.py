@@ -1,20 +1,22 @@
-"""Which task a worker's next jobs come from: priority, then fair shares, then deadline, then age.
+"""Which worker gets jobs next, and from which task: priority, then fair shares, then deadline, then age.
 
 Tasks of one task type and memory need form a lane. In a lane each priority is a level; in a level customers take
 turns by virtual time (start-time fair queueing, Goyal, Vin and Cheng, SIGCOMM 1996: whoever got the least work
 weighted by its cost goes first); a customer's tasks are a heap by deadline, then age. A level that was passed over
 counts as one priority higher for every `aging_ms` it waited, so low priorities get a turn, too.
 
-Choosing costs O(lanes the worker fits * 10 + log tasks); nothing here looks at every task.
+Choosing costs O(lanes the worker fits * 10 + log tasks); nothing here looks at every task. Idle workers that can take
+the same things stand in one line, so that the first who finds nothing speaks for all behind it.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import count
 
-from orchestrator.model import Task
+from orchestrator.model import Task, Worker
 
 LEVELS = 10
 
@@ -41,6 +43,43 @@ class Level:
         self.served_ms = 0
 
 
+Line = OrderedDict[int, Worker]
+
+
+class Ready:
+    """Workers with free credits in the order of their turn, a line for each (task types, memory)."""
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[frozenset[str], int], Line] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __contains__(self, worker: Worker) -> bool:
+        return worker.session in self._lines.get((worker.types, worker.memory_bytes), ())
+
+    def add(self, worker: Worker) -> None:
+        """A worker may be given jobs; one that stands in line already keeps its place."""
+        line = self._lines.setdefault((worker.types, worker.memory_bytes), OrderedDict())
+        if worker.session not in line:
+            line[worker.session] = worker
+            self._size += 1
+
+    def discard(self, worker: Worker) -> None:
+        """A worker is to be given no jobs."""
+        kind = (worker.types, worker.memory_bytes)
+        line = self._lines.get(kind)
+        if line is not None and line.pop(worker.session, None) is not None:
+            self._size -= 1
+            if not line:
+                del self._lines[kind]
+
+    def lines(self) -> list[Line]:
+        """Every line that has somebody in it."""
+        return list(self._lines.values())
+
+
 class Queue:
     """All tasks with waiting jobs."""
 
@@ -50,6 +89,9 @@ class Queue:
         self._customers: dict[tuple[int, str], Customer] = {}
         self._clock = [0.0] * LEVELS
         self._order = count()
+
+    def __bool__(self) -> bool:
+        return bool(self._lanes)
 
     def add(self, task: Task, now_ms: int) -> None:
         """Queue a task that has waiting jobs; one that is queued stays where it is."""

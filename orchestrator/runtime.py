@@ -76,15 +76,20 @@ class Runtime:
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
     def apply(self, event: e.Event) -> None:
-        """Let the core take in an event; persist, then send. Raises what the core raises on broken rules."""
+        """Let the core take in an event; persist, then send what binds. Raises what the core raises on broken rules."""
         out = self.core.step(event, now_ms())
         self.telemetry.took(event)
+        send = out.send
         if out.persist:
-            future = self.group.submit(partial(_write, out.persist))
-            if out.send:
-                future.add_done_callback(partial(self._durable, out.send))
-        elif out.send:
-            self._deliver(out.send)
+            write = partial(_write, out.persist)
+            binding = [effect for effect in send if e.binding(effect)]
+            if binding:
+                self.group.submit(write).add_done_callback(partial(self._durable, binding))
+                send = [effect for effect in send if not e.binding(effect)]
+            else:
+                self.group.defer(write)
+        if send:
+            self._deliver(send)
         for work in out.work:
             self.do(work)
         if out.freed:
@@ -118,6 +123,7 @@ class Runtime:
         while True:
             await asyncio.sleep(TICK_S)
             self.apply(e.Tick())
+            self.group.flush()
             self.telemetry.sample(self.core)
 
     def next_session(self, context: grpc.aio.ServicerContext[Any, Any]) -> Session:

@@ -11,13 +11,14 @@ from typing import Any
 import grpc
 
 from computemesh import workloads
+from computemesh.service import spliced
 from computemesh.service.auth import bearer, verify_token
 from computemesh.trust import merkle, statement
 from computemesh.trust.errors import InvalidArgument, NotFound, TaskNotFound, Unauthenticated, Unauthorized
 from computemesh.trust.identity import address_of
 from computemesh.v1 import market_pb2, orchestrator_pb2_grpc
 from computemesh.v1 import orchestrator_pb2 as pb
-from orchestrator import dispatch, store, wire
+from orchestrator import dispatch, store
 from orchestrator import events as e
 from orchestrator.model import Job
 from orchestrator.runtime import Runtime, now_ms
@@ -215,26 +216,12 @@ def _transcript(connection: Any, *, task_id: bytes, job: int) -> pb.AuditTranscr
     )  # fmt: skip
 
 
-class _Collect:
-    """Takes the handlers the generated code would register, so that one can be replaced."""
-
-    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]
-
-    def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        """Registered by name below instead."""
-
-    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        self.handlers = handlers
-
-
 def register(runtime: Runtime, server: grpc.aio.Server) -> None:
     """Add the service; responses of the Work stream may be bytes that were spliced already."""
-    service, collect = OrchestratorService(runtime), _Collect()
-    orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server(service, collect)  # type: ignore[no-untyped-call]
-    collect.handlers["Work"] = grpc.stream_stream_rpc_method_handler(
-        service.Work, pb.WorkRequest.FromString, wire.serialize
-    )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, collect.handlers),))
+    service = OrchestratorService(runtime)
+    work = grpc.stream_stream_rpc_method_handler(service.Work, pb.WorkRequest.FromString, spliced.serialize)
+    spliced.add(
+        server, partial(orchestrator_pb2_grpc.add_OrchestratorServiceServicer_to_server, service), SERVICE, Work=work)
 
 
 def _page(kind: str, after: bytes) -> str:

@@ -22,6 +22,7 @@ from computemesh.v1 import common_pb2
 from computemesh.v1 import orchestrator_pb2 as pb
 from orchestrator import audit, wire
 from orchestrator import events as e
+from orchestrator.config import Config
 from orchestrator.model import Ask
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ FLUSH_TIMEOUT_S = 1.0
 MAX_CREDITS = 65_536
 MAX_RUNNING = 65_536
 MAX_ITEMS = 4_096
+# At most one heartbeat in so many milliseconds, as far as leases allow.
+HEARTBEAT_SHARE_MS = 1
 log = structlog.get_logger("orchestrator.session")
 
 
@@ -140,7 +143,7 @@ class Session:
         validate(self.capabilities)
         self.key = hello.public_key
         await self.context.write(pb.WorkResponse(welcome=pb.Welcome(
-            heartbeat_interval_ms=config.heartbeat_interval_ms, lease_ms=config.worker_lease_ms,
+            heartbeat_interval_ms=_interval_ms(config, len(runtime.sessions)), lease_ms=config.worker_lease_ms,
             opening_timeout_ms=config.opening_timeout_ms, max_batch_jobs=wire.MAX_BATCH_JOBS,
             max_batch_bytes=wire.MAX_BATCH_BYTES,
         )))  # fmt: skip
@@ -153,6 +156,11 @@ class Session:
                 raise _rule("message", f"is {kind or 'none of the known ones'}, which is not allowed here")
             if take(self, request):
                 return
+
+
+def _interval_ms(config: Config, workers: int) -> int:
+    """Heartbeats come less often where there are many workers, but three times in the lease they renew."""
+    return max(config.heartbeat_interval_ms, min(workers * HEARTBEAT_SHARE_MS, config.worker_lease_ms // 3))
 
 
 def _rule(field: str, problem: str) -> InvalidArgument:
@@ -186,12 +194,12 @@ def _commitments(session: Session, request: pb.WorkRequest) -> None:
         raise _rule("commitments.compute_us", f"has {len(batch.compute_us)} items, must be 0 or {len(lease_ids)}")
     outputs = _artifacts("outputs", batch.outputs, len(lease_ids))
     unit_digests = _artifacts("unit_digests", batch.unit_digests, len(lease_ids)) if outputs else []
-    leaves = audit.read_batch(
+    leaves, root = audit.read_batch(
         session.key, session.runtime.config.chain_id, len(lease_ids), batch.commitments, batch.signature
     )
     session.runtime.apply(e.Committed(
         session.number, lease_ids, batch.commitments, batch.signature, leaves, outputs, unit_digests,
-        batch.env_class[:256],
+        batch.env_class[:256], root,
     ))  # fmt: skip
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from hashlib import sha256
 
 from computemesh.trust import merkle, statement
-from computemesh.trust.digest import tagged
 from computemesh.trust.identity import PrivateKey
-from computemesh.trust.statement import COMMITMENT, COMMITMENT_SIZE, RESULT
+from computemesh.trust.results import result_leaves
+from computemesh.trust.statement import COMMITMENT, COMMITMENT_SIZE
 from computemesh.v1 import ledger_pb2
 from computemesh.workloads.contract import JobSpec
 from orchestrator.model import Batch, Lease, Part, Task
@@ -44,7 +43,7 @@ def build(key: PrivateKey, chain: str, tx_id: bytes, parts: Sequence[Part]) -> b
             positions=() if whole else part.positions,
             leaf_hashes=b"" if whole else b"".join(batch.leaves),
         )
-        leaves += result_leaves(key.public, merkle.root(batch.leaves), commitments, part.positions, part.proofs)
+        leaves += result_leaves(key.public, batch.root, commitments, part.positions, part.proofs)
     body = statement.settle_body(len(leaves), merkle.root(leaves))
     signature = key.sign(statement.transaction_digest("settle", chain, tx_id, body))
     transaction = ledger_pb2.Transaction(id=tx_id, public_key=key.public, signature=signature, settle=settle)
@@ -53,24 +52,6 @@ def build(key: PrivateKey, chain: str, tx_id: bytes, parts: Sequence[Part]) -> b
 
 def _chosen(commitments: bytes, positions: Sequence[int]) -> bytes:
     return b"".join(commitments[at * COMMITMENT_SIZE : (at + 1) * COMMITMENT_SIZE] for at in positions)
-
-
-def result_leaves(
-    orchestrator_key: bytes, root: bytes, commitments: bytes, positions: Sequence[int], proofs: Sequence[bytes]
-) -> list[bytes]:
-    """Leaf hashes of the results that these commitments become (docs/PROTOCOL.md section 4)."""
-    head = orchestrator_key + root
-    pack = RESULT.pack
-    return [
-        sha256(
-            b"\x00"
-            + pack(
-                1, row[1], row[2], row[5], row[6], proof, row[7],
-                tagged("computemesh.v1/authorisation", head + position.to_bytes(4, "big")),
-            )
-        ).digest()
-        for row, position, proof in zip(COMMITMENT.iter_unpack(commitments), positions, proofs, strict=True)
-    ]  # fmt: skip
 
 
 def read_answer(outcome: ledger_pb2.Outcome, results: int) -> tuple[dict[int, str], int]:

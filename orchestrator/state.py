@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from itertools import count
+from enum import Enum
+from itertools import count, islice
 
 from computemesh.trust.audit import INLINE_BYTES
 from computemesh.trust.identity import address_of
@@ -12,9 +13,11 @@ from computemesh.trust.reputation import FULL
 from computemesh.workloads.contract import bind, worker_seed
 from orchestrator import events as e
 from orchestrator.model import ATTEMPT_BITS, LEASE_BITS, Batch, Cause, Job, Lease, Part, Record, Task, Trouble, Worker
-from orchestrator.placement import Queue
+from orchestrator.placement import Line, Queue, Ready
 
-MAX_CHUNK = 128
+MAX_CHUNK = 512
+# Workers of one line that have a turn in a round; the others come first in the next.
+MAX_TURNS = 64
 POISON_WORKERS = 3
 # Where there are fewer workers the same ones are asked again after a pause, so often in all.
 POISON_ATTEMPTS = 5
@@ -61,8 +64,7 @@ class State:
         self.sessions: dict[bytes, int] = {}
         self.records: dict[bytes, Record] = {}
         self.queue = Queue(limits.aging_ms)
-        # Workers with free credits, in the order of their turn.
-        self.ready: dict[int, Worker] = {}
+        self.ready = Ready()
         self.delayed: list[tuple[int, int, int, Task]] = []  # due, order, job, task
         self.order = count()
         self.block_hash = b""
@@ -196,6 +198,8 @@ def count_settled(state: State, task: Task, jobs: int, height: int, tx_id: bytes
 def end_attempts(state: State, task: Task, out: e.Effects) -> None:
     """No more work for this task: attempts in workers' hands are revoked, those in audit end when they are judged."""
     task.ended = True
+    if not task.began:
+        return
     for worker in state.workers.values():
         gone = [lease_id for lease_id, lease in worker.leases.items() if lease.task is task]
         for lease_id in gone:
@@ -211,44 +215,86 @@ def end_attempts(state: State, task: Task, out: e.Effects) -> None:
     task.running = 0
 
 
+class Given(Enum):
+    """What became of an attempt to give a worker jobs."""
+
+    SOME = 1
+    # Something waits that this worker must not have now; another might.
+    BARRED = 2
+    # Nothing waits for this worker, or for any like it.
+    NOTHING = 3
+
+
 def place(state: State, now_ms: int, out: e.Effects) -> None:
-    """Give waiting jobs to workers with free credits, in turns: who holds least first, each its share of what waits, so
-    that a small task is spread over all of them and one large worker leaves some for others."""
+    """Give waiting jobs to workers with free credits, in rounds: who holds least first, each its share of what waits,
+    so that a small task is spread over all of them and one large worker leaves some for others.
+
+    Costs as much as is given; workers that get nothing cost nothing, however many there are.
+    """
     state.place_needed = False
-    idle = [
-        worker for worker in state.ready.values()
-        if worker.record.cooldown_until_ms <= now_ms
-    ]  # fmt: skip
-    idle.sort(key=lambda worker: (len(worker.leases), -worker.record.reputation))
-    while idle:
-        going_on = []
-        for turn, worker in enumerate(idle):
-            given = _give(state, worker, len(idle) - turn, now_ms, out)
-            if worker.free <= 0:
-                del state.ready[worker.session]
-            elif given:
-                going_on.append(worker)
-        idle = going_on
+    lines = state.ready.lines() if state.queue else []
+    while lines:
+        lines = _round(state, lines, now_ms, out)
 
 
-def _give(state: State, worker: Worker, sharers: int, now_ms: int, out: e.Effects) -> bool:
+def _round(state: State, lines: list[Line], now_ms: int, out: e.Effects) -> list[Line]:
+    """A turn for each worker, of long lines for the first `MAX_TURNS`; the lines where another round may find more."""
+    turns = [(worker, at) for at, line in enumerate(lines) for worker in islice(line.values(), MAX_TURNS)]
+    turns.sort(key=lambda turn: (len(turn[0].leases), -turn[0].record.reputation))
+    left = [len(line) for line in lines]
+    sharers = sum(left)
+    served: set[int] = set()
+    for worker, at in turns:
+        if not left[at]:
+            continue
+        given = Given.BARRED
+        if worker.record.cooldown_until_ms <= now_ms:
+            given = _give(state, worker, sharers, now_ms, out)
+        if given is Given.NOTHING:
+            sharers -= left[at]
+            left[at] = 0
+            served.discard(at)
+            continue
+        left[at] -= 1
+        sharers -= 1
+        if given is Given.SOME:
+            served.add(at)
+        if worker.free <= 0:
+            state.ready.discard(worker)
+        else:
+            lines[at].move_to_end(worker.session)
+    return [line for at, line in enumerate(lines) if line and at in served]
+
+
+def place_one(state: State, worker: Worker, now_ms: int, out: e.Effects) -> None:
+    """As `place`, for a worker that has become free. Nothing that waits was for those who were free before."""
+    while state.queue and worker.free > 0 and worker.record.cooldown_until_ms <= now_ms:
+        if _give(state, worker, 1, now_ms, out) is not Given.SOME:
+            break
+    if worker.free <= 0:
+        state.ready.discard(worker)
+
+
+def _give(state: State, worker: Worker, sharers: int, now_ms: int, out: e.Effects) -> Given:
     passed: list[Task] = []
-    given = False
+    given = Given.NOTHING
     for task in state.queue.choose(worker.types, worker.memory_bytes, now_ms):
         if task.deadline_ms <= now_ms:
             continue  # the market and the ledger end it; nothing done now would be paid
         if not worker.ask.takes(task) or (task.binds and not state.block_hash):
             passed.append(task)
+            given = Given.BARRED
             continue
         share = -(-task.waiting // sharers)
         indices = _take(task, worker, min(worker.free, share, MAX_CHUNK), now_ms)
         if not indices:
             passed.append(task)
+            given = Given.BARRED
             continue
         state.queue.served(task, len(indices), now_ms)
         state.queue.add(task, now_ms)
         _lease(state, task, worker, indices, now_ms, out)
-        given = True
+        given = Given.SOME
         break
     for task in passed:
         state.queue.add(task, now_ms)
@@ -278,24 +324,31 @@ def _take(task: Task, worker: Worker, most: int, now_ms: int) -> list[int]:
 
 
 def _lease(state: State, task: Task, worker: Worker, indices: list[int], now_ms: int, out: e.Effects) -> None:
-    first, last = indices[0], indices[-1]
-    in_a_row = last - first + 1 == len(indices)
-    specs = list(task.jobs[first : last + 1]) if in_a_row else [task.jobs[i] for i in indices]
+    first, after = indices[0], indices[0] + len(indices)
+    in_a_row = indices == list(range(first, after))  # returned jobs come in any order
+    specs = list(task.jobs[first:after]) if in_a_row else [task.jobs[i] for i in indices]
     if task.binds:
         binding = _binding(state, worker)
         specs = [bind(spec, binding) for spec in specs]
     attempt, number = state.boot << ATTEMPT_BITS, state.next_lease
-    trouble, leases, states = task.trouble, [], task.states
+    trouble, states = task.trouble, task.states
+    leases = [
+        Lease(at, task, index, attempt, spec, now_ms)
+        for at, index, spec in zip(range(number, number + len(indices)), indices, specs, strict=True)
+    ]
+    for lease in leases if trouble else ():
+        tried = trouble.get(lease.index)
+        lease.attempt += tried.attempts if tried else 0
+    worker.leases.update(zip(range(number, number + len(leases)), leases, strict=True))
+    if in_a_row:
+        states[first:after] = bytes((Job.RUNNING,)) * len(leases)  # (QUEUED, ASSIGN): all of them are queued
+    else:
+        for index in indices:
+            states[index] = Job.RUNNING
+    state.next_lease = number + len(leases)
     k = sample_size(task.k, worker.record.reputation)
-    for index, spec in zip(indices, specs, strict=True):
-        tried = trouble.get(index) if trouble else None
-        lease = Lease(number, task, index, attempt + (tried.attempts if tried else 0), spec, now_ms)
+    for lease in leases if k != task.k or task.responses > 1 else ():
         lease.k, lease.owner = k, worker.owner
-        worker.leases[number] = lease
-        states[index] = Job.RUNNING  # (QUEUED, ASSIGN): _take gives queued jobs only
-        leases.append(lease)
-        number += 1
-    state.next_lease = number
     worker.free -= len(leases)
     task.running += len(leases)
     state.progress.add(task.id)
@@ -324,5 +377,6 @@ def batch_of(
     )
     batch.arrived_ms = now_ms
     batch.outputs, batch.unit_digests, batch.env_class = event.outputs, event.unit_digests, event.env_class
+    batch.root = event.root
     state.next_batch += 1
     return batch

@@ -1,13 +1,14 @@
 """Brings accepted results into the ledger, and news of blocks out of it.
 
 A settle transaction is durable here before it is first sent, and sent again under its id until the ledger answered:
-nothing is lost or settled twice. What is accepted while one is under way goes into the next. Transactions with a
-task's last results wait for their block, because the outcome names it; they do not hold up the others.
+nothing is lost or settled twice. What is accepted while one is under way goes into the next. The ledger answers when
+the results are durable; their block, which a task's outcome names, is asked for when the next one is sealed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Iterable
 from functools import partial
@@ -24,10 +25,9 @@ from orchestrator import events as e
 from orchestrator import settlement, store
 from orchestrator.runtime import Runtime
 
-SEALING_AT_ONCE = 8
 CALL_TIMEOUT_S = 15.0
 FIRST_WAIT_S, LAST_WAIT_S = 0.05, 3.0
-HEIGHT_WAIT_S = 0.05
+HEIGHT_WAIT_S = 0.2
 log = structlog.get_logger("orchestrator.settlement")
 
 
@@ -38,7 +38,9 @@ class Submitter:
         self._runtime = runtime
         self.wake = asyncio.Event()
         self._next: e.Submit | None = None
-        self._sealing = asyncio.Semaphore(SEALING_AT_ONCE)
+        self._sealed = asyncio.Event()
+        self._asking = asyncio.Lock()
+        self._heights: dict[bytes, int] = {}
 
     def take(self, work: e.Submit) -> None:
         """What the core put into the transaction that the loop just named."""
@@ -62,23 +64,12 @@ class Submitter:
                 await runtime.group.commit(
                     partial(_save, tx_id=work.tx_id, body=body, task_ids=list(tasks))
                 )
-                if not work.sealed:
-                    await self.send(work.tx_id, body, sealed=False, traces=tasks.values())
-                    continue
-                await self._sealing.acquire()
-                runtime.spawn(self._send_sealed(work.tx_id, body, tasks.values()))
+                await self.send(work.tx_id, body, tasks.values())
 
-    async def _send_sealed(self, tx_id: bytes, body: bytes, traces: Iterable[str]) -> None:
-        try:
-            await self.send(tx_id, body, sealed=True, traces=traces)
-        finally:
-            self._sealing.release()
-
-    async def send(self, tx_id: bytes, body: bytes, *, sealed: bool, traces: Iterable[str] = ()) -> None:
+    async def send(self, tx_id: bytes, body: bytes, traces: Iterable[str] = ()) -> None:
         """Send one transaction until the ledger answered, and tell the core. `traces`: the tasks' traceparents."""
         transaction = ledger_pb2.Transaction.FromString(body)
-        wait = ledger_pb2.WAIT_SEALED if sealed else ledger_pb2.WAIT_ACCEPTED
-        request = ledger_pb2.SubmitTransactionsRequest(transactions=[transaction], wait=wait)
+        request = ledger_pb2.SubmitTransactionsRequest(transactions=[transaction], wait=ledger_pb2.WAIT_ACCEPTED)
         results = sum(len(batch.proof_hashes) // 32 for batch in transaction.settle.batches)
         try:
             with tracing.shared("settle", traces, {"tx_id": tx_id.hex(), "results": results}):
@@ -110,24 +101,35 @@ class Submitter:
             wait = min(wait * 2, LAST_WAIT_S)
 
     async def height(self, work: e.ComputeRoot) -> int:
-        """Block of a task's last settlement, once it is sealed."""
-        state = self._runtime.core.state
-        last_job = len(work.results) // 32 - 1
-        while work.task_id in state.tasks:
-            try:
-                if work.tx_id:
-                    asked: Any = ledger_pb2.GetTransactionRequest(id=_hex(work.tx_id))
-                    found = (await self._call(self._runtime.ledger.GetTransaction, asked)).outcome.block_height
-                else:
-                    asked = ledger_pb2.GetResultRequest(task_id=work.task_id.hex(), job=last_job)
-                    found = (await self._call(self._runtime.ledger.GetResult, asked)).result.block_height
-            except MeshError as error:
-                log.warning("no block height for a finished task", task=work.task_id.hex(), error=str(error))
-                found = 0
-            if found:
-                return int(found)
-            await asyncio.sleep(HEIGHT_WAIT_S)
+        """Block of a task's last settlement, once it is sealed; 0 where the task is gone."""
+        while work.task_id in self._runtime.core.state.tasks:
+            # No news in that time: the watch may be down, or the block was sealed just before.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._sealed.wait(), HEIGHT_WAIT_S)
+            async with self._asking:
+                found = self._heights.get(work.tx_id, 0) or await self._height(work)
+                if found:
+                    if work.tx_id:  # tasks that end in one transaction share the answer
+                        self._heights = {work.tx_id: found}
+                    return found
         return 0
+
+    async def _height(self, work: e.ComputeRoot) -> int:
+        ledger, task_id = self._runtime.ledger, work.task_id.hex()
+        try:
+            if work.tx_id:
+                asked = ledger_pb2.GetTransactionRequest(id=work.tx_id.hex())
+                return int((await self._call(ledger.GetTransaction, asked)).outcome.block_height)
+            last = ledger_pb2.GetResultRequest(task_id=task_id, job=len(work.results) // 32 - 1)
+            return int((await self._call(ledger.GetResult, last)).result.block_height)
+        except MeshError as error:
+            log.warning("no block height for a finished task", task=task_id, error=str(error))
+            return 0
+
+    def _block(self, block_hash: str) -> None:
+        self._runtime.apply(e.BlockSealed(bytes.fromhex(block_hash)))
+        self._sealed.set()
+        self._sealed = asyncio.Event()
 
     async def fetch(self, work: e.FetchResult) -> None:
         """What the ledger has for a job that was settled before."""
@@ -168,11 +170,11 @@ class Submitter:
                 if head.chain_id != self._runtime.config.chain_id:
                     log.error("the ledger is of another chain", theirs=head.chain_id)
                 elif head.block_hash:
-                    self._runtime.apply(e.BlockSealed(bytes.fromhex(head.block_hash)))
+                    self._block(head.block_hash)
                 request = ledger_pb2.WatchBlocksRequest(from_height=head.block_height + 1)
                 async for response in self._runtime.ledger.WatchBlocks(request):
                     wait = FIRST_WAIT_S
-                    self._runtime.apply(e.BlockSealed(bytes.fromhex(response.block.hash)))
+                    self._block(response.block.hash)
             except grpc.RpcError as error:
                 log.warning("the ledger's blocks cannot be followed", error=str(from_rpc_error(error))[:200])
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))
@@ -181,10 +183,6 @@ class Submitter:
 
 def _save(connection: Any, *, tx_id: bytes, body: bytes, task_ids: list[bytes]) -> None:
     store.save_settle(connection, tx_id, body, task_ids)
-
-
-def _hex(tx_id: bytes) -> str:
-    return tx_id.hex()
 
 
 def _counts(refused: dict[int, str]) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """Messages of the Work stream as bytes. Jobs are spliced from constant pieces instead of built as objects.
 
-The encoding is protobuf's (https://protobuf.dev/programming-guides/encoding/); the tests read every message back
-with the generated classes.
+The tests read every message back with the generated classes.
 """
 
 from __future__ import annotations
@@ -9,25 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
+from computemesh.service.spliced import varint
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.workloads.contract import JobSpec
 from orchestrator import events as e
 from orchestrator.model import Lease, Task
 
-MAX_BATCH_JOBS = 128
-MAX_BATCH_BYTES = 64 * 1024
-
-
-def varint(number: int) -> bytes:
-    """Base-128, least significant group first."""
-    if number < 0x80:
-        return bytes((number,))
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+MAX_BATCH_JOBS = 512
+MAX_BATCH_BYTES = 256 * 1024
 
 
 _SMALL = [varint(number) for number in range(16384)]
@@ -81,7 +69,7 @@ def _files(task: Task, spec: JobSpec) -> bytes:
 
 
 def job_batches(leases: Iterable[Lease], lease_ms: int) -> Iterator[bytes]:
-    """`WorkResponse{jobs}` messages of at most 128 jobs and, but for a single larger job, 64 KiB."""
+    """`WorkResponse{jobs}` messages of at most `MAX_BATCH_JOBS` and, but for a single larger job, `MAX_BATCH_BYTES`."""
     pieces: list[bytes] = []
     size, tail = 0, b"\x48" + varint(lease_ms)
     for lease in leases:
@@ -130,8 +118,3 @@ def assemble(items: Sequence[object], lease_ms: int) -> Iterator[object]:
                 ]
             )
         )
-
-
-def serialize(message: object) -> bytes:
-    """Spliced messages are bytes already."""
-    return message if isinstance(message, bytes) else message.SerializeToString()  # type: ignore[attr-defined]

@@ -31,7 +31,8 @@ class GroupDone:
     A failed job has an entry (nack kind, reason, detail) in `failures` by position, and empty columns.
     `result_hashes` are 32 bytes each, `layouts` (segments, units), `digests` the 32-byte unit digests of each
     job joined, `units` the canonical unit bytes where a challenge may ask for them, else None. `outputs` are those of
-    jobs that leave one, by position. Times are microseconds; `wall_us` is the whole group's.
+    jobs that leave one, by position. Times are microseconds: `wall_us` is the whole group's, `gap_us` the device's wait
+    before it (0 where none was queued). `compiled` counts the programs that XLA compiled for it.
     """
 
     lane: int
@@ -44,6 +45,8 @@ class GroupDone:
     digests: list[bytes]
     units: list[Units]
     outputs: dict[int, bytes] = field(default_factory=dict)
+    gap_us: int = 0
+    compiled: int = 0
 
     def hand_over(self, at: int) -> tuple[tuple[int, int], bytes, Units]:
         """Layout, digests and units of one job. The units are not kept here: those on disk go with their last owner."""

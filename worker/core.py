@@ -14,7 +14,7 @@ from typing import Any
 
 from computemesh.trust import envelope
 from computemesh.trust.identity import PrivateKey, valid_public_key
-from computemesh.trust.statement import hello_body, sign_commitments
+from computemesh.trust.statement import hello_body, sign_leaves
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1.common_pb2 import Goodbye, Greeting, Hello
 from worker import answers as outgoing
@@ -346,14 +346,13 @@ class Core:
         if self.next_nonce > self._reserved:
             self._reserved = effects.persist = self.next_nonce + NONCES_AHEAD
         keep = self.answers.keep
-        for nonce, job, leaf, (done, at) in zip(
-            range(first, self.next_nonce), jobs, outgoing.leaf_hashes(batch), rows, strict=True
-        ):
+        leaves = outgoing.leaf_hashes(batch)
+        for nonce, job, leaf, (done, at) in zip(range(first, self.next_nonce), jobs, leaves, rows, strict=True):
             keep(job.lease_id, Answer(job.task_id, job.index, nonce, leaf, *done.hand_over(at)))
         message = pb.CommitmentBatch(
             lease_ids=[job.lease_id for job in jobs],
             commitments=batch,
-            signature=sign_commitments(self._key, self.chain, batch),
+            signature=sign_leaves(self._key, self.chain, leaves),
             compute_us=[done.compute_us[at] for done, at in rows],
         )
         if stored is not None:
@@ -398,8 +397,8 @@ class Core:
         depth = self._pace.depth(self.lanes.working)
         taken = self.credits + len(self.lanes.held)
         more = min(depth, self.answers.room(self.next_nonce)) - taken
-        # A Ready for every single job would be a message per job; a quarter of the depth keeps work coming.
-        if more > 0 and (more * 4 >= depth or not taken):
+        # A Ready for every single job would be a message per job; half of the depth keeps work coming.
+        if more > 0 and (more * 2 >= depth or not taken):
             self.credits += more
             effects.send.append(pb.WorkRequest(ready=pb.Ready(credits=more)))
 

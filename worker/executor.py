@@ -53,6 +53,27 @@ def open_device(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     }
 
 
+class Compilations:
+    """Counts what XLA compiles in this process. A program that comes from the cache on disk does not count."""
+
+    EVENT = "/jax/core/compile/backend_compile_duration"
+    FROM_CACHE = "/jax/compilation_cache/cache_hits"
+
+    def __init__(self) -> None:
+        from jax import monitoring
+
+        self.count = 0
+        # JAX times reading the cache as a compilation, too, and says beside it that it was none.
+        monitoring.register_event_duration_secs_listener(self._compiled)
+        monitoring.register_event_listener(self._cached)
+
+    def _compiled(self, event: str, duration: float, **fields: Any) -> None:
+        self.count += event == self.EVENT
+
+    def _cached(self, event: str, **fields: Any) -> None:
+        self.count -= event == self.FROM_CACHE
+
+
 def failure_of(error: BaseException) -> Failure:
     """What a job's exception means to the orchestrator: (nack kind, reason, text)."""
     text = f"{type(error).__name__}: {error}"[:MAX_TEXT]
@@ -167,14 +188,21 @@ def main(fd: int, settings: dict[str, Any]) -> None:
     except Exception as error:
         link.send(("failed", f"{type(error).__name__}: {error}"[:MAX_TEXT]))
         raise SystemExit(1) from error
+    compilations = Compilations()
     link.send(("ready", description))
     scratch = settings["scratch_dir"]
     if scratch is not None:
         spool.begin(scratch)
     executor = Executor(settings["lane"], link, device, scratch)
+    ended_ns = 0
     while True:
+        waits = not link.inbox.empty()
         _, group_id, challenge_type, rows = link.inbox.get()
+        before, began_ns = compilations.count, time.perf_counter_ns()
         done = executor.run(group_id, challenge_type, rows)
+        done.compiled = compilations.count - before
+        done.gap_us = (began_ns - ended_ns) // 1000 if waits else 0
+        ended_ns = time.perf_counter_ns()
         link.cancelled.discard(group_id)
         link.send(("done", done))
 

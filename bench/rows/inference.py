@@ -1,9 +1,10 @@
 """The inference type's row of `make bench-verify`: what a check costs, what it finds, whom it accuses.
 
 Models are Llamas with random weights, made here. Costs are CPU seconds of all threads, medians, after compilation, of
-jobs of 128 tokens: 32 prompts, and one. Detection: a share of a job's units shows one wrong token each, as its
-neighbours do not. Downgrade: text by a model whose products are of bfloat16 operands, or whose weights are int8, (a)
-with that model's log-probabilities, (b) with honest ones made afterwards in one pass, which is the cheapest forgery.
+jobs of 128 tokens: 32 prompts, and one, 17 and 4 of them. Detection: a share of a job's units shows one wrong token
+each, as its neighbours do not. Downgrade: text by a model whose products are of bfloat16 operands, or whose weights
+are int8, (a) with that model's log-probabilities, (b) with honest ones made afterwards in one pass, which is the
+cheapest forgery.
 
     python -m bench.rows.inference [--quick]
 """
@@ -88,8 +89,8 @@ def make_model(path: Path, sizes: dict[str, int], vocabulary: int = 4096) -> Non
 
 
 def job(files: Folders, model: str, prompts: list[str], seed: int = 0, **payload: Any) -> JobSpec:
-    """All prompts as one job: a task of four times as many is split into four."""
-    listed = prompts * 4
+    """These prompts as one job: up to 4 as the first of a task of four such jobs, more, filled up to 17, alone."""
+    listed = prompts * 4 if len(prompts) <= 4 else (prompts * 3)[: max(len(prompts), 17)]
     params = TASK.parse({"model_id": model, "prompts": listed, "seed": str(seed), **payload})
     spec = TASK.split(params, bytes(32))[0]
     return replace(spec, files=files)
@@ -142,16 +143,18 @@ def wrong_token(unit: bytes, rng: random.Random, vocabulary: int = 4096) -> byte
 
 
 def detection(files: Folders, model: str, trials: int) -> dict[str, float]:
+    """What the check says of a unit does not depend on the others, so it is asked once for each honest one."""
     spec = job(files, model, PROMPTS[:8], max_tokens=256, temperature=1.0)
     honest, rng, found = units_of(spec, TASK.execute(spec, Context())), random.Random(3), {}
+    assert None not in TASK.expected_digests(spec, [Claim(i, unit) for i, unit in enumerate(honest)])
     inner = [i for i in range(len(honest)) if i % 16 != 15]  # a last unit ends with text
     for share in SHARES:
         caught = 0
         for _ in range(trials):
-            units = list(honest)
-            for i in rng.sample(inner, max(round(share * len(units)), 1)):
-                units[i] = wrong_token(units[i], rng)
-            caught += not judged(spec, units, rng.randbytes(32))[0]
+            wrong = set(rng.sample(inner, max(round(share * len(honest)), 1)))
+            asked = wrong & set(sample(rng.randbytes(32), bytes(32), len(honest), TASK.sample_size))
+            claims = [Claim(i, wrong_token(honest[i], rng)) for i in asked]
+            caught += None in TASK.expected_digests(spec, claims)
         found[f"{share:.2f}"] = caught / trials
     return found
 
@@ -266,10 +269,10 @@ def row(quick: bool) -> dict[str, Any]:
         shapes: list[Callable[[], dict[str, Any]]] = [
             lambda: cost(files, models["large"], 32, runs),
             lambda: cost(files, models["large"], 1, runs),
-            lambda: cost(files, models["large"], 8, runs),
-            lambda: cost(files, models["large"], 32, runs, temperature=1.0),
+            lambda: cost(files, models["large"], 17, runs),
+            lambda: cost(files, models["large"], 4, runs),
         ]
-        costs = [shape() for shape in shapes[: 2 if quick else 3]]
+        costs = [shape() for shape in shapes[: 2 if quick else 4]]
         return {
             "type": "inference",
             **{name: costs[0][name] for name in ("compute_s", "check_s", "check_share", "bytes")},

@@ -8,12 +8,13 @@ import binascii
 import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
 
-from computemesh.service import metrics
+from computemesh.service import metrics, spliced
 from computemesh.service.auth import bearer, verify_token
 from computemesh.service.blobs import CHUNK_BYTES, Blob, BlobStore, Declaration, Owner, missing
 from computemesh.service.objects import Objects
@@ -155,7 +156,22 @@ def mount(server: grpc.aio.Server, artifacts: Artifacts, identify: Identify) -> 
     """Adds ArtifactService to a server that has not started. `identify` says whose call it is, or raises
     Unauthenticated."""
     service = ArtifactService(artifacts, identify)
-    artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    upload = grpc.stream_stream_rpc_method_handler(
+        service.UploadArtifact, _upload_request, pb.UploadArtifactResponse.SerializeToString)
+    download = grpc.unary_stream_rpc_method_handler(
+        service.DownloadArtifact, pb.DownloadArtifactRequest.FromString, spliced.serialize)
+    spliced.add(
+        server, partial(artifact_pb2_grpc.add_ArtifactServiceServicer_to_server, service), SERVICE,
+        UploadArtifact=upload, DownloadArtifact=download)  # fmt: skip
+
+
+UploadRequest = pb.UploadArtifactRequest | memoryview
+"""A chunk comes as the bytes it is, without the message around it."""
+
+
+def _upload_request(data: bytes) -> UploadRequest:
+    chunk = spliced.take_bytes_field(2, data)
+    return pb.UploadArtifactRequest.FromString(data) if chunk is None else chunk
 
 
 class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
@@ -166,7 +182,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         self._identify = identify
         self._uploads = 0
 
-    async def UploadArtifact(self, requests: AsyncIterator[pb.UploadArtifactRequest], context: Context) -> None:
+    async def UploadArtifact(self, requests: AsyncIterator[UploadRequest], context: Context) -> None:
         owner = self._identify(context)
         declared = await _declaration(requests)
         self._artifacts.store.admit(declared)
@@ -184,7 +200,7 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
             self._uploads -= 1
 
     async def _receive(
-        self, declared: Declaration, owner: Owner, requests: AsyncIterator[pb.UploadArtifactRequest], context: Context
+        self, declared: Declaration, owner: Owner, requests: AsyncIterator[UploadRequest], context: Context
     ) -> pb.Artifact:
         upload = await self._artifacts.store.upload(declared, owner, now_ms())
         try:
@@ -206,11 +222,11 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         blob = await store.get(request.digest)
         if not blob.size:
             await context.write(pb.DownloadArtifactResponse())
+        size = pb.DownloadArtifactResponse(size=blob.size).SerializeToString()
         async for piece in store.read(blob, request.offset, request.length):
             metrics.ARTIFACT_BYTES_OUT.inc(len(piece))
             for at in range(0, len(piece), CHUNK_BYTES):
-                chunk = bytes(piece[at : at + CHUNK_BYTES])
-                await context.write(pb.DownloadArtifactResponse(size=blob.size, chunk=chunk))
+                await context.write(spliced.bytes_field(2, piece[at : at + CHUNK_BYTES], size))
 
     async def StatArtifact(self, request: pb.StatArtifactRequest, context: Context) -> pb.StatArtifactResponse:
         return pb.StatArtifactResponse(artifact=await self._own(request.digest, self._identify(context)))
@@ -240,9 +256,9 @@ class ArtifactService(artifact_pb2_grpc.ArtifactServiceServicer):
         return _message(digest, blob.size, described(blob, label), held[0].expires_ms if held else 0)
 
 
-async def _declaration(requests: AsyncIterator[pb.UploadArtifactRequest]) -> Declaration:
+async def _declaration(requests: AsyncIterator[UploadRequest]) -> Declaration:
     first = await _next(requests)
-    if first is None or first.WhichOneof("message") != "declaration":
+    if first is None or isinstance(first, memoryview) or first.WhichOneof("message") != "declaration":
         problem = "the first message of an upload declares the artifact"
         raise InvalidArgument(f"declaration: {problem}", violations=[("declaration", problem)])
     validate(first.declaration)
@@ -250,16 +266,16 @@ async def _declaration(requests: AsyncIterator[pb.UploadArtifactRequest]) -> Dec
     return Declaration(told.digest, told.size, told.media_type, told.name)
 
 
-async def _chunks(requests: AsyncIterator[pb.UploadArtifactRequest]) -> AsyncIterator[bytes]:
+async def _chunks(requests: AsyncIterator[UploadRequest]) -> AsyncIterator[bytes | memoryview]:
     while (request := await _next(requests)) is not None:
-        chunk = request.chunk
+        chunk = request if isinstance(request, memoryview) else request.chunk
         if not 0 < len(chunk) <= CHUNK_BYTES:
             problem = f"{len(chunk):,} bytes, must be 1..{CHUNK_BYTES:,}"
             raise InvalidArgument(f"chunk: {problem}", violations=[("chunk", problem)])
         yield chunk
 
 
-async def _next(requests: AsyncIterator[pb.UploadArtifactRequest]) -> pb.UploadArtifactRequest | None:
+async def _next(requests: AsyncIterator[UploadRequest]) -> UploadRequest | None:
     try:
         async with asyncio.timeout(SILENCE_S):
             return await anext(requests, None)

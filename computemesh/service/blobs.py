@@ -228,7 +228,7 @@ class Upload:
         self._stream = secrets.token_hex(4)
         self._hash = hashlib.sha256()
         self._received = self.stored
-        self._buffer: list[bytes] = []
+        self._buffer: list[bytes | memoryview] = []
         self._buffered = 0
         self._over = False
         self._ended = asyncio.Event()
@@ -236,7 +236,7 @@ class Upload:
         # The hash of what an earlier stream stored is made again while the new bytes arrive.
         self._storing: asyncio.Task[None] | None = asyncio.create_task(self._rehash()) if parts else None
 
-    async def write(self, chunk: bytes) -> bool:
+    async def write(self, chunk: bytes | memoryview) -> bool:
         """Takes the next bytes, True where `stored` may have grown. Raises InvalidArgument beyond the declared size."""
         self._check_own()
         self._moved_s = time.monotonic()
@@ -266,14 +266,16 @@ class Upload:
         if storing is not None:
             await storing
 
-    async def _put(self, offset: int, chunks: list[bytes]) -> None:
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        part = Part(f"{offset:012x}-{self._stream}", len(data))
-        put = self._store.objects.put(f"data/{self.version}/{part.name}", data)
-        await asyncio.gather(asyncio.to_thread(self._hash.update, data), put)
+    async def _put(self, offset: int, chunks: list[bytes | memoryview]) -> None:
+        part = Part(f"{offset:012x}-{self._stream}", sum(map(len, chunks)))
+        put = self._store.objects.put(f"data/{self.version}/{part.name}", chunks)
+        await asyncio.gather(asyncio.to_thread(self._digest, chunks), put)
         self._parts.append(part)
         self.stored += part.size
+
+    def _digest(self, chunks: list[bytes | memoryview]) -> None:
+        for chunk in chunks:
+            self._hash.update(chunk)
 
     async def _rehash(self) -> None:
         for part in self._parts:

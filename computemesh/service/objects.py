@@ -59,7 +59,7 @@ class Objects:
             raise InvalidArgument(f"artifacts: {problem}", violations=[("artifacts", problem)]) from None
 
     async def put(self, path: str, data: Any) -> None:
-        """Writes an object (any buffer); it is durable when this returns."""
+        """Writes an object (a buffer or a list of them); it is durable when this returns."""
         try:
             await obstore.put_async(self._store, path, data, use_multipart=False)
             if self.root is not None:

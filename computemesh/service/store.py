@@ -22,7 +22,7 @@ from computemesh.service import metrics
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
-_Item = tuple[Operation[Any], bool, asyncio.AbstractEventLoop, asyncio.Future[Any]]
+_Item = tuple[Operation[Any], bool, asyncio.AbstractEventLoop | None, asyncio.Future[Any] | None]
 log = structlog.get_logger("computemesh.store")
 _MAX_GROUP = 1024
 
@@ -55,6 +55,8 @@ class GroupCommit:
     """One writer thread. Operations submitted while one group is being made durable form the next: the fsync is
     shared, there is no timer. Results resolve after COMMIT, in the order of submission.
 
+    What nobody waits for is deferred: it joins whatever is submitted next, and costs no fsync of its own.
+
     An operation that raises a non-database error undoes the whole group, so operations must only fail where the
     database itself does; then the process ends, because after a failed fsync nothing is known (fsyncgate, 2018).
     """
@@ -63,12 +65,22 @@ class GroupCommit:
         self._connection = connection
         self._on_fatal = on_fatal or _end_process
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._deferred: list[Operation[Any]] = []
         self._thread = threading.Thread(target=self._run, name="group-commit", daemon=True)
         self._thread.start()
 
     def submit(self, operation: Operation[T]) -> asyncio.Future[T]:
         """Queues `operation`; the future resolves with its value once the group is durable."""
         return self._put(operation, True)
+
+    def defer(self, operation: Operation[Any]) -> None:
+        """Runs `operation` just before what is submitted next, in the same transaction; `flush` is a time limit."""
+        self._deferred.append(operation)
+
+    def flush(self) -> None:
+        """Begins to make durable what was deferred."""
+        if self._deferred:
+            self._put(_nothing, True)
 
     async def commit(self, operation: Operation[T]) -> T:
         """Runs `operation` in the next group and returns its value once that is durable."""
@@ -79,7 +91,9 @@ class GroupCommit:
         return await self._put(operation, False)
 
     def close(self) -> None:
-        """Finishes what is queued and closes the database."""
+        """Finishes what is queued or deferred and closes the database."""
+        if self._deferred:
+            self._queue.put((_after(self._deferred, _nothing), True, None, None))
         self._queue.put(None)
         self._thread.join()
         self._connection.close()
@@ -87,6 +101,8 @@ class GroupCommit:
     def _put(self, operation: Operation[T], writes: bool) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
+        if self._deferred:
+            operation, writes, self._deferred = _after(self._deferred, operation), True, []
         self._queue.put((operation, writes, loop, future))
         return future
 
@@ -120,10 +136,24 @@ class GroupCommit:
             metrics.COMMIT_OPERATIONS.observe(len(work))
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
         for (_, _, loop, future), value in zip(work, values, strict=True):
-            by_loop.setdefault(loop, []).append((future, value))
+            if loop is not None and future is not None:
+                by_loop.setdefault(loop, []).append((future, value))
         for loop, pairs in by_loop.items():
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_resolve, pairs)
+
+
+def _nothing(connection: sqlite3.Connection) -> None:
+    return None
+
+
+def _after(first: Sequence[Operation[Any]], last: Operation[T]) -> Operation[T]:
+    def run(connection: sqlite3.Connection) -> T:
+        for operation in first:
+            operation(connection)
+        return last(connection)
+
+    return run
 
 
 def _resolve(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import grpc
 
+from computemesh.service import spliced
 from computemesh.service.blobs import CHUNK_BYTES, WINDOW_BYTES
 from computemesh.service.errors import from_rpc_error
 from computemesh.trust.errors import (
@@ -86,6 +87,11 @@ class Transfer:
         meaning: Callable[[grpc.RpcError], MeshError] = from_rpc_error,
     ) -> None:  # fmt: skip
         self._stub: Any = artifact_pb2_grpc.ArtifactServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._upload: Any = channel.stream_stream(
+            "/computemesh.v1.ArtifactService/UploadArtifact", spliced.serialize, pb.UploadArtifactResponse.FromString)
+        self._download: Any = channel.unary_stream(
+            "/computemesh.v1.ArtifactService/DownloadArtifact", pb.DownloadArtifactRequest.SerializeToString,
+            _downloaded)  # fmt: skip
         self._metadata = metadata
         self._retry_for = retry_for
         self._meaning = meaning
@@ -121,7 +127,7 @@ class Transfer:
     async def _put_once(
         self, source: Path | bytes, declared: pb.ArtifactDeclaration, retry: _Retry, progress: Progress
     ) -> ArtifactInfo:
-        call = self._stub.UploadArtifact(metadata=await self._metadata())
+        call = self._upload(metadata=await self._metadata())
         sender: asyncio.Task[None] | None = None
         window = _Window()
         try:
@@ -204,20 +210,20 @@ class Transfer:
         self, digest: str, sink: _FileSink | _BytesSink, max_bytes: int | None, retry: _Retry, progress: Progress
     ) -> None:
         request = pb.DownloadArtifactRequest(digest=digest, offset=sink.size)
-        call = self._stub.DownloadArtifact(request, metadata=await self._metadata())
+        call = self._download(request, metadata=await self._metadata())
         writing: asyncio.Task[None] | None = None
-        chunks: list[bytes] = []
+        chunks: list[memoryview] = []
         received, total = sink.size, -1
         try:
             while (answer := await call.read()) is not END:
-                total = answer.size
-                received += len(answer.chunk)
+                total, chunk = answer
+                received += len(chunk)
                 if max_bytes is not None and total > max_bytes:
                     problem = f"artifact {digest} has {total:,} bytes, at most {max_bytes:,} are wanted"
                     raise InvalidArgument(problem, reason="ARTIFACT_TOO_LARGE")
                 if received > total:
                     raise InvalidProof(f"artifact {digest}: more bytes came than its {total:,}")
-                chunks.append(answer.chunk)
+                chunks.append(chunk)
                 if len(chunks) * CHUNK_BYTES >= BLOCK_BYTES:
                     if writing is not None:
                         await writing
@@ -260,6 +266,17 @@ class Transfer:
                 raise failure
 
 
+def _downloaded(data: bytes) -> tuple[int, memoryview]:
+    """(Size of the whole, chunk) of a DownloadArtifactResponse."""
+    if data[:1] == b"\x08":  # the size comes first
+        size, at = spliced.take_varint(data, 1)
+        chunk = spliced.take_bytes_field(2, data, at)
+        if chunk is not None:
+            return size, chunk
+    message = pb.DownloadArtifactResponse.FromString(data)
+    return message.size, memoryview(message.chunk)
+
+
 class _Window:
     """How far a sender may go, in bytes from the artifact's start."""
 
@@ -290,9 +307,9 @@ async def _send(call: Any, source: Path | bytes, offset: int, size: int, window:
                 if offset + len(block) < size:
                     ahead = asyncio.ensure_future(_block(source, file, offset + len(block), size))
                 for at in range(0, len(block), CHUNK_BYTES):
-                    chunk = bytes(block[at : at + CHUNK_BYTES])
+                    chunk = block[at : at + CHUNK_BYTES]
                     await window.reach(offset + len(chunk))
-                    await call.write(pb.UploadArtifactRequest(chunk=chunk))
+                    await call.write(spliced.bytes_field(2, chunk))
                     offset += len(chunk)
             await call.done_writing()
     except (asyncio.InvalidStateError, grpc.RpcError):
@@ -345,11 +362,11 @@ class _BytesSink:
         self.restart()
 
     def restart(self) -> None:
-        self.chunks: list[bytes] = []
+        self.chunks: list[memoryview] = []
         self.size = 0
         self._hash = hashlib.sha256()
 
-    def write(self, chunks: Sequence[bytes]) -> None:
+    def write(self, chunks: Sequence[memoryview]) -> None:
         for chunk in chunks:
             self._hash.update(chunk)
             self.chunks.append(chunk)
@@ -387,11 +404,11 @@ class _FileSink:
         os.ftruncate(self._file, 0)
         self.size, self._hash = 0, hashlib.sha256()
 
-    def write(self, chunks: Sequence[bytes]) -> None:
+    def write(self, chunks: Sequence[memoryview]) -> None:
         for chunk in chunks:
             at = 0
             while at < len(chunk):
-                at += os.pwrite(self._file, memoryview(chunk)[at:], self.size + at)
+                at += os.pwrite(self._file, chunk[at:], self.size + at)
             self._hash.update(chunk)
             self.size += len(chunk)
 

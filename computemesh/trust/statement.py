@@ -7,7 +7,7 @@ Hot paths splice columns with the `struct.Struct`s below; the dataclasses are fo
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -333,7 +333,12 @@ def commitments_body(count: int, root: bytes) -> bytes:
 
 def sign_commitments(key: PrivateKey, chain: str, batch: bytes) -> bytes:
     """The worker's one 64-byte signature for a batch of packed commitments."""
-    body = commitments_body(len(batch) // COMMITMENT_SIZE, commitment_root(batch))
+    return sign_leaves(key, chain, leaves(batch, COMMITMENT_SIZE))
+
+
+def sign_leaves(key: PrivateKey, chain: str, leaf_hashes: Sequence[bytes]) -> bytes:
+    """As `sign_commitments`, where the commitments' leaf hashes are known already."""
+    body = commitments_body(len(leaf_hashes), merkle.root(leaf_hashes))
     return envelope.sign(key, "commitment", chain, body)
 
 

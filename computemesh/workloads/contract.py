@@ -51,9 +51,10 @@ class Files(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class JobSpec:
-    """One job as a worker gets it and an auditor judges it.
+    """One job as a worker gets it and an auditor judges it. Nobody changes one: `replace` makes another. Not `frozen`,
+    because that makes each three times as dear to create, once in the orchestrator and once in the worker.
 
     `params` is the task type's own fixed layout, at most 4,096 bytes, never JSON. `needs` are indices of the
     jobs whose results this one reads. `device_memory_bytes` is the peak the job asks of a device; 0 = little.

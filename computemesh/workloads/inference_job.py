@@ -39,6 +39,8 @@ MAX_FLOPS = 10**19
 FLOPS_PER_UNIT = 10**6  # one CPC buys 10**12 operations
 # A job of few long texts is one batch on the device, and an audit that samples 8 units looks at few of its texts.
 GENERATED_PER_JOB, OTHERS_PER_JOB, LEAST_JOBS = 32, 256, 4
+# A task of more generated texts fills its jobs before it has several (docs/decisions/0011).
+SPREAD_TEXTS = 16
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _LIST = "1 to 4,096 texts of 1 to 3,072 bytes each"
@@ -160,9 +162,13 @@ def price(params: Params) -> Estimate:
 
 @lru_cache(maxsize=64)
 def _bounds(params: Params) -> tuple[int, ...]:
-    """Where jobs begin among the items, and their end: `LEAST_JOBS` jobs or more, none longer than its params allow."""
-    most = GENERATED_PER_JOB if params.kind in (GENERATE, TRANSLATE) else OTHERS_PER_JOB
-    most = min(most, -(-params.count // LEAST_JOBS))
+    """Where jobs begin among the items, and their end: `LEAST_JOBS` jobs or more, but full ones of more than
+    `SPREAD_TEXTS` generated texts; none longer than its params allow.
+    """
+    generates = params.kind in (GENERATE, TRANSLATE)
+    most = GENERATED_PER_JOB if generates else OTHERS_PER_JOB
+    if not generates or params.count <= SPREAD_TEXTS:
+        most = min(most, -(-params.count // LEAST_JOBS))
     listed = params.listed
     if listed is None:
         return (*range(0, params.count, most), params.count)

@@ -14,7 +14,7 @@ import grpc
 import psutil
 import pytest
 
-from computemesh.service import blobs, transfer
+from computemesh.service import blobs, spliced, transfer
 from computemesh.service.artifacts import Artifacts
 from computemesh.service.blobs import PART_BYTES, Declaration, Owner
 from computemesh.service.errors import from_rpc_error
@@ -322,3 +322,19 @@ async def test_an_unknown_digest_is_named(caller: As, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=f"artifact {'ab' * 32} is not here"):
         await caller().get("ab" * 32, tmp_path / "out")
     assert time.monotonic() - began < 2.0, "what cannot succeed is not repeated"
+
+
+def test_spliced_chunks_are_what_the_generated_classes_read_and_write() -> None:
+    for size in (0, 1, 127, 128, 16_384, 1 << 20):
+        data = bytes(size)
+        up = spliced.bytes_field(2, data)
+        assert pb.UploadArtifactRequest.FromString(up).chunk == data
+        assert spliced.take_bytes_field(2, up) == data
+        before = pb.DownloadArtifactResponse(size=300 + size).SerializeToString()
+        down = spliced.bytes_field(2, memoryview(data), before)
+        assert pb.DownloadArtifactResponse.FromString(down) == pb.DownloadArtifactResponse(size=300 + size, chunk=data)
+        assert transfer._downloaded(down) == (300 + size, data)
+    other = pb.DownloadArtifactResponse(size=5).SerializeToString()
+    assert transfer._downloaded(other) == (5, b"")
+    for broken in (b"", b"\x12", b"\x12\x05abc", b"\x12\x80", b"\x12" + b"\xff" * 12, up + b"\x12\x00", b"\x0a\x00"):
+        assert spliced.take_bytes_field(2, broken) is None

@@ -25,6 +25,7 @@ from computemesh.trust.statement import Commitment
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
 from tests.client.npm import ROOT, installed
+from tests.money import matured_supply
 
 TEXTS = ["", "one", "Größe 大きい \n zwei  drei", *(f"a word or {n} of them, {'x' * n}" for n in range(97))]
 
@@ -78,6 +79,7 @@ def test_a_node_worker_completes_100_jobs_is_audited_and_paid(
             assert Commitment.unpack(transcript.commitment).worker_key == key
         listed = stub.GetWorker(pb.GetWorkerRequest(worker=key.hex()), timeout=20).worker
     assert (listed.jobs_settled, listed.jobs_wrong, listed.jobs_late) == (100, 0, 0)
+    matured_supply(client)
     assert client.account(address_of(key)).earned_units == 25_000_000, "a quarter of 100 CPC is the workers'"
 
     rows = b"".join(client.read_artifact(one.digest) for one in task.artifacts).splitlines()
@@ -95,7 +97,7 @@ def test_a_node_worker_completes_100_jobs_is_audited_and_paid(
 def test_a_node_worker_says_why_it_cannot_do_a_job(
     worker: tuple[subprocess.Popen[str], Path], cluster: Cluster, client: Client
 ) -> None:
-    task = client.submit("function", {"function_name": "text.statistics", "data": {"text": 5}})
+    task = client.submit("function", {"function_name": "text.statistics", "data": {"text": "a " * 501}})
     with grpc.insecure_channel(cluster.address("orchestrator")) as channel:
         stub = OrchestratorServiceStub(channel)
 
@@ -105,7 +107,7 @@ def test_a_node_worker_says_why_it_cannot_do_a_job(
             except grpc.RpcError:
                 return ""  # not leased yet
 
-        until(lambda: "FUNCTION_FAILED: text must be a string" in why())
+        until(lambda: "FUNCTION_FAILED: text has 501 words, at most 500 are taken" in why())
     assert client.cancel(task.task_id).status == "cancelled"
 
 

@@ -26,19 +26,6 @@ from computemesh.v1 import orchestrator_pb2
 ROOT = Path(__file__).parents[2]
 JOBS = 12
 PAYLOAD = {"system": "nbody", "steps": 4000, "ensemble": JOBS * 4, "frames": 8, "jobs": JOBS, "seed": "outputs"}
-# Short leases, so that what a dead worker held is soon given to another; long enough for a machine under load.
-IMPATIENT = {
-    "orchestrator": {
-        "worker_lease_ms": 8000, "heartbeat_interval_ms": 500, "job_lease_ms": 15_000, "wrong_streak": 1000,
-    },
-    "market": {"lease_ms": 6000, "heartbeat_interval_ms": 500},
-}
-
-
-@pytest.fixture(scope="module")
-def mesh_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster(tmp_path_factory.mktemp("outputs"), workers=2, port_base=0, overrides=IMPATIENT) as running:
-        yield running
 
 
 @pytest.fixture

@@ -129,7 +129,8 @@ def batch_of(count: int) -> tuple[bytes, bytes]:
 
 def test_batch_is_read_only_with_its_keys_signature() -> None:
     rows, signature = batch_of(3)
-    assert len(audit.read_batch(KEY.public, CHAIN, 3, rows, signature)) == 3
+    leaves, root = audit.read_batch(KEY.public, CHAIN, 3, rows, signature)
+    assert (len(leaves), root) == (3, statement.commitment_root(rows))
     with pytest.raises(Unauthorized, match="is not by"):
         audit.read_batch(KEY.public, "another", 3, rows, signature)
     with pytest.raises(InvalidArgument, match=r"354 bytes, must be 2 \* 118"):
@@ -141,6 +142,7 @@ def test_settle_transaction_is_signed_over_its_results(positions: list[int]) -> 
     rows, signature = batch_of(4)
     leaves = statement.leaves(rows, 118)
     batch = Batch(1, KEY.public, 0, rows, signature, leaves, [None] * 4)
+    batch.root = merkle.root(leaves)
     proofs = [bytes([n]) * 32 for n in positions]
     tx_id = settlement.new_tx_id()
     transaction = ledger_pb2.Transaction.FromString(

@@ -91,6 +91,56 @@ def test_a_million_jobs_cost_nothing_until_they_are_given_out() -> None:
     assert scene.core.state.tasks[task_id(1)].cursor == 10
 
 
+def test_idle_workers_that_fit_nothing_make_no_step_dearer() -> None:
+    def cost(idle: int) -> float:
+        scene = Scene()
+        for number in range(2, idle + 2):
+            scene.worker(number, credits=2, types=("synthetic",))
+        scene.worker(1, credits=200, types=("noop",))
+        start = time.process_time()
+        for number in range(200):
+            scene.do(e.TaskLeased(task(number, jobs=1)))
+        assert len(scene.held(1)) == 200
+        return time.process_time() - start
+
+    cost(10)
+    assert cost(5_000) < 5 * min(cost(10) for _ in range(3)) + 0.02
+
+
+def test_a_worker_that_becomes_free_gets_what_waits_and_the_others_keep_their_turn() -> None:
+    scene = Scene()
+    scene.do(e.TaskLeased(task(1, jobs=3)))
+    scene.worker(1, credits=1)
+    scene.worker(2, credits=5)
+    assert (len(scene.held(1)), len(scene.held(2))) == (1, 2)
+    scene.worker(3, credits=2, types=("noop",))
+    scene.do(e.TaskLeased(task(2, jobs=4)))
+    assert len(scene.held(2)) + len(scene.held(3)) == 2 + 4
+
+
+def test_a_worker_that_joined_late_is_served_before_one_that_was_served() -> None:
+    scene = Scene()
+    for number in (1, 2, 3):
+        scene.worker(number, credits=2)
+    for number in range(3):
+        scene.do(e.TaskLeased(task(number, jobs=1)))
+    assert [len(scene.held(session)) for session in (1, 2, 3)] == [1, 1, 1]
+
+
+def test_returned_jobs_keep_their_parameters_in_whatever_order_they_come_back() -> None:
+    scene = Scene()
+    held = task(1, jobs=5)
+    scene.do(e.TaskLeased(held))
+    scene.worker(1, credits=5)
+    leases = {lease.index: lease.id for lease in scene.held(1)}
+    scene.do(e.Nacked(1, [(leases[index], e.RETRYABLE, "BUSY") for index in (0, 2, 1, 3, 4)]))
+    scene.worker(2, credits=5)
+    scene.tick(1_000)
+    assert sorted(lease.index for lease in scene.held(2)) == [0, 1, 2, 3, 4]
+    assert [lease.index for lease in scene.held(2)] != [0, 1, 2, 3, 4]
+    assert all(lease.spec == held.jobs[lease.index] for lease in scene.held(2))
+
+
 def test_a_small_task_is_spread_over_all_workers_with_free_credits() -> None:
     for jobs, workers in ((2, 2), (4, 2), (8, 2), (9, 2), (8, 3), (5, 8)):
         scene = Scene()
@@ -127,4 +177,4 @@ def test_under_load_every_worker_still_gets_full_batches() -> None:
     assert out == (1, 2)
     for number in (1, 2):
         sent = scene.do(e.CreditsGranted(number, 512)).send
-        assert [len(item.leases) for item in sent] == [128, 128, 128, 128]
+        assert [len(item.leases) for item in sent] == [512]

@@ -105,3 +105,31 @@ async def test_what_queues_up_during_a_write_goes_out_together() -> None:
     outbox.close()
     await running
     assert sent == [(1,), (2, 3, 4)]
+
+
+async def test_deferred_records_become_durable_with_the_next_commit_before_it_and_in_order(tmp_path: Path) -> None:
+    connection = open_sqlite(tmp_path / "s.db", ["CREATE TABLE t (n INTEGER PRIMARY KEY, what TEXT) STRICT"])
+    group = GroupCommit(connection)
+    reader = open_sqlite(tmp_path / "s.db", [])
+
+    def put(what: str):
+        return lambda c: c.execute("INSERT INTO t (what) VALUES (?)", (what,))
+
+    def stored() -> list[str]:
+        return [what for (what,) in reader.execute("SELECT what FROM t ORDER BY n")]
+
+    group.defer(put("one"))
+    group.defer(put("two"))
+    assert stored() == []
+    await group.commit(put("three"))
+    assert stored() == ["one", "two", "three"]
+    group.defer(put("four"))
+    assert await group.read(lambda c: c.execute("SELECT count(*) FROM t").fetchone()[0]) == 4
+    group.defer(put("five"))
+    group.flush()
+    await group.read(lambda c: None)
+    assert stored()[-1] == "five"
+    group.defer(put("six"))
+    await asyncio.to_thread(group.close)
+    assert stored()[-1] == "six"
+    reader.close()

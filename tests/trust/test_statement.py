@@ -15,6 +15,7 @@ from computemesh.trust import envelope, identity, merkle, statement
 from computemesh.trust.amount import MAX_UNITS
 from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument, InvalidProof
+from computemesh.trust.results import result_leaves
 from computemesh.trust.statement import Assignment, Commitment, Header, Order, Result
 
 CHAIN = "computemesh-test"
@@ -203,3 +204,17 @@ def test_a_transactions_digest_is_bound_to_kind_chain_and_id() -> None:
 def test_fields_of_wrong_width_or_range_are_refused(make: Any) -> None:
     with pytest.raises(InvalidArgument):
         make()
+
+
+def test_spliced_result_leaves_are_those_of_the_statements() -> None:
+    rows = [Commitment(b"t" * 32, job, 3, 4, KEY.public, bytes([job]) * 32, 70 + job) for job in range(5)]
+    batch, positions = b"".join(row.pack() for row in rows), [0, 2, 5, 6, 9]
+    proofs = [bytes([at]) * 32 for at in range(5)]
+    root = bytes(range(32))
+    expected = [
+        merkle.leaf_hash(Result(
+            row.task_id, row.job, row.worker_key, row.result_hash, proof, row.nonce,
+            statement.authorisation(KEY.public, root, position)).pack())
+        for row, position, proof in zip(rows, positions, proofs, strict=True)
+    ]  # fmt: skip
+    assert result_leaves(KEY.public, root, batch, positions, proofs) == expected

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import queue
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bench.worker import groups
 from computemesh import workloads
 from computemesh.trust.audit import JobTree, Layout
 from computemesh.v1.orchestrator_pb2 import NACK_KIND_POISON, NACK_KIND_RETRYABLE
@@ -92,3 +94,12 @@ def test_two_workers_can_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     places = environments("")
     assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["0", "1"]
     assert all(place["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false" for place in places)
+
+
+async def test_a_repeated_shape_is_compiled_once_and_from_a_warm_cache_never(tmp_path: Path) -> None:
+    first, *others = await groups(tmp_path, size=96, jobs=4)
+    assert first.compiled > 0
+    assert [group.compiled for group in others] == [0, 0, 0]
+    again = await groups(tmp_path, size=96, jobs=2)
+    assert [group.compiled for group in again] == [0, 0]
+    assert again[0].digests == first.digests

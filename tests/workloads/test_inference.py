@@ -285,6 +285,14 @@ def test_prompts_of_an_artifact_are_lines_or_json_strings(models, tmp_path):
         TASK.execute(beyond, Context())
 
 
+@pytest.mark.parametrize(("count", "sizes"), [
+    (1, [1]), (7, [2, 2, 2, 1]), (16, [4] * 4), (17, [17]), (32, [32]), (70, [32, 32, 6]),
+])  # fmt: skip
+def test_few_texts_are_spread_and_many_fill_their_batches(count, sizes):
+    params = TASK.parse({"model_id": "ab" * 32, "prompts": ["text"] * count, "max_tokens": 16})
+    assert [TASK.layout(spec).count for spec in TASK.split(params, TASK_ID)] == sizes
+
+
 def test_jobs_fit_their_params_and_cover_every_prompt():
     prompts = [f"{i} " * (i % 400) + "end" for i in range(300)]
     params = TASK.parse({"model_id": "ab" * 32, "prompts": prompts})

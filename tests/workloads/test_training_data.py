@@ -1,6 +1,7 @@
 """The `training` type's data: the cursor, and what it refuses of files and payloads."""
 
 import io
+import time
 import zipfile
 from dataclasses import replace
 
@@ -84,7 +85,9 @@ def test_a_hostile_dataset_is_refused_and_the_next_job_is_done(files, payload, n
     with pytest.raises(InvalidArgument, match=message) as refused:
         TASK.execute(specs[0], Context())
     assert refused.value.violations[0][0] == "dataset"
+    begin = time.process_time()
     run_task({**payload, "examples": 64, "epochs": 1}, files, audit=True)
+    assert time.process_time() - begin < 10
 
 
 def test_a_member_that_unpacks_to_more_than_it_declares_is_not_unpacked(files, payload):
