@@ -20,7 +20,7 @@ const axis = (height, left, right) => [svg('text', { class: 'axis', x: 44, y: he
   svg('text', { class: 'axis', x: WIDTH, y: height - 5, 'text-anchor': 'end' }, right)];
 
 export function bars(values, label, left, right) {
-  const [height, top] = [170, Math.max(2, ...values)];
+  const [height, top] = [150, Math.max(2, ...values)];
   const step = (WIDTH - 48) / values.length;
   return frame(label, height, (part) => String(Math.round(top * part * 10) / 10), values.map((value, at) => {
     const tall = (height - 30) * value / top;

@@ -51,6 +51,8 @@ export const cpc = (units) => {
   return `${value < 0n ? '-' : ''}${whole.toLocaleString('en-GB')}${decimals ? `.${decimals}` : ''}`;
 };
 
+export const many = (number, name) => `${count(number)} ${name}${Number(number) === 1 ? '' : 's'}`;
+
 export const count = (value) => BigInt(value).toLocaleString('en-GB');
 
 export function bytes(value) {

@@ -240,13 +240,13 @@ export async function* verify(document, trustedKey) {
   yield step('assignments', () => checkAssignments(receipt));
   yield step('jobs', () => checkJobs(receipt));
   for (const [at, one] of receipt.jobs.entries()) {
-    yield step(`jobs[${at}].commitment`, () => checkCommitment(receipt, one));
-    yield step(`jobs[${at}].worker signature`, () => checkWorker(receipt, one));
-    yield step(`jobs[${at}].authorisation`, () => checkAuthorisation(receipt, one));
-    yield step(`jobs[${at}].orchestrator`, () => checkOrchestrator(receipt, one));
-    yield step(`jobs[${at}].settlement`, () => checkSettlement(receipt, one));
-    yield step(`jobs[${at}].block`, () => checkBlock(receipt, one));
-    yield step(`jobs[${at}].log`, async () => checkLog(one, await point));
+    yield step(`job ${at}: commitment`, () => checkCommitment(receipt, one));
+    yield step(`job ${at}: worker`, () => checkWorker(receipt, one));
+    yield step(`job ${at}: binding`, () => checkAuthorisation(receipt, one));
+    yield step(`job ${at}: orchestrator`, () => checkOrchestrator(receipt, one));
+    yield step(`job ${at}: settlement`, () => checkSettlement(receipt, one));
+    yield step(`job ${at}: block`, () => checkBlock(receipt, one));
+    yield step(`job ${at}: log`, async () => checkLog(one, await point));
   }
   yield step('log key', async () => {
     need(receipt.vkey === trustedKey, 'the receipt names another log key than the trusted one');

@@ -1,6 +1,6 @@
 import { call, pages, pause, steady } from '../api.js';
 import { inOrder, shown } from '../artifacts.js';
-import { card, count, duration, el, ended, facts, hash, link, show, status, table, time } from '../dom.js';
+import { card, count, duration, el, ended, facts, hash, link, many, show, status, table, time } from '../dom.js';
 import { receiptPanel } from './verify.js';
 
 const PAGE = 25;
@@ -42,8 +42,8 @@ export async function tasks(place, signal) {
 
 // One task as it goes: every event of its stream redraws what changed.
 export async function task(place, signal, id) {
-  const parts = { head: el('div'), state: el('div'), files: el('div'), jobs: el('div'), receipt: el('div') };
-  place.append(parts.head, el('div', { class: 'grid two' }, el('div', {}, parts.state, parts.files), el('div', {}, parts.receipt, parts.jobs)));
+  const parts = { head: el('div'), state: el('div'), order: el('div'), files: el('div'), jobs: el('div'), receipt: el('div') };
+  place.append(parts.head, parts.state, el('div', { class: 'grid two even' }, el('div', {}, parts.files, parts.order), el('div', {}, parts.receipt, parts.jobs)));
   let preview = '';
   for await (const { task: now } of steady((last) => `/tasks/${id}:watch?cursor=${last ? last.cursor : 0}`, signal)) {
     draw(parts, now, signal);
@@ -58,13 +58,13 @@ export async function task(place, signal, id) {
   }
 }
 
-function draw({ head, state }, now, signal) {
+function draw({ head, state, order }, now, signal) {
   const left = ended(now) ? duration(now.ended_ms - now.created_ms) : null;
   show(head, el('div', { class: 'head' }, el('div', {}, el('h1', {}, now.challenge_type, ' ', status(now.status)),
     el('div', { class: 'mono soft small' }, now.task_id)), ended(now) ? null : cancelButton(now, signal)));
   show(state, card(['Progress', el('span', { class: 'soft' }, `${count(now.jobs_settled)} of ${count(now.jobs_total)} jobs settled, ${count(now.jobs_running)} running`)],
-    progress(now), now.status_detail ? el('p', { class: 'note warn' }, now.status_detail) : null,
-    el('h3', {}, 'Order'), facts([['Reward', `${now.reward} CPC`], now.refunded !== '0.0' && ['Given back', `${now.refunded} CPC`], ['Created', time(now.created_ms)],
+    progress(now), now.status_detail ? el('p', { class: 'note warn' }, now.status_detail) : null));
+  show(order, card('Order', facts([['Reward', `${now.reward} CPC`], now.refunded !== '0.0' && ['Given back', `${now.refunded} CPC`], ['Created', time(now.created_ms)],
       left && ['Took', left], !left && ['Deadline', time(now.deadline * 1000)], ['Customer', link(`#/account/${now.customer}`, hash(now.customer, 16))],
       Number(now.block_height) > 0 && ['Block', link(`#/blocks/${now.block_height}`, now.block_height)], now.result_hash && ['Result root', hash(now.result_hash, 16)]]),
     el('h3', {}, 'Payload'), el('pre', { tabindex: '0', 'aria-label': 'Payload' }, JSON.stringify(now.payload, null, 1))));
@@ -77,7 +77,7 @@ async function finish(parts, now, signal) {
   const files = inOrder(now.artifacts);
   if (files.length === 0) return;
   const figures = await Promise.all(files.slice(0, 24).map((file) => shown(file, signal)));
-  parts.files.replaceChildren(card(['Result', el('span', { class: 'soft small' }, `${files.length} file(s)`)], figures));
+  parts.files.replaceChildren(card(['Result', el('span', { class: 'soft small' }, many(files.length, 'file'))], figures));
 }
 
 async function jobs(parts, now, signal) {

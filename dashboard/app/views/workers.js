@@ -1,5 +1,5 @@
 import { call, pages, pause } from '../api.js';
-import { bytes, card, count, cpc, el, hash, link, show, status, table, time } from '../dom.js';
+import { bytes, card, count, cpc, el, hash, link, many, show, status, table, time } from '../dom.js';
 
 const POLL_MS = 3000;
 
@@ -12,7 +12,7 @@ export async function workers(place, signal) {
     const { items, total } = await pages('/workers?page_size=200', 'workers', 1000, signal);
     const accounts = new Map(await Promise.all(items.slice(0, 50).map(async (one) => [one.address,
       (await call(`/ledger/accounts/${one.address}`, { signal })).account])));
-    show(list, card([`${total} worker(s)`], table('Workers', [
+    show(list, card([many(total, 'worker')], table('Workers', [
       ['Worker', (one) => el('div', {}, el('div', {}, one.capabilities.display_name || 'unnamed'), link(`#/account/${one.address}`, hash(one.address, 12)))],
       ['Status', (one) => status(one.status)],
       ['Devices', (one) => one.capabilities.devices.map((device) => el('div', {}, device.kind, device.memory_bytes !== '0' ? el('span', { class: 'soft small' }, ` ${bytes(device.memory_bytes)}`) : null))],
