@@ -158,6 +158,7 @@ def _filters(config: Config) -> list[dict[str, Any]]:
         _filter("cors", "Cors"),
         _filter("rbac", "RBAC", rules={"action": "DENY", "policies": {"foreign_origin": _foreign_origin(config)}}),
         _filter("lua", "Lua", default_source_code={"inline_string": _SHORT_FORMS}),
+        _filter("buffer", "Buffer", max_request_bytes=config.max_request_bytes),
         _filter("grpc_web", "GrpcWeb"),
         _filter(
             "grpc_json_transcoder", "GrpcJsonTranscoder",
@@ -167,9 +168,8 @@ def _filters(config: Config) -> list[dict[str, Any]]:
                            "stream_newline_delimited": True},
             convert_grpc_status=True,
             case_insensitive_enum_parsing=True,
-            request_validation_options={"reject_unknown_query_parameters": True,
+            request_validation_options={"reject_unknown_method": True, "reject_unknown_query_parameters": True,
                                         "reject_binding_body_field_collisions": True},
-            max_request_body_size=config.max_request_bytes,
             max_response_body_size=64 * 1024 * 1024,
         ),
         _filter("router", "Router"),
@@ -201,8 +201,7 @@ def _routes(config: Config) -> dict[str, Any]:
     host: dict[str, Any] = {
         "name": "edge",
         "domains": ["*"] if "*" in config.hosts else _hosts(config),
-        "routes": [*_page_routes(config), *_call_routes(),
-                   _nothing_here("no such path or method; /openapi.json lists them")],
+        "routes": [*_page_routes(config), *_call_routes()],
     }
     if config.api_key_file:
         key = Path(config.api_key_file).read_text("utf-8").strip()
@@ -234,6 +233,8 @@ def _page_routes(config: Config) -> list[dict[str, Any]]:
     return [{
         "match": {"path": at},
         "direct_response": {"status": 200, "body": {"filename": str(path.resolve())}},
+        "typed_per_filter_config": {"envoy.filters.http.grpc_json_transcoder": {
+            "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}},
         "response_headers_to_add": [
             {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
             for key, value in {"content-type": _CONTENT_TYPES.get(path.suffix, "text/plain; charset=utf-8"),
@@ -245,7 +246,7 @@ def _page_routes(config: Config) -> list[dict[str, Any]]:
 def _call_routes() -> list[dict[str, Any]]:
     """Where calls go once the transcoder gave them their RPC's path. Repeated is only what never reached a service."""
     retry = {"retry_on": "connect-failure,refused-stream,reset-before-request", "num_retries": 2}
-    return [{
+    calls = [{
         "match": {"path": f"/{method.service}/{method.name}"},
         "route": {
             "cluster": method.upstream,
@@ -254,10 +255,14 @@ def _call_routes() -> list[dict[str, Any]]:
                else {"timeout": f"{UNARY_TIMEOUT_S}s"}),
         },
     } for method in methods()]  # fmt: skip
+    streams = _nothing_here("streams from the client do not pass the edge: dial the service itself", "/computemesh.")
+    # REST paths, before the transcoder knows them: it refuses what is none, so nothing goes this way.
+    rest = {"match": {"prefix": "/"}, "route": {"cluster": "market"}}
+    return [*calls, streams, rest]
 
 
-def _nothing_here(why: str) -> dict[str, Any]:
-    return {"match": {"prefix": "/"}, "direct_response": {"status": 404, "body": {"inline_string": why}}}
+def _nothing_here(why: str, prefix: str = "/") -> dict[str, Any]:
+    return {"match": {"prefix": prefix}, "direct_response": {"status": 404, "body": {"inline_string": why}}}
 
 
 def _local_replies() -> dict[str, Any]:

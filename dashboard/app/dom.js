@@ -70,7 +70,7 @@ export function duration(ms) {
   return ms < 3600000 ? `${Math.floor(ms / 60000)} min ${Math.round((ms % 60000) / 1000)} s` : `${(ms / 3600000).toFixed(1)} h`;
 }
 
-const KINDS = { COMPLETED: 'good', SETTLED: 'good', READY: 'good', FAILED: 'bad', EXPIRED: 'bad', GONE: 'bad', CANCELLED: 'warn',
+const KINDS = { VOTING: 'run', REVEALING: 'run', UPHELD: 'bad', REJECTED: 'good', COMPLETED: 'good', SETTLED: 'good', READY: 'good', FAILED: 'bad', EXPIRED: 'bad', GONE: 'bad', CANCELLED: 'warn',
   DRAINING: 'warn', PENDING: '', QUEUED: '', IN_PROGRESS: 'run', RUNNING: 'run', AUDITING: 'run', SETTLING: 'run' };
 
 // TASK_STATUS_IN_PROGRESS as "in progress".

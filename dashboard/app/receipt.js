@@ -5,7 +5,7 @@ import {
   InvalidProof, concat, digest, equal, fromBase64, fromHex, leafHash, need, openCheckpoint, payloadDigest, rootFromPath,
   sha256, signedBy, tagged, toHex, u32, utf8,
 } from './proof.js';
-import { SIZES, same, unpack } from './statements.js';
+import { ORDER_WITH_TERMS, SIZES, same, unpack } from './statements.js';
 
 export const FORMAT = 'computemesh.receipt.v1';
 const SIGNATURE = 64;
@@ -80,7 +80,7 @@ export function load(document) {
   need(Array.isArray(document.assignments) && Array.isArray(document.jobs), 'assignments and jobs are lists');
   return {
     ...document,
-    order: bytes(document.order, SIZES.order, 'order'),
+    order: bytes(document.order, String(document.order).startsWith('02') ? ORDER_WITH_TERMS : SIZES.order, 'order'),
     customer_signature: bytes(document.customer_signature, SIGNATURE, 'customer_signature'),
     assignments: document.assignments.map((one, at) => {
       fieldsOf(one, ['assignment', 'tx_id', 'signature'], `assignments[${at}]`);

@@ -23,8 +23,15 @@ const LAYOUTS = {
 export const SIZES = Object.fromEntries(Object.entries(LAYOUTS).map(([kind, layout]) => [
   kind, 1 + Object.values(layout).reduce((sum, field) => sum + field.size, 0)]));
 
+// An order of version 2 says its terms after the fields of version 1: u8 delivery | u8 responses | u32 window |
+// 20 payer | 32 model.
+export const ORDER_WITH_TERMS = SIZES.order + 58;
+const plain = (order) => (order[0] === 2 && order.length === ORDER_WITH_TERMS
+  ? Uint8Array.of(1, ...order.subarray(1, SIZES.order)) : order);
+
 // The fields of a statement; numbers of 64 bits are BigInt.
-export function unpack(kind, data) {
+export function unpack(kind, statement) {
+  const data = kind === 'order' ? plain(statement) : statement;
   need(data.length === SIZES[kind], `${kind} has ${data.length} bytes, not ${SIZES[kind]}`);
   need(data[0] === 1, `${kind}.version is ${data[0]}, not 1`);
   const fields = {};

@@ -1,17 +1,19 @@
-import { call } from '../api.js';
-import { bare, card, el, hash, link, status, table, time } from '../dom.js';
+import { call, pages } from '../api.js';
+import { card, cpc, el, hash, link, status, table } from '../dom.js';
 
 const PATH = '/ledger/disputes';
 
-// The view is offered where the ledger has disputes to list.
+// The view is offered where the ledger lists disputes.
 export const disputesOffered = async () => PATH in (await call('/openapi.json')).paths;
 
 export async function disputes(place, signal) {
-  const page = await call(`${PATH}?page_size=100`, { signal });
+  const [{ items }, ledger] = await Promise.all([pages(`${PATH}?page_size=200`, 'disputes', 1000, signal), call('/ledger', { signal })]);
   place.append(el('div', { class: 'head' }, el('div', {}, el('h1', {}, 'Disputes'),
-    el('p', { class: 'soft' }, 'Results that somebody with stake contests; validators compute them again and vote.'))),
+    el('p', { class: 'soft' }, `Whoever has stake may contest a result within ${ledger.dispute_window_blocks} blocks; validators compute it again and vote. The loser pays.`))),
   card('Contested results', table('Disputes', [
-    ['Task', (one) => link(`#/tasks/${one.task_id}`, hash(one.task_id))], ['Job', (one) => one.job, true],
-    ['Status', (one) => status(bare(one.status || ''))], ['Opened', (one) => time(one.opened_ms || one.time_ms || 0)],
-  ], page.disputes || [], 'No result is contested.')));
+    ['Task', (one) => link(`#/tasks/${one.task_id}`, hash(one.task_id))], ['Job', (one) => one.job, true], ['Status', (one) => status(one.status)],
+    ['Contestant', (one) => link(`#/account/${one.contestant}`, hash(one.contestant, 12))], ['Accused', (one) => link(`#/account/${one.accused}`, hash(one.accused, 12))],
+    ['Votes', (one) => `${one.votes.filter((vote) => vote.revealed).length} of ${one.votes.length} open`], ['Bond, CPC', (one) => cpc(one.bond_units), true],
+    ['Slashed, CPC', (one) => cpc(one.slashed_units), true], ['Why', (one) => one.detail || '–'],
+  ], items.reverse(), 'No result is contested.')));
 }
