@@ -76,7 +76,7 @@ def document(files: descriptor_pb2.FileDescriptorSet, version: str) -> dict[str,
     return {
         "openapi": "3.1.0",
         "info": {"title": "computemesh", "version": version,
-                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}, "description": 
+                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}, "description":
                  "A verifiable GPU compute market over REST. Made from the contracts in proto/computemesh/v1."},
         "security": [{"bearer": []}, {}],
         "paths": paths,

@@ -73,7 +73,8 @@ def test_a_refusal_is_a_status_with_reason_and_field(url: str) -> None:
     details = {one["@type"].rpartition(".")[2]: one for one in body["details"]}
     assert details["ErrorInfo"]["domain"] == "computemesh.v1"
     assert details["BadRequest"]["field_violations"][0]["field"] == "reward"
-    assert refused(requests.get(f"{url}/tasks/{NOWHERE}", timeout=60), 404, 5)["details"][0]["reason"] == "TASK_NOT_FOUND"
+    missing = refused(requests.get(f"{url}/tasks/{NOWHERE}", timeout=60), 404, 5)
+    assert missing["details"][0]["reason"] == "TASK_NOT_FOUND"
 
 
 @pytest.mark.parametrize(("method", "path", "body", "status", "code"), [

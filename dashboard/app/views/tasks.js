@@ -1,6 +1,6 @@
 import { call, pages, pause, steady } from '../api.js';
 import { inOrder, shown } from '../artifacts.js';
-import { card, count, duration, el, ended, facts, hash, link, many, show, status, table, time } from '../dom.js';
+import { bare, card, count, duration, el, ended, facts, hash, link, many, show, status, table, time } from '../dom.js';
 import { receiptPanel } from './verify.js';
 
 const PAGE = 25;
@@ -54,7 +54,7 @@ export async function task(place, signal, id) {
       }, () => {});
     }
     if (ended(now)) await finish(parts, now, signal);
-    else jobs(parts, now, signal).catch(() => {});
+    else if (bare(now.status) !== 'PENDING') jobs(parts, now, signal).catch(() => {}); // no orchestrator knows it before
   }
 }
 
@@ -71,7 +71,7 @@ function draw({ head, state, order }, now, signal) {
 }
 
 async function finish(parts, now, signal) {
-  await jobs(parts, now, signal).catch(() => {});
+  if (now.orchestrator_key) await jobs(parts, now, signal).catch(() => {});
   if (now.status !== 'TASK_STATUS_COMPLETED') return;
   receiptPanel(parts.receipt, now, signal);
   const files = inOrder(now.artifacts);
