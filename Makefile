@@ -20,7 +20,7 @@ PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-
 
 DESCRIPTORS := --descriptor_set_out=build/contracts.binpb --include_imports --include_source_info $(PROTOS)
 
-.PHONY: help setup run-cluster demo demo-all test test-clients test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts clean
+.PHONY: help setup run-cluster demo demo-all test test-clients test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts test-rest screenshots clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -127,6 +127,12 @@ bench-ledger: $(TOOLS)  ## batch-signed durable results through the ledger
 
 bench-artifacts: $(TOOLS)  ## upload and download of one artifact, next to hash, disk and transport
 	@$(BIN)/python -m bench.artifacts
+
+test-rest: $(TOOLS) $(DEBIAN)  ## 2,000 Schemathesis cases against the REST API of a live mesh
+	@$(BIN)/python -m pytest tests/edge/test_openapi.py -s
+
+screenshots: $(TOOLS) $(DEBIAN)  ## pictures of the web page from a live mesh into docs/images
+	@$(BIN)/python -m tests.page.screenshots docs/images
 
 clean:  ## remove what was built (not the data)
 	rm -rf $(VENV) build *.egg-info
