@@ -130,7 +130,7 @@ async function checkAssignments(receipt) {
   need(ordered.every((one) => equal(one.task_id, task)), 'an assignment is for another task');
   need(new Set(ordered.map((one) => one.jobs)).size === 1, 'the assignments divide the task differently');
   need(new Set(ordered.map((one) => one.epoch)).size === ordered.length, 'two assignments share an epoch');
-  return `${ordered[0].jobs} jobs, ${ordered.length} assignment(s) signed by the market`;
+  return `jobs: ${ordered[0].jobs}; assignments signed by the market: ${ordered.length}`;
 }
 
 async function checkJobs(receipt) {
@@ -142,7 +142,7 @@ async function checkJobs(receipt) {
   need(results.every((one) => equal(one.task_id, task)), 'a result is of another task');
   need(new Set(results.map((one) => one.job).filter((one) => one < last.jobs)).size === last.jobs,
     'a job is present twice');
-  return `all ${last.jobs} jobs are present, each once`;
+  return `present, each once: ${last.jobs} of ${last.jobs}`;
 }
 
 const commitmentRoot = async (one) => rootFromPath(await leafHash(one.commitment), BigInt(one.commitment_position),
@@ -189,7 +189,7 @@ async function checkSettlement(receipt, one) {
   const signed = await transaction('settle', receipt.chain, one.settle_id, concat(u32(one.settle_count), root));
   need(await signedBy(one.orchestrator_key, signed, one.settle_signature),
     "the orchestrator's signature is not over the settlement with this result");
-  return `settled with ${one.settle_count} result(s), ${one.settle_path.length} hashes to the signed root`;
+  return `settled in a batch of ${one.settle_count}: ${one.settle_path.length} hashes lead to the signed root`;
 }
 
 async function checkBlock(receipt, one) {

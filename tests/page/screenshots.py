@@ -58,12 +58,13 @@ def work(cluster: Cluster) -> tuple[str, str, int]:
 def live(cluster: Cluster, page: Page) -> None:
     """Some seconds of work for the throughput to show, the last of it still going on."""
     with Client(cluster.profile) as client:
-        for number in range(24):
-            client.submit("synthetic", {"matrix_size": 256, "iterations": 1 + number % 4}, "1.5")
-            page.wait_for_timeout(600)
-        client.submit("simulation", SIMULATION, "6.0")
-        client.submit("rendering", RENDERING, "12.0")
-    page.wait_for_timeout(2500)
+        for number in range(36):
+            task = client.submit("synthetic", {"matrix_size": 256}, "1.5")
+            if number % 3 == 0:
+                task.wait(LIMIT_S)
+        for _ in range(2):
+            client.submit("simulation", {**SIMULATION, "steps": 40_000}, "6.0")
+        page.locator("main table .badge.run").first.wait_for()
 
 
 def receipt(page: Page, folder: Path) -> None:
