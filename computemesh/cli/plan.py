@@ -239,9 +239,10 @@ def prepare(
 
     `port_base` None keeps stored ports (7101.. at first), 0 takes free ones. `host` is where other machines reach the
     services; None keeps what is stored (this machine only at first). `overrides` are configuration values per
-    process name; "worker" means every worker. `edge_port` is the edge's, 0 as stored or next to the others, None for no
-    edge. `check` hears where each process will be reached before anything is written, and may raise. Values already in a
-    configuration are kept, addresses and overrides excepted. Raises InvalidArgument, InvalidState where a stored file contradicts another.
+    process name; "worker" means every worker. `check` hears where each process will be reached before anything is
+    written, and may raise. `edge_port` is the edge's, 0 as stored or next to the others, None for no edge. Values
+    already in a configuration are kept, addresses and overrides excepted. Raises InvalidArgument, InvalidState where a
+    stored file contradicts another.
     """
     data = data.absolute()
     names = [f"worker-{number}" for number in range(1, workers + 1)]
