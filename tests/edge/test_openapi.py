@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ from tests.edge.conftest import ROOT
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 ENDLESS = "WatchBlocks"
 LONG_CASES = 2000
+PROGRAM = Path(sys.executable).with_name("schemathesis")
 
 
 def judged(url: str, folder: Path, phases: str, examples: int) -> int:
     """How many cases passed; every other outcome fails with Schemathesis' own report."""
     done = subprocess.run(
-        ["schemathesis", "run", f"{url}/openapi.json", "--checks", CHECKS, "--exclude-operation-id", ENDLESS,
+        [str(PROGRAM), "run", f"{url}/openapi.json", "--checks", CHECKS, "--exclude-operation-id", ENDLESS,
          "--phases", phases, "--max-examples", str(examples), "--warnings", "off", "--request-timeout", "60",
          "--suppress-health-check", "all", "--no-color"],
         capture_output=True, text=True, cwd=folder, check=False)  # fmt: skip
