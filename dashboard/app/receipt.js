@@ -7,35 +7,46 @@ import {
 } from './proof.js';
 import { ORDER_WITH_TERMS, SIZES, same, unpack } from './statements.js';
 
-export const FORMAT = 'computemesh.receipt.v1';
+export const FORMAT = 'computemesh.receipt.v2';
+// Without the places of transactions, and of whole tasks only. It is read, and not made any more.
+const FIRST_FORMAT = 'computemesh.receipt.v1';
 const SIGNATURE = 64;
 const KEY = 33;
 const ID = 16;
 const JOB_BYTES = { result: SIZES.result, commitment: SIZES.commitment, worker_signature: SIGNATURE,
   orchestrator_key: KEY, settle_id: ID, settle_signature: SIGNATURE, header: SIZES.header };
-const JOB_NUMBERS = ['commitment_position', 'commitment_count', 'settle_count', 'settle_position', 'leaf_index'];
-const JOB_PATHS = ['commitment_path', 'settle_path', 'compute_path', 'header_path'];
+const JOB = [JOB_BYTES, ['commitment_position', 'commitment_count', 'settle_count', 'settle_position', 'leaf_index'],
+  ['commitment_path', 'settle_path', 'compute_path', 'header_path']];
+const JOB_PLACED = [JOB_BYTES, [...JOB[1], 'settle_index'], [...JOB[2], 'settle_tx_path']];
+const ASSIGNMENT = [{ assignment: SIZES.assignment, tx_id: ID, signature: SIGNATURE }, [], []];
+const ASSIGNMENT_PLACED = [{ ...ASSIGNMENT[0], header: SIZES.header }, ['tx_index'], ['tx_path', 'header_path']];
 const FIELDS = ['format', 'chain', 'vkey', 'challenge_type', 'payload', 'order', 'customer_signature', 'assignments',
   'jobs', 'checkpoint'];
+const SECOND_FIELDS = ['partial', 'orders_id', 'orders_count', 'orders_position', 'orders_path'];
 
 // --- made of what market and ledger answer ---------------------------------------------------------------------------
 
 const hexOf = (base64) => toHex(fromBase64(base64));
 
-// The receipt's JSON form from a task, all its proven results and the checkpoint they lead to.
-export function assemble(ledger, task, proven, note) {
+// The receipt's JSON form from a task that ended, its escrow, its proven results and the checkpoint they lead to.
+export function assemble(ledger, task, escrow, proven, note) {
   const assignments = new Map(proven.map((one) => [one.assignment_id, {
-    assignment: hexOf(one.assignment), tx_id: hexOf(one.assignment_id), signature: hexOf(one.assignment_signature) }]));
+    assignment: hexOf(one.assignment), tx_id: hexOf(one.assignment_id), signature: hexOf(one.assignment_signature),
+    header: hexOf(one.assignment_header), tx_index: one.assignment_index, tx_path: one.assignment_tx_path.map(hexOf),
+    header_path: one.assignment_header_path.map(hexOf) }]));
+  const [data, numbers, paths] = JOB_PLACED;
   return {
     format: FORMAT, chain: ledger.chain_id, vkey: ledger.vkey, challenge_type: task.challenge_type,
-    payload: task.payload, order: hexOf(task.order), customer_signature: hexOf(task.order_signature),
+    payload: task.payload, order: hexOf(escrow.order), customer_signature: hexOf(escrow.order_signature),
     assignments: [...assignments.values()],
     jobs: proven.map((one) => ({
-      ...Object.fromEntries(Object.keys(JOB_BYTES).map((name) => [name, hexOf(one[name])])),
-      ...Object.fromEntries(JOB_NUMBERS.map((name) => [name, one[name]])),
-      ...Object.fromEntries(JOB_PATHS.map((name) => [name, one[name].map(hexOf)])),
+      ...Object.fromEntries(Object.keys(data).map((name) => [name, hexOf(one[name])])),
+      ...Object.fromEntries(numbers.map((name) => [name, one[name]])),
+      ...Object.fromEntries(paths.map((name) => [name, one[name].map(hexOf)])),
     })),
-    checkpoint: note,
+    checkpoint: note, partial: task.status !== 'TASK_STATUS_COMPLETED', orders_id: hexOf(escrow.orders_id),
+    orders_count: escrow.orders_count, orders_position: escrow.orders_position,
+    orders_path: escrow.orders_path.map(hexOf),
   };
 }
 
@@ -54,41 +65,56 @@ function fieldsOf(value, names, path) {
   return value;
 }
 
-function job(value, path) {
-  fieldsOf(value, [...Object.keys(JOB_BYTES), ...JOB_NUMBERS, ...JOB_PATHS], path);
-  const read = {};
-  for (const [name, size] of Object.entries(JOB_BYTES)) read[name] = bytes(value[name], size, `${path}.${name}`);
-  for (const name of JOB_NUMBERS) {
-    need(Number.isInteger(value[name]) && value[name] >= 0 && value[name] < 2 ** 32,
-      `${path}.${name} is not an integer 0..2^32-1`);
-    read[name] = value[name];
-  }
-  for (const name of JOB_PATHS) {
-    need(Array.isArray(value[name]) && value[name].length <= 64, `${path}.${name} is not a list of at most 64 hashes`);
-    read[name] = value[name].map((one, at) => bytes(one, 32, `${path}.${name}[${at}]`));
-  }
-  return read;
+function count(value, path) {
+  need(Number.isInteger(value) && value >= 0 && value < 2 ** 32, `${path} is not an integer 0..2^32-1`);
+  return value;
 }
 
-// A receipt with its bytes decoded. Throws InvalidProof naming the field.
+function hashes(value, path) {
+  need(Array.isArray(value) && value.length <= 64, `${path} is not a list of at most 64 hashes`);
+  return value.map((one, at) => bytes(one, 32, `${path}[${at}]`));
+}
+
+function record(value, [data, numbers, paths], path) {
+  fieldsOf(value, [...Object.keys(data), ...numbers, ...paths], path);
+  return Object.fromEntries([
+    ...Object.entries(data).map(([name, size]) => [name, bytes(value[name], size, `${path}.${name}`)]),
+    ...numbers.map((name) => [name, count(value[name], `${path}.${name}`)]),
+    ...paths.map((name) => [name, hashes(value[name], `${path}.${name}`)]),
+  ]);
+}
+
+const orderSize = (text) => (String(text).startsWith('02') ? ORDER_WITH_TERMS : SIZES.order);
+
+// A receipt with its bytes decoded; `placed` says whether it shows the places of its transactions. Throws InvalidProof
+// naming the field.
 export function load(document) {
-  fieldsOf(document, FIELDS, 'receipt');
-  need(document.format === FORMAT, `format is not ${FORMAT}`);
+  const placed = document === null || document.format !== FIRST_FORMAT;
+  fieldsOf(document, placed ? [...FIELDS, ...SECOND_FIELDS] : FIELDS, 'receipt');
+  need(document.format === FORMAT || document.format === FIRST_FORMAT, `format is not ${FORMAT} or ${FIRST_FORMAT}`);
   for (const name of ['chain', 'vkey', 'challenge_type', 'checkpoint']) {
     need(typeof document[name] === 'string', `${name} is not text`);
   }
   need(Array.isArray(document.assignments) && Array.isArray(document.jobs), 'assignments and jobs are lists');
-  return {
+  const read = {
     ...document,
-    order: bytes(document.order, String(document.order).startsWith('02') ? ORDER_WITH_TERMS : SIZES.order, 'order'),
+    placed,
+    partial: false,
+    orders_id: new Uint8Array(),
+    order: bytes(document.order, orderSize(document.order), 'order'),
     customer_signature: bytes(document.customer_signature, SIGNATURE, 'customer_signature'),
-    assignments: document.assignments.map((one, at) => {
-      fieldsOf(one, ['assignment', 'tx_id', 'signature'], `assignments[${at}]`);
-      return { assignment: bytes(one.assignment, SIZES.assignment, `assignments[${at}].assignment`),
-        tx_id: bytes(one.tx_id, ID, `assignments[${at}].tx_id`),
-        signature: bytes(one.signature, SIGNATURE, `assignments[${at}].signature`) };
-    }),
-    jobs: document.jobs.map((one, at) => job(one, `jobs[${at}]`)),
+    assignments: document.assignments.map((one, at) => record(one, placed ? ASSIGNMENT_PLACED : ASSIGNMENT, `assignments[${at}]`)),
+    jobs: document.jobs.map((one, at) => record(one, placed ? JOB_PLACED : JOB, `jobs[${at}]`)),
+  };
+  if (!placed) return read;
+  need(typeof document.partial === 'boolean', 'partial is not true or false');
+  return {
+    ...read,
+    partial: document.partial,
+    orders_id: bytes(document.orders_id, document.orders_id === '' ? 0 : ID, 'orders_id'),
+    orders_count: count(document.orders_count, 'orders_count'),
+    orders_position: count(document.orders_position, 'orders_position'),
+    orders_path: hashes(document.orders_path, 'orders_path'),
   };
 }
 
@@ -97,12 +123,21 @@ export function load(document) {
 const short = (data) => `${toHex(data).slice(0, 16)}\u2026`;
 const transaction = (kind, chain, id, body) => digest(`tx/${kind}`, chain, concat(id, body));
 
+// What the customer signed: the order alone, or the root of a batch of orders that holds it.
+async function ordered(receipt, task) {
+  if (receipt.orders_id.length === 0) return task;
+  const root = await rootFromPath(await leafHash(receipt.order), BigInt(receipt.orders_position),
+    BigInt(receipt.orders_count), receipt.orders_path);
+  return transaction('orders', receipt.chain, receipt.orders_id, concat(u32(receipt.orders_count), root));
+}
+
 async function checkOrder(receipt) {
   const order = unpack('order', receipt.order);
   const task = await digest('order', receipt.chain, receipt.order);
-  need(await signedBy(order.customer_key, task, receipt.customer_signature),
+  need(await signedBy(order.customer_key, await ordered(receipt, task), receipt.customer_signature),
     "the customer's signature is not over this order on this chain");
-  return `task ${short(task)} ordered by key ${short(order.customer_key)}`;
+  const batch = receipt.orders_id.length ? ` in a batch of ${receipt.orders_count}` : '';
+  return `task ${short(task)} ordered by key ${short(order.customer_key)}${batch}`;
 }
 
 async function checkPayload(receipt) {
@@ -138,11 +173,13 @@ async function checkJobs(receipt) {
   need(last, 'there is no assignment');
   const task = await digest('order', receipt.chain, receipt.order);
   const results = receipt.jobs.map((one) => unpack('result', one.result));
-  need(results.length === last.jobs, `${results.length} of ${last.jobs} jobs are present`);
+  const found = new Set(results.map((one) => one.job));
+  if (receipt.partial) need(results.length > 0 && results.length < last.jobs, `it says that it is partial and has ${results.length} of ${last.jobs} jobs`);
+  else need(results.length === last.jobs, `${results.length} of ${last.jobs} jobs are present`);
   need(results.every((one) => equal(one.task_id, task)), 'a result is of another task');
-  need(new Set(results.map((one) => one.job).filter((one) => one < last.jobs)).size === last.jobs,
-    'a job is present twice');
-  return `present, each once: ${last.jobs} of ${last.jobs}`;
+  need(found.size === results.length, 'a job is present twice');
+  need([...found].every((one) => one < last.jobs), `a job is not among the task's ${last.jobs}`);
+  return receipt.partial ? `PARTIAL: ${found.size} of ${last.jobs}; nothing is shown of the others` : `present, each once: ${last.jobs} of ${last.jobs}`;
 }
 
 const commitmentRoot = async (one) => rootFromPath(await leafHash(one.commitment), BigInt(one.commitment_position),
@@ -183,13 +220,37 @@ async function checkOrchestrator(receipt, one) {
   return `orchestrator ${short(one.orchestrator_key)} was assigned in epoch ${epoch}`;
 }
 
-async function checkSettlement(receipt, one) {
+async function settleDigest(receipt, one) {
   const root = await rootFromPath(await leafHash(one.result), BigInt(one.settle_position), BigInt(one.settle_count),
     one.settle_path);
-  const signed = await transaction('settle', receipt.chain, one.settle_id, concat(u32(one.settle_count), root));
-  need(await signedBy(one.orchestrator_key, signed, one.settle_signature),
+  return transaction('settle', receipt.chain, one.settle_id, concat(u32(one.settle_count), root));
+}
+
+async function checkSettlement(receipt, one) {
+  need(await signedBy(one.orchestrator_key, await settleDigest(receipt, one), one.settle_signature),
     "the orchestrator's signature is not over the settlement with this result");
   return `settled in a batch of ${one.settle_count}: ${one.settle_path.length} hashes lead to the signed root`;
+}
+
+// The header under whose tx_root a transaction (digest || signature) stands.
+async function placed(receipt, packed, signed, index, path) {
+  const header = unpack('header', packed);
+  need(equal(header.chain_hash, await sha256(utf8(receipt.chain))), 'the block is of another chain');
+  const root = await rootFromPath(await leafHash(signed), BigInt(index), BigInt(header.tx_count), path);
+  need(equal(root, header.tx_root), "the transaction is not under the block's transaction root");
+  return `transaction ${index} of ${header.tx_count} in block ${header.height}`;
+}
+
+async function checkAssigned(receipt, one, point) {
+  const signed = concat(await transaction('assign', receipt.chain, one.tx_id, one.assignment), one.signature);
+  const where = await placed(receipt, one.header, signed, one.tx_index, one.tx_path);
+  await checkLog(one, point);
+  return `assigned by ${where}`;
+}
+
+async function checkSettled(receipt, one) {
+  const signed = concat(await settleDigest(receipt, one), one.settle_signature);
+  return `settled by ${await placed(receipt, one.header, signed, one.settle_index, one.settle_tx_path)}`;
 }
 
 async function checkBlock(receipt, one) {
@@ -229,7 +290,7 @@ export async function* verify(document, trustedKey) {
   let receipt;
   const read = await step('format', async () => {
     receipt = load(document);
-    return FORMAT;
+    return document.format;
   });
   yield read;
   if (!read.ok) return;
@@ -238,6 +299,9 @@ export async function* verify(document, trustedKey) {
   yield step('order', () => checkOrder(receipt));
   yield step('payload', () => checkPayload(receipt));
   yield step('assignments', () => checkAssignments(receipt));
+  for (const [at, one] of receipt.placed ? receipt.assignments.entries() : []) {
+    yield step(`assignment ${at}: log`, async () => checkAssigned(receipt, one, await point));
+  }
   yield step('jobs', () => checkJobs(receipt));
   for (const [at, one] of receipt.jobs.entries()) {
     yield step(`job ${at}: commitment`, () => checkCommitment(receipt, one));
@@ -245,6 +309,7 @@ export async function* verify(document, trustedKey) {
     yield step(`job ${at}: binding`, () => checkAuthorisation(receipt, one));
     yield step(`job ${at}: orchestrator`, () => checkOrchestrator(receipt, one));
     yield step(`job ${at}: settlement`, () => checkSettlement(receipt, one));
+    if (receipt.placed) yield step(`job ${at}: transaction`, () => checkSettled(receipt, one));
     yield step(`job ${at}: block`, () => checkBlock(receipt, one));
     yield step(`job ${at}: log`, async () => checkLog(one, await point));
   }
@@ -262,11 +327,13 @@ export async function* verify(document, trustedKey) {
 
 // What can be changed: where it stands in the JSON form.
 export function parts(document) {
-  const paths = [['order'], ['customer_signature'], ['checkpoint'], ['assignments', 0, 'assignment']];
-  document.jobs.forEach((one, at) => {
-    for (const name of Object.keys(JOB_BYTES)) paths.push(['jobs', at, name]);
-    for (const name of JOB_PATHS) one[name].forEach((_, index) => paths.push(['jobs', at, name, index]));
-  });
+  const paths = [['order'], ['customer_signature'], ['checkpoint']];
+  const hexIn = (value, path) => {
+    if (typeof value === 'string' && value) paths.push(path);
+    else if (value && typeof value === 'object') for (const [name, one] of Object.entries(value)) hexIn(one, [...path, Array.isArray(value) ? Number(name) : name]);
+  };
+  hexIn(document.assignments, ['assignments']);
+  hexIn(document.jobs, ['jobs']);
   return paths;
 }
 

@@ -43,7 +43,7 @@ def test_a_task_is_published_watched_looked_at_verified_and_not_forged(visit: Vi
 
     page.click("#verify")
     expect(page.locator(".verdict.good")).to_contain_text("Verified")
-    assert page.locator(".steps .ok").count() == 7 + JOBS * 7
+    assert page.locator(".steps .ok").count() == 8 + JOBS * 8
     with page.expect_download() as download:
         page.click("#save-receipt")
     download.value.save_as(tmp_path / "receipt.json")

@@ -72,8 +72,7 @@ function draw({ head, state, order }, now, signal) {
 
 async function finish(parts, now, signal) {
   if (now.orchestrator_key) await jobs(parts, now, signal).catch(() => {});
-  if (now.status !== 'TASK_STATUS_COMPLETED') return;
-  receiptPanel(parts.receipt, now, signal);
+  if (now.jobs_settled > 0) receiptPanel(parts.receipt, now, signal);
   const files = inOrder(now.artifacts);
   if (files.length === 0) return;
   const figures = await Promise.all(files.slice(0, 24).map((file) => shown(file, signal)));

@@ -20,8 +20,9 @@ export function receiptPanel(place, task, signal) {
     button.disabled = true;
     try {
       const ledger = await call('/ledger', { signal });
+      const { escrow } = await call(`/ledger/escrows/${task.task_id}`, { signal });
       const found = await pages(`/ledger/results/${task.task_id}?with_proofs=true&page_size=500`, 'proven', 100000, signal);
-      const receipt = assemble(ledger, task, found.items, found.first.checkpoint.note);
+      const receipt = assemble(ledger, task, escrow, found.items, found.first.checkpoint.note);
       await judged(body, receipt, pinned(receipt.chain, ledger.vkey), signal);
       button.remove();
     } catch (error) {
