@@ -101,8 +101,8 @@ export const leafHash = (data) => sha256(u8(0), data);
 const nodeHash = (left, right) => sha256(u8(1), left, right);
 
 // The root that `path` leads to from `leaf` at `index` of a tree of `size`, RFC 9162 section 2.1.3.2. BigInt: a log may
-// be large. `heard` hears each step.
-export async function rootFromPath(leaf, index, size, path, heard = () => {}) {
+// be large.
+export async function rootFromPath(leaf, index, size, path) {
   need(index >= 0n && index < size, `leaf ${index} is not in a tree of ${size}`);
   let [position, last, node] = [index, size - 1n, leaf];
   for (const sibling of path) {
@@ -117,7 +117,6 @@ export async function rootFromPath(leaf, index, size, path, heard = () => {}) {
     } else {
       node = await nodeHash(node, sibling);
     }
-    heard(node);
     position >>= 1n;
     last >>= 1n;
   }
