@@ -260,7 +260,7 @@ def prepare(
     configs = _configs(data, keys, address, names, api_key)
     for name, at in shown.items():
         configs[name]["metrics_listen"] = at
-    moved = {"metrics_listen", "listen", "control_listen", "advertise", "ledger", "market", "orchestrator", "api_key_file"}
+    moved = {"metrics_listen", "listen", "control_listen", "advertise", *SERVICES, "api_key_file"}
     for name, planned in configs.items():
         path = _config_path(data, name)
         stored = _read(path)

@@ -25,7 +25,7 @@ def judged(url: str, folder: Path, phases: str, examples: int) -> int:
          "--phases", phases, "--max-examples", str(examples), "--warnings", "off", "--request-timeout", "60",
          "--suppress-health-check", "all", "--no-color"],
         capture_output=True, text=True, cwd=folder, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[:12000] + done.stderr[-2000:]
     counts = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
     assert counts is not None, done.stdout[-2000:]
     assert counts[1] == counts[2]
