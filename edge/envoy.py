@@ -43,6 +43,9 @@ _SHORT_FORMS = """
 function envoy_on_request(handle)
   local method, path = handle:headers():get(":method"), handle:headers():get(":path")
   local route = path:match("^[^?]*")
+  for _, stream in ipairs({STREAMS}) do
+    if route:find(stream) then handle:streamInfo():dynamicMetadata():set("edge", "short", "stream") end
+  end
   if route == "/tasks" and method == "GET" then
     handle:streamInfo():dynamicMetadata():set("edge", "short", "total")
     handle:headers():replace(":path", (path:gsub("([?&]status=)([%a_]+)", function(key, name)
@@ -58,6 +61,10 @@ end
 function envoy_on_response(handle)
   local short = (handle:streamInfo():dynamicMetadata():get("edge") or {})["short"]
   if not short or handle:headers():get(":status") ~= "200" then return end
+  if short == "stream" then
+    handle:headers():replace("content-type", "application/x-ndjson")
+    return
+  end
   local body = handle:body()
   local text = body:getBytes(0, body:length())
   if short == "total" then
@@ -157,7 +164,7 @@ def _filters(config: Config) -> list[dict[str, Any]]:
     return [
         _filter("cors", "Cors"),
         _filter("rbac", "RBAC", rules={"action": "DENY", "policies": {"foreign_origin": _foreign_origin(config)}}),
-        _filter("lua", "Lua", default_source_code={"inline_string": _SHORT_FORMS}),
+        _filter("lua", "Lua", default_source_code={"inline_string": _short_forms()}),
         _filter("buffer", "Buffer", max_request_bytes=config.max_request_bytes),
         _filter("grpc_web", "GrpcWeb"),
         _filter(
@@ -174,6 +181,12 @@ def _filters(config: Config) -> list[dict[str, Any]]:
         ),
         _filter("router", "Router"),
     ]  # fmt: skip
+
+
+def _short_forms() -> str:
+    """The Lua filter; the transcoder calls its streams JSON, which they are a line at a time."""
+    streams = [re.sub(r"\{[^}]*\}", "[^/]+", method.path) for method in methods() if method.streams and method.path]
+    return _SHORT_FORMS.replace("STREAMS", ", ".join(f'"^{path}$"' for path in streams))
 
 
 def _foreign_origin(config: Config) -> dict[str, Any]:

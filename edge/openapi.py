@@ -123,7 +123,7 @@ def _operation(method: Method, route: str, schemas: schema.Schemas, comments: di
         answer = schemas.reference(only.type_name)
     ok: dict[str, Any] = {"description": "OK", "content": {"application/json": {"schema": answer}}}
     if method.streams:
-        ok["content"] = {"application/json": {"schema": {"description": _STREAMING, "x-item": answer}}}
+        ok["content"] = {"application/x-ndjson": {"schema": {"description": _STREAMING, "x-item": answer}}}
         operation["x-streaming"] = True
     operation["responses"] = {"200": ok, **_errors(method, comments)}
     return operation

@@ -101,6 +101,7 @@ def test_what_the_edge_itself_refuses_is_a_status_too(
 def test_a_stream_is_one_object_a_line_and_ends_with_the_task(url: str) -> None:
     made = requests.post(f"{url}/tasks", json=ORDER, timeout=60).json()
     with requests.get(f"{url}/tasks/{made['task_id']}:watch", stream=True, timeout=120) as response:
+        assert response.headers["content-type"] == "application/x-ndjson"
         events = [json.loads(line) for line in response.iter_lines() if line]
     cursors = [int(event["cursor"]) for event in events]
     assert cursors == sorted(set(cursors))
