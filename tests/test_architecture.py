@@ -23,7 +23,7 @@ MAY = {
         "computemesh.workloads", "computemesh.kernels", "computemesh.sandbox", "computemesh.trust",
     },
     "computemesh.service": SHELL,
-    "computemesh.client": {"computemesh.client", "computemesh.workloads", *SHELL},
+    "computemesh.client": {"computemesh.client", "computemesh.workloads", "computemesh.sandbox", *SHELL},
     "market": {"market", "computemesh.workloads", *SHELL},
     "orchestrator": {"orchestrator", "computemesh.workloads", *SHELL},
     "worker": {"worker", "computemesh.workloads", *SHELL},

@@ -11,13 +11,27 @@ import contextlib
 import errno
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
-from computemesh.cli import artifact, function, ledger, model, output, program, task, up, verify, worker
-from computemesh.cli.options import Root
+from computemesh.cli import (
+    artifact,
+    doctor,
+    explain,
+    function,
+    ledger,
+    model,
+    output,
+    profile,
+    program,
+    task,
+    top,
+    up,
+    verify,
+    worker,
+)
+from computemesh.cli.options import ProfileOption, Root
 
 _WRITING = (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EPIPE)
 UsageError = cast("type[Exception]", typer.BadParameter.__base__)  # typer does not export it by name
@@ -38,6 +52,10 @@ app.add_typer(model.app, name="model")
 app.add_typer(worker.app, name="worker")
 app.add_typer(ledger.app, name="ledger")
 app.command("verify")(verify.verify)
+app.command("top")(top.top)
+app.command("doctor")(doctor.doctor)
+app.command("explain", context_settings=explain.SETTINGS)(explain.explain)
+app.add_typer(profile.app, name="profile")
 
 
 def _version(value: bool) -> None:
@@ -53,7 +71,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    profile: Annotated[Path | None, typer.Option("--profile", help="Profile file to use.")] = None,
+    profile: ProfileOption = None,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,

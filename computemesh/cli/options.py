@@ -16,10 +16,35 @@ from computemesh.cli import output
 if TYPE_CHECKING:
     from computemesh.client import Client
     from computemesh.client.profile import Profile
+    from computemesh.client.rpc import Interceptors
+
+
+
+def _profiles(incomplete: str) -> list[str]:
+    from computemesh.client.profile import home
+
+    return sorted(path.stem for path in (home() / "profiles").glob(f"{incomplete}*.toml"))
+
+
+def types(incomplete: str) -> list[str]:
+    """Task types, for completion."""
+    from computemesh import workloads
+
+    return [name for name in workloads.names() if name.startswith(incomplete)]
+
+
+def statuses(incomplete: str) -> list[str]:
+    """Words for a task's status, for completion."""
+    words = ("pending", "in_progress", "completed", "failed", "cancelled", "expired")
+    return [word for word in words if word.startswith(incomplete)]
+
 
 ProfileOption = Annotated[
-    Path | None,
-    typer.Option("--profile", help="Profile file; else $COMPUTEMESH_PROFILE, ./data/, ~/.config/computemesh/."),
+    str | None,
+    typer.Option(
+        "--profile", metavar="NAME|FILE", autocompletion=_profiles,
+        help="Profile; else $COMPUTEMESH_PROFILE, ./data/, the one in use, ~/.config/computemesh/.",
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.", callback=output.set_json)
@@ -31,21 +56,28 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class Root:
     """What the options before the command name said."""
 
-    profile: Path | None = None
+    profile: str | None = None
+    found: str = ""
+    """The file of the profile that was taken."""
+    interceptors: Interceptors | None = None
+    """What sees the calls of this invocation (`mesh explain`)."""
 
 
-def find_profile(path: Path | None) -> Profile:
+def find_profile(path: str | None) -> Profile:
     """The profile of this invocation. Raises NotFound that says what to do."""
     from computemesh.client.profile import Profile
 
-    return Profile.discover(path or Root.profile)
+    profile = Profile.discover(path or Root.profile)
+    Root.found = profile.path
+    return profile
 
 
-def connect(path: Path | None) -> Client:
+def connect(path: str | None) -> Client:
     """A client for the profile of this invocation; short retries, because somebody waits."""
     from computemesh.client import Client
+    from computemesh.client.rpc import no_interceptors
 
-    return Client(find_profile(path), retry_for=3.0)
+    return Client(find_profile(path), retry_for=3.0, interceptors=Root.interceptors or no_interceptors)
 
 
 def save(path: Path, text: str, option: str) -> None:

@@ -38,6 +38,13 @@ NEXT_STEPS = {
     "TASK_NOT_FOUND": "`mesh task list` shows your tasks",
     "UNAUTHENTICATED": "the profile needs an api_key, or a key_file that signs (docs/quickstart.md)",
     "ID_CONFLICT": "a repeat has the same content, and no --deadline or the same absolute one (+30m moves)",
+    "COST_LIMIT": "`mesh task quote` shows what a smaller payload costs; or raise --max-cost",
+    "PROFILE_NOT_FOUND": "`mesh profile list` shows those you have, `mesh doctor` looks at the whole setup",
+    "BLOCK_NOT_FOUND": "`mesh ledger block latest` shows the newest",
+    "ARTIFACT_NOT_FOUND": "`mesh artifact ls` shows yours; who knows a digest may read it for as long as it is kept",
+    "WORKER_NOT_FOUND": "`mesh worker list` shows those the orchestrator knows",
+    "UNAUTHORIZED": "`mesh profile list` shows who you are here; another --profile may be the owner",
+    "TASK_FAILED": "`mesh task logs TASK` shows each job and what failed",
     "PORT_TAKEN": "`mesh up --port-base 7201` uses other ports",
     "DEADLINE_EXCEEDED": "it may still happen: look with `mesh task get`, or raise the time limit",
 }
@@ -147,10 +154,7 @@ def stderr_console() -> Console:
 
 
 def progress_bar() -> Progress:
-    """A bar on stderr with count and time; invisible where nobody watches."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    """A bar on stderr with count, time and what is left of it; invisible where nobody watches."""
+    from computemesh.client.progress import jobs_bar
 
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
-        TimeElapsedColumn(), console=stderr_console(), disable=OUTPUT.quiet, transient=True,
-    )  # fmt: skip
+    return jobs_bar(not OUTPUT.quiet)

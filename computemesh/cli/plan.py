@@ -79,7 +79,7 @@ def write_toml(path: Path, values: Mapping[str, Any], mode: int = 0o644, comment
     text = "\n".join(lines) + "\n"
     if path.exists() and _text(path) == text:
         return
-    _write(path, text, mode)
+    write_text(path, text, mode)
 
 
 def _toml(value: Any) -> str:
@@ -99,7 +99,8 @@ def _text(path: Path) -> str:
         raise InvalidArgument(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
-def _write(path: Path, text: str, mode: int) -> None:
+def write_text(path: Path, text: str, mode: int) -> None:
+    """Write a file atomically, with its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -111,7 +112,7 @@ def _write(path: Path, text: str, mode: int) -> None:
 def _secret(path: Path) -> str:
     """The 64 hexadecimal characters in `path`, made now if the file is missing."""
     if not path.exists():
-        _write(path, secrets.token_hex(32) + "\n", 0o600)
+        write_text(path, secrets.token_hex(32) + "\n", 0o600)
     text = _text(path).strip()
     try:
         valid = len(bytes.fromhex(text)) == 32
@@ -160,7 +161,8 @@ def taken(address: str) -> bool:
     return False
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds, nothing where there is none. Raises InvalidArgument naming it."""
     try:
         return tomllib.loads(_text(path)) if path.exists() else {}
     except tomllib.TOMLDecodeError as error:
@@ -174,9 +176,9 @@ def _addresses(
     Services are reached at `host` (None: the stored one), the workers' control ports from this machine only.
     `edge_port` None: there is no edge, 0: its port is chosen like the others'."""
     names = [*SERVICES, *workers, *([] if edge_port is None else [EDGE])]
-    stored = {name: _read(_config_path(data, name)).get("control_listen" if name in workers else "listen", "")
+    stored = {name: read_toml(_config_path(data, name)).get("control_listen" if name in workers else "listen", "")
               for name in names}
-    public = host or str(_read(_config_path(data, "orchestrator")).get("advertise", f"{HOST}:0")).rpartition(":")[0]
+    public = host or str(read_toml(_config_path(data, "orchestrator")).get("advertise", f"{HOST}:0")).rpartition(":")[0]
     hosts = {name: HOST if name in workers else public for name in names}
     if port_base == 0:
         numbers = free_ports(len(names))
@@ -205,7 +207,7 @@ def _metrics(data: Path, address: Mapping[str, str], port_base: int | None) -> d
         return {name: f"{HOST}:{port}" for name, port in zip(address, free_ports(len(address)), strict=True)}
     shown = {}
     for name, at in address.items():
-        stored = _read(_config_path(data, name)).get("metrics_listen") if port_base is None else None
+        stored = read_toml(_config_path(data, name)).get("metrics_listen") if port_base is None else None
         shown[name] = f"{HOST}:{int(at.rpartition(':')[2]) + METRICS_ABOVE}" if stored is None else str(stored)
     return shown
 
@@ -263,7 +265,7 @@ def prepare(
     moved = {"metrics_listen", "listen", "control_listen", "advertise", *SERVICES, "api_key_file"}
     for name, planned in configs.items():
         path = _config_path(data, name)
-        stored = _read(path)
+        stored = read_toml(path)
         if stored.get("chain_id", CHAIN_ID) != planned.get("chain_id", CHAIN_ID):
             raise InvalidState(f"{path} is of chain {stored['chain_id']!r}, this cluster is {CHAIN_ID!r}")
         values = {**planned, **{key: value for key, value in stored.items() if key not in moved}}
@@ -279,7 +281,7 @@ def prepare(
 
 def _api_key(path: Path) -> str:
     if not path.exists():
-        _write(path, "mesh_" + secrets.token_urlsafe(24) + "\n", 0o600)
+        write_text(path, "mesh_" + secrets.token_urlsafe(24) + "\n", 0o600)
     return _text(path).strip()
 
 

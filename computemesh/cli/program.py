@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from computemesh.cli import output
 from computemesh.cli.options import JsonOption, ProfileOption, connect
 
-if TYPE_CHECKING:
-    from computemesh.sandbox.arrays import ArrayType
-
 app = typer.Typer(help="Turn JAX functions into programs and look at them.", no_args_is_help=True)
-MEDIA_TYPE = "application/vnd.computemesh.program"
-ADMISSION_S = 120
 ShapesOption = Annotated[
     str, typer.Option("--input-shapes", help='Types of the arguments of one item, e.g. "float32[128,10] int32[]".')
 ]
 MemoryOption = Annotated[int, typer.Option("--memory-bytes", min=2**20, help="Memory that the task will allow.")]
-
-
-def _types(text: str) -> list[ArrayType]:
-    from computemesh.sandbox.arrays import parse_type
-
-    parts = text.replace(";", " ").replace("],", "] ").split()
-    try:
-        return [parse_type(part) for part in parts]
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--input-shapes") from None
-
-
-def admit(program: Path, memory_bytes: int) -> dict[str, Any]:
-    """What a worker would say of a program: its document. Raises JobFailed naming what is refused."""
-    import json
-
-    from computemesh.sandbox.frames import Kind
-    from computemesh.sandbox.process import Limits
-    from computemesh.workloads.program import HOST_BYTES, MAX_ITEM_BYTES, request_of, run_child
-
-    request = request_of(program, ADMISSION_S, memory_bytes, MAX_ITEM_BYTES)
-    child = run_child("cpu")
-    try:
-        child.start()
-        frames = list(child.ask(request, Limits(ADMISSION_S, memory_bytes + HOST_BYTES["cpu"], 0)))
-    finally:
-        child.close()
-    return dict(json.loads(next(data for kind, data in frames if kind is Kind.DOCUMENT)))
 
 
 @app.command()
@@ -72,27 +39,24 @@ def push(
 
     The artifact is StableHLO: no Python travels. Large arrays that the function closes over travel with it.
     """
-    from computemesh.sandbox.exporting import export_program, load_function
+    from computemesh.client.programs import MEDIA_TYPE, export
+    from computemesh.trust.errors import InvalidArgument
 
-    data = export_program(load_function(source), _types(input_shapes), exact=exact, precision=precision)
-    name = name or source.rpartition(":")[2]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "program")
-        path.write_bytes(data)
-        document = admit(path, memory_bytes)
-    if exact and (not document["integer"] or document["order"]):
-        order = ", ".join(document["order"])
-        why = f"has {order}, where devices choose an order" if document["integer"] else "computes with floats"
-        raise typer.BadParameter(f"the function {why}, so its results are not exact", param_hint="--exact")
-    digest = hashlib.sha256(data).hexdigest()
+    try:
+        data, program = export(source, input_shapes, exact=exact, precision=precision, memory_bytes=memory_bytes)
+    except InvalidArgument as error:
+        field = {"exact": "--exact", "input_shapes": "--input-shapes"}.get(next(iter(dict(error.violations)), ""))
+        if field is None:
+            raise
+        raise typer.BadParameter(error.message, param_hint=field) from None
     if to is not None:
         to.write_bytes(data)
         output.say(f"{to}: {len(data):,} bytes")
     else:
+        called = name or source.rpartition(":")[2]
         with connect(profile) as client:
-            client.put_artifact(data, name=f"{name}.program", media_type=MEDIA_TYPE)
-    payload = {"program": digest, "outputs": document["outputs"], **({"exact": True} if exact else {"tolerance": 1e-3})}
-    _show(digest, document, payload)
+            client.put_artifact(data, name=f"{called}.program", media_type=MEDIA_TYPE)
+    _show(program.digest, dict(program.document or {}), program.payload())
 
 
 @app.command()
@@ -102,6 +66,8 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a program takes and gives, or why workers refuse it. Parses it in a process of its own."""
+    from computemesh.client.programs import admit
+
     _show(hashlib.sha256(program.read_bytes()).hexdigest(), admit(program, memory_bytes), None)
 
 
@@ -113,7 +79,5 @@ def _show(digest: str, document: dict[str, Any], payload: dict[str, Any] | None)
     }  # fmt: skip
     text = output.pairs(rows)
     if payload is not None:
-        import json
-
         text += f"\n\npayload  {json.dumps({**payload, 'inputs': '<SHA-256 of an .npz>'})}"
     output.emit({"program": digest, **document, "payload": payload}, text)

@@ -14,7 +14,16 @@ import typer
 
 from computemesh.cli import output
 from computemesh.cli.artifact import bytes_bar
-from computemesh.cli.options import JsonOption, ProfileOption, connect, parse_deadline, parse_payload, save
+from computemesh.cli.options import (
+    JsonOption,
+    ProfileOption,
+    connect,
+    parse_deadline,
+    parse_payload,
+    save,
+    statuses,
+    types,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +47,10 @@ TaskId = Annotated[
     str,
     typer.Argument(metavar="TASK", help="Task id, 64 hexadecimal characters.", show_default=False, callback=_whole_id),
 ]
-TypeArgument = Annotated[str, typer.Argument(metavar="TYPE", help="Task type, e.g. synthetic.", show_default=False)]
+TypeArgument = Annotated[
+    str,
+    typer.Argument(metavar="TYPE", help="Task type, e.g. synthetic.", show_default=False, autocompletion=types),
+]
 Words = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Payload fields; values: JSON literals, else text.", show_default=False),
@@ -53,7 +65,13 @@ def submit(
     challenge_type: TypeArgument,
     words: Words = None,
     payload: PayloadOption = None,
-    reward: Annotated[str, typer.Option(help="Decimal CPC, held until each job is settled.")] = "10.0",
+    reward: Annotated[
+        str | None,
+        typer.Option(help="Decimal CPC, held until each job is settled; 10.0, with --max-cost the quoted price."),
+    ] = None,
+    max_cost: Annotated[
+        str | None, typer.Option("--max-cost", help="Decimal CPC: refuse, and hold nothing, if it costs more.")
+    ] = None,
     deadline: Annotated[
         str | None, typer.Option(help="Unix seconds, +30m (s, m, h, d from now), or ISO 8601; one hour if absent.")
     ] = None,
@@ -78,7 +96,7 @@ def submit(
     values = parse_payload(words or [], payload)
     until = parse_deadline(deadline)
     with connect(profile) as client:
-        handle = client.submit(challenge_type, values, reward, until, priority, request_id)
+        handle = client.submit(challenge_type, values, reward, until, priority, request_id, max_cost)
         created = handle.task
         with _naming(created.task_id, lambda: handle.task.ended):
             if wait:
@@ -109,15 +127,15 @@ def _naming(task_id: str, ended: Callable[[], bool]) -> Iterator[None]:
 
 def follow(created: Task, events: Iterable[TaskEvent]) -> None:
     """Show a task's progress until it has ended."""
+    from computemesh.client.progress import label
+
     if created.ended:
         return
     with output.progress_bar() as bar:
-        shown = bar.add_task(_label(created), total=max(created.jobs_total, 1))
+        shown = bar.add_task(label(created), total=max(created.jobs_total, 1))
         for event in events:
             task = event.task
-            bar.update(
-                shown, description=_label(task), completed=task.jobs_settled, total=max(task.jobs_total, 1)
-            )
+            bar.update(shown, description=label(task), completed=task.jobs_settled, total=max(task.jobs_total, 1))
 
 
 def fetch(client: Client, task: Task, to: Path) -> list[Path]:
@@ -129,17 +147,14 @@ def fetch(client: Client, task: Task, to: Path) -> list[Path]:
     return written
 
 
-def _label(task: Task) -> str:
-    return f"{task.challenge_type} {task.task_id[:12]} {task.status}"
-
-
 def _finish(task: Task, ended: bool) -> None:
     output.emit(task, describe(task) + ("" if ended else f"\nfollow it with: mesh task watch {task.task_id}"))
     if ended and task.status != "completed":
         raise typer.Exit(1)
 
 
-def _when(ms: int) -> str:
+def when(ms: int) -> str:
+    """Local time of Unix milliseconds, "-" for none."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000)) if ms else "-"
 
 
@@ -152,11 +167,11 @@ def describe(task: Task) -> str:
         "reward": f"{task.reward} CPC" + (f", {task.refunded} given back" if task.refunded not in ("", "0.0") else ""),
         "jobs": f"{task.jobs_settled} of {task.jobs_total} settled, {task.jobs_running} running",
         "customer": task.customer,
-        "created": _when(task.created_ms),
-        "deadline": _when(task.deadline * 1000),
+        "created": when(task.created_ms),
+        "deadline": when(task.deadline * 1000),
     }
     if task.ended_ms:
-        values["ended"] = f"{_when(task.ended_ms)}, after {(task.ended_ms - task.created_ms) / 1000:.1f} s"
+        values["ended"] = f"{when(task.ended_ms)}, after {(task.ended_ms - task.created_ms) / 1000:.1f} s"
     if task.result_hash:
         values["result"] = f"{task.result_hash} in block {task.block_height}"
     for name, digest in task.references.items():
@@ -195,8 +210,10 @@ def get(task_id: TaskId, profile: ProfileOption = None, as_json: JsonOption = Fa
 
 @app.command("list")
 def list_(
-    status: Annotated[str | None, typer.Option(help="Only this status, e.g. completed.")] = None,
-    challenge_type: Annotated[str, typer.Option("--type", help="Only this task type.")] = "",
+    status: Annotated[
+        str | None, typer.Option(help="Only this status, e.g. completed.", autocompletion=statuses)
+    ] = None,
+    challenge_type: Annotated[str, typer.Option("--type", help="Only this task type.", autocompletion=types)] = "",
     limit: Annotated[int, typer.Option(help="Tasks to show at most.", min=1, max=1000)] = 50,
     page_token: Annotated[str, typer.Option("--page-token", help="Where the page before ended.")] = "",
     profile: ProfileOption = None,
@@ -207,7 +224,7 @@ def list_(
         page = client.page(status, challenge_type, limit, page_token)
     rows = [
         (task.task_id, task.challenge_type, task.status, f"{task.jobs_settled}/{task.jobs_total}", task.reward,
-         _when(task.created_ms))
+         when(task.created_ms))
         for task in page.tasks
     ]  # fmt: skip
     text = output.table(("TASK", "TYPE", "STATUS", "JOBS", "CPC", "CREATED"), rows)
@@ -223,24 +240,46 @@ def watch(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Follow a task until it has ended. Exit status 1 unless it completed."""
+    """Follow a task and its jobs until it has ended. Exit status 1 unless it completed."""
+    from computemesh.cli.following import view
+
     events: list[TaskEvent] = []
     with connect(profile) as client, _naming(task_id, lambda: bool(events) and events[-1].task.ended):
-        for event in client.watch(task_id, cursor, timeout):
-            events.append(event)
-            if not as_json:
-                task = event.task
-                jobs = f"{task.jobs_settled}/{task.jobs_total} settled, {task.jobs_running} running"
-                line = f"{_when(event.time_ms)}  {event.cursor:>4}  {event.kind:<9} {task.status:<12} {jobs}"
-                sys.stdout.write(line + "\n")
-                sys.stdout.flush()
-        status = events[-1].task.status if events else client.get(task_id).status
+        with view(client) as show:
+            for event in client.watch(task_id, cursor, timeout):
+                events.append(event)
+                show(event)
+        task = events[-1].task if events else client.get(task_id)
     if not events and not as_json:
-        output.emit(None, f"task {task_id} is {status}; it has no events after {cursor}")
+        output.emit(None, f"task {task_id} is {task.status}; it has no events after {cursor}")
+    elif sys.stdout.isatty() and not as_json:
+        output.emit(None, describe(task))
     if as_json:
-        output.emit({"task_id": task_id, "status": status, "events": events})
-    if status != "completed":
+        output.emit({"task_id": task_id, "status": task.status, "events": events})
+    if task.status != "completed":
         raise typer.Exit(1)
+
+
+@app.command()
+def logs(
+    task_id: TaskId,
+    follow_: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task has ended.")] = False,
+    timeout: Annotated[float | None, typer.Option(help="With --follow: seconds at most.")] = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What happened to a task and each of its jobs, line by line: who had it, what failed and why."""
+    from computemesh.cli.following import Line, lines
+
+    found: list[Line] = []
+    with connect(profile) as client, _naming(task_id, lambda: False):
+        for line in lines(client, task_id, follow_, timeout):
+            found.append(line)
+            if not as_json:
+                output.emit(None, f"{when(line.time_ms)}  {line.source:<10} {line.text}")
+        status = client.get(task_id).status
+    if as_json:
+        output.emit({"task_id": task_id, "status": status, "lines": found})
 
 
 @app.command()

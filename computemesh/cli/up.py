@@ -223,6 +223,7 @@ try, in another terminal:
   {mesh} task submit synthetic matrix_size=2048 --reward 10.0 --wait
   {mesh} task list
   {mesh} worker list
+  {mesh} top
   {mesh} ledger supply
 logs are in {cluster.data / "logs"}; Ctrl-C stops everything""")
 

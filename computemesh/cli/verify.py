@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from computemesh.cli import output
-from computemesh.cli.options import JsonOption, ProfileOption, Root, find_profile
+from computemesh.cli.options import JsonOption, ProfileOption, Root, connect, find_profile
 
 if TYPE_CHECKING:
     from computemesh.client.profile import Profile
@@ -80,7 +80,7 @@ def _tlog_proof(task: str) -> TlogProof | None:
         return None
 
 
-def _verify_proof(proof: TlogProof, vkey: str | None, path: Path | None, replay: bool) -> None:
+def _verify_proof(proof: TlogProof, vkey: str | None, path: str | None, replay: bool) -> None:
     from computemesh.client.proofs import read_entry
     from computemesh.trust.checkpoint import log_origin
     from computemesh.trust.errors import InvalidArgument, NotFound
@@ -112,16 +112,14 @@ def _conclusion(consistent: bool, trusted: bool, allowed: bool) -> str:
     return "consistent, but not verified: give the log's key with --vkey, or --allow-unknown-log to accept"
 
 
-def _load(task: str, path: Path | None) -> tuple[Receipt, Profile | None]:
+def _load(task: str, path: str | None) -> tuple[Receipt, Profile | None]:
     """The receipt from a file or from the mesh, and the profile where there is one."""
-    from computemesh.client import Client
     from computemesh.trust.errors import InvalidArgument, NotFound
     from computemesh.trust.receipt import Receipt
 
     if re.fullmatch(r"[0-9a-f]{64}", task):
-        found = find_profile(path)
-        with Client(found, retry_for=3.0) as client:
-            return client.receipt(task), found
+        with connect(path) as client:
+            return client.receipt(task), client.profile
     try:
         receipt = Receipt.from_json(Path(task).read_bytes())
     except OSError as error:
@@ -134,7 +132,7 @@ def _load(task: str, path: Path | None) -> tuple[Receipt, Profile | None]:
         return receipt, None
 
 
-def _named(path: Path | None) -> bool:
+def _named(path: str | None) -> bool:
     """Whether this invocation names its profile, before or after the command or in the environment."""
     from computemesh.client.profile import VARIABLE
 

@@ -64,7 +64,7 @@ def join(
         "functions": [str(path.absolute()) for path in functions or []],
         "challenge_types": [one.strip() for one in types.split(",") if one.strip()],
     })  # fmt: skip
-    output.say(f"{_shown(called)} works for {orchestrator}; pay goes to {key.address} (key in {folder}); "
+    output.say(f"{shown(called)} works for {orchestrator}; pay goes to {key.address} (key in {folder}); "
                f"control on {control}")  # fmt: skip
     os.execv(sys.executable, [sys.executable, "-m", "worker", "--config", str(path)])
 
@@ -87,7 +87,7 @@ def list_(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
                 break
     now = time.time() * 1000
     rows = [
-        (_shown(one.capabilities.display_name) or "-", one.address, _status(one.status), _devices(one.capabilities),
+        (shown(one.capabilities.display_name) or "-", one.address, status(one.status), devices(one.capabilities),
          one.jobs_running, one.jobs_settled, one.jobs_wrong, one.jobs_late,
          f"{max(0.0, now - one.last_seen_ms) / 1000:.0f} s ago")
         for one in workers
@@ -97,22 +97,22 @@ def list_(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
                 output.table(columns, rows) if rows else "no workers")  # fmt: skip
 
 
-def _status(number: int) -> str:
+def status(number: int) -> str:
     from computemesh.client.model import enum_word
     from computemesh.v1 import orchestrator_pb2
 
     return enum_word(orchestrator_pb2.WorkerStatus, number, "WORKER_STATUS_")
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """What a worker calls itself, or its device, as one short piece of a line: whatever could steer a terminal, or
     look like another row, is written as an escape."""
     text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
     return text if len(text) <= NAME_SHOWN else text[: NAME_SHOWN - 2] + ".."
 
 
-def _devices(capabilities: Any) -> str:
-    kinds = [_shown(device.kind) for device in capabilities.devices]
+def devices(capabilities: Any) -> str:
+    kinds = [shown(device.kind) for device in capabilities.devices]
     return ", ".join(f"{kinds.count(kind)}x {kind}" if kinds.count(kind) > 1 else kind for kind in dict.fromkeys(kinds))
 
 

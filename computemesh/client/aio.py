@@ -5,17 +5,15 @@
 from __future__ import annotations
 
 import builtins
-import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import grpc
-
-from computemesh.client import receipts, results
+from computemesh.client import mapping, receipts, results
 from computemesh.client.artifacts import ArtifactInfo, AsyncArtifacts
-from computemesh.client.handle import AsyncTaskHandle
+from computemesh.client.connections import Connections
+from computemesh.client.handles import AsyncResult, AsyncTaskHandle
 from computemesh.client.model import (
     Account,
     Block,
@@ -28,25 +26,17 @@ from computemesh.client.model import (
     status_number,
     struct_of,
 )
-from computemesh.client.orders import Deadline, Wish
+from computemesh.client.orders import DEFAULT_REWARD, Deadline, Wish, price_within
 from computemesh.client.profile import Profile
-from computemesh.client.rpc import Pauses, Transport, meaning, signed_token
+from computemesh.client.programs import Program
+from computemesh.client.rpc import Interceptors, no_interceptors
+from computemesh.client.watching import watch
 from computemesh.service import tracing
-from computemesh.trust.errors import DeadlineExceeded, MeshError, Unauthenticated, Unavailable
+from computemesh.trust.errors import Unauthenticated
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.receipt import Check, Receipt, verify
-from computemesh.v1 import (
-    ledger_pb2,
-    ledger_pb2_grpc,
-    market_pb2,
-    market_pb2_grpc,
-    orchestrator_pb2,
-    orchestrator_pb2_grpc,
-    worker_pb2_grpc,
-)
+from computemesh.v1 import ledger_pb2, market_pb2, orchestrator_pb2
 
-STREAM_S = 60.0
-"""One watch stream lives at most this long and is then resumed, so that no wedged server holds a caller."""
 SEAL_S = 30.0
 
 
@@ -55,7 +45,8 @@ class AsyncClient:
 
     `profile` is a `Profile` or a path to one; without it and without `market` the usual places are searched (see
     `computemesh.client.profile`). `api_key` names an account the market holds; `key` signs orders itself. `timeout` and
-    `retry_for` are seconds, per call. Every method raises `computemesh.MeshError` or one of its kinds.
+    `retry_for` are seconds, per call; `interceptors(address)` see the calls to it. Every method raises
+    `computemesh.MeshError` or one of its kinds.
     """
 
     def __init__(
@@ -68,6 +59,7 @@ class AsyncClient:
         key: PrivateKey | None = None,
         timeout: float = 15.0,
         retry_for: float = 10.0,
+        interceptors: Interceptors = no_interceptors,
     ) -> None:
         if isinstance(profile, Profile):
             found = profile
@@ -76,13 +68,11 @@ class AsyncClient:
         else:
             found = Profile.discover(profile)
         self.profile = found
-        self._market_address = market or found.market
-        self._ledger_address = ledger or found.ledger
         own = api_key is None and key is None
         self.key = (found.key() if not found.api_key else None) if own else key
-        self._transport = Transport((found.api_key if own else api_key) or "", self.key, timeout, retry_for)
-        self._known: market_pb2.GetMarketResponse | None = None
-        self._clock_offset_ms = 0
+        self._mesh = Connections(
+            found, market or found.market, ledger or found.ledger, (found.api_key if own else api_key) or "", self.key,
+            timeout, retry_for, interceptors)  # fmt: skip
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -94,11 +84,11 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._transport.close()
+        await self._mesh.transport.close()
 
     def __repr__(self) -> str:
-        who = self.key.address if self.key else "anonymous" if self._transport.anonymous else "API key"
-        return f"{type(self).__name__}(market={self._market_address!r}, as={who!r})"
+        who = self.key.address if self.key else "anonymous" if self._mesh.transport.anonymous else "API key"
+        return f"{type(self).__name__}(market={self._mesh.market_address!r}, as={who!r})"
 
     # --- tasks -----------------------------------------------------------------------------------------------------
 
@@ -107,48 +97,78 @@ class AsyncClient:
         self,
         challenge_type: str,
         payload: Mapping[str, Any] | None = None,
-        reward: str = "10.0",
+        reward: str | None = None,
         deadline: Deadline = None,
         priority: int = 0,
         request_id: str | None = None,
+        max_cost: str | None = None,
     ) -> AsyncTaskHandle:
         """Publish a task and hold its reward; it exists when this returns.
 
-        `reward` is decimal CPC; `deadline` Unix seconds, a datetime, a timedelta from now, or None for one hour;
-        `priority` 0..9, 9 first. A `request_id` (UUID) of your own makes repeating this call the same task: with no
-        deadline (a client that signs needs a UUIDv7 then, its time + one hour is the deadline), or with the same
-        absolute one. Raises InvalidArgument, InsufficientFunds, Conflict, Unauthenticated.
+        `reward` is decimal CPC ("10.0"); `deadline` Unix seconds, a datetime, a timedelta from now, or None for one
+        hour; `priority` 0..9, 9 first. `max_cost` (decimal CPC) is the most you would pay: without a `reward` the
+        quoted price is held, and what costs more is refused before anything is held (CostLimit). A `request_id` (UUID)
+        of your own makes repeating this call the same task: with no deadline (a client that signs needs a UUIDv7 then,
+        its time + one hour is the deadline), or with the same absolute one. Raises InvalidArgument,
+        InsufficientFunds, Conflict, Unauthenticated.
         """
-        market = await self.market_info()
-        now_ms = self._now_ms()
-        signs = self.key is not None
-        wish = Wish.of(challenge_type, payload or {}, reward, deadline, priority, request_id, now_ms, signs)
+        if max_cost is not None:
+            reward = price_within(max_cost, reward or (await self.quote(challenge_type, payload)).price)
+        market = await self._mesh.market_info()
+        wish = Wish.of(challenge_type, payload or {}, DEFAULT_REWARD if reward is None else reward, deadline, priority,
+                       request_id, self._mesh.now_ms(), self.key is not None)  # fmt: skip
         if self.key is not None:
             request = wish.signed_request(self.key, bytes.fromhex(market.market_key), market.chain_id)
         else:
             request = wish.request()
-        reply = await self._market("CreateTask", request)
+        reply = await self._mesh.market("CreateTask", request)
         task = Task.of(reply.task)
         wish.check(task, market.chain_id, self.key)
         return AsyncTaskHandle(self, task)
+
+    async def attach(self, task_id: str) -> AsyncTaskHandle:
+        """The future of a task submitted before, by this process or another. Raises TaskNotFound, Unauthorized."""
+        return AsyncTaskHandle(self, await self.get(task_id))
 
     async def run(
         self,
         challenge_type: str,
         payload: Mapping[str, Any] | None = None,
-        reward: str = "10.0",
+        reward: str | None = None,
         deadline: Deadline = None,
         priority: int = 0,
         request_id: str | None = None,
         timeout: float | None = None,
-    ) -> Task:
-        """`submit`, then wait until the task has ended (`timeout` in seconds). Look at its `status`."""
-        handle = await self.submit(challenge_type, payload, reward, deadline, priority, request_id)
+        max_cost: str | None = None,
+    ) -> AsyncResult:
+        """`submit`, then wait until the task has ended (`timeout` in seconds). Look at its `status`; what reads the
+        result raises TaskFailed unless it completed."""
+        handle = await self.submit(challenge_type, payload, reward, deadline, priority, request_id, max_cost)
         return await handle.wait(timeout)
+
+    async def map(
+        self, function: mapping.Mapped, inputs: Iterable[Any], *, reward: str | None = None,
+        max_cost: str | None = None, timeout: float | None = None, progress: bool | None = None, **payload: Any,
+    ) -> builtins.list[Any]:  # fmt: skip
+        """A function's value for each input, in order, as one task.
+
+        `function` is the name of a function that workers offer, an `@expose`d one itself (then inputs and values are
+        its pydantic models, else dicts), or a `Program` (inputs and values are arrays, or tuples of arrays).
+        `reward` is the quoted price if absent, `max_cost` the most you would pay, `payload` more fields of the task
+        (`items_per_job`, `timeout_s`). `progress` shows a bar on stderr; if absent, where somebody watches. Raises
+        TaskFailed where an input is refused or the function fails.
+        """
+        return await mapping.run(self, function, [*inputs], reward, max_cost, timeout, progress, payload)
+
+    async def program(
+        self, function: Callable[..., Any] | str, input_shapes: str, *, exact: bool = False, **options: Any
+    ) -> Program:
+        """Export a JAX function (or "FILE.py:NAME") and store it; see `client.programs.push` for the options."""
+        return await Program.push(self, function, input_shapes, exact=exact, **options)
 
     async def get(self, task_id: str) -> Task:
         """A task of yours. Raises TaskNotFound, Unauthorized."""
-        return Task.of((await self._market("GetTask", market_pb2.GetTaskRequest(task_id=task_id))).task)
+        return Task.of((await self._mesh.market("GetTask", market_pb2.GetTaskRequest(task_id=task_id))).task)
 
     async def list(
         self, status: str | None = None, challenge_type: str = "", page_size: int = 0
@@ -171,7 +191,7 @@ class AsyncClient:
             challenge_type=challenge_type, limit=page_size, page_token=page_token
         )
         request.status = status_number(status)  # type: ignore[assignment]
-        reply = await self._market("ListTasks", request)
+        reply = await self._mesh.market("ListTasks", request)
         return Page(tuple(Task.of(task) for task in reply.tasks), reply.next_page_token, reply.total)
 
     async def watch(self, task_id: str, cursor: int = 0, timeout: float | None = None) -> AsyncIterator[TaskEvent]:
@@ -181,63 +201,29 @@ class AsyncClient:
         event there is none left: the iteration ends at once (asking for the status counts in `timeout`). Raises
         DeadlineExceeded after `timeout` seconds, Unavailable where the market stays away for longer than `retry_for`.
         """
-        until = None if timeout is None else time.monotonic() + timeout
-        pauses = Pauses(self._transport.retry_for)
-        while True:
-            left = STREAM_S if until is None else min(STREAM_S, until - time.monotonic())
-            if left <= 0:
-                raise DeadlineExceeded(
-                    f"task {task_id[:12]}.. had not ended after {timeout:g} s", metadata={"task_id": task_id}
-                )
-            failure: MeshError = Unavailable("the market closed the stream")
-            call = await self._open_watch(task_id, cursor, left)
-            silent = True
-            try:
-                async for event in call:
-                    silent = False
-                    cursor, pauses = event.cursor, Pauses(self._transport.retry_for)
-                    yield TaskEvent.of(event)
-                    if event.kind == market_pb2.TASK_EVENT_KIND_ENDED:
-                        return
-            except grpc.RpcError as error:
-                silent = False
-                failure = meaning(error, f"market at {self._market_address}")
-            finally:
-                call.cancel()
-            if silent and await self._has_ended(task_id, until):
-                return  # a stream that closes with nothing: the caller has seen the task's last event before
-            if isinstance(failure, DeadlineExceeded):
-                pauses = Pauses(self._transport.retry_for)  # our own limit on a quiet stream, not a failure
-            elif not isinstance(failure, Unavailable) or not await pauses.wait(failure):
-                raise failure
+        async for event in watch(self._mesh, task_id, cursor, timeout):
+            yield event
 
     async def cancel(self, task_id: str) -> Task:
         """End a task; what is unspent comes back. Raises InvalidState where it has ended in another way."""
-        return Task.of((await self._market("CancelTask", market_pb2.CancelTaskRequest(task_id=task_id))).task)
+        return Task.of((await self._mesh.market("CancelTask", market_pb2.CancelTaskRequest(task_id=task_id))).task)
 
     async def quote(self, challenge_type: str, payload: Mapping[str, Any] | None = None) -> Quote:
         """What a task would cost, without creating it. Raises InvalidArgument."""
         request = market_pb2.QuoteTaskRequest(challenge_type=challenge_type, payload=struct_of(payload or {}))
-        return Quote.of(await self._market("QuoteTask", request))
+        return Quote.of(await self._mesh.market("QuoteTask", request))
 
     async def market_info(self) -> market_pb2.GetMarketResponse:
         """Chain id, keys and task types of the market, asked once."""
-        if self._known is None:
-            stub = self._transport.stub(market_pb2_grpc.MarketServiceStub, self._market_address, "market")
-            peer = f"market at {self._market_address}"
-            known = await self._transport.call(stub.GetMarket, market_pb2.GetMarketRequest(), peer=peer)
-            self._clock_offset_ms = known.now_ms - time.time_ns() // 1_000_000
-            self._known = known
-        return self._known
+        return await self._mesh.market_info()
 
     # --- artifacts -------------------------------------------------------------------------------------------------
 
     @property
     def artifacts(self) -> AsyncArtifacts:
         """The artifacts of this account: put, get, read, stat, list, delete."""
-        return AsyncArtifacts(
-            lambda: self._transport.stub(lambda channel: channel, self._market_address, "market"),
-            self._credentials, f"market at {self._market_address}", self._transport.retry_for)
+        mesh = self._mesh
+        return AsyncArtifacts(mesh.market_channel, mesh.credentials, mesh.market_peer, mesh.transport.retry_for)
 
     async def put_artifact(self, source: Path | str | bytes, **options: Any) -> ArtifactInfo:
         """Store a file, a folder or bytes for tasks to read; see `AsyncArtifacts.put` for the options."""
@@ -254,7 +240,7 @@ class AsyncClient:
     async def register_model(self, model_id: str, artifact: str) -> Model:
         """Let payloads say `model_id` for an artifact (its digest). Raises NotFound, Unauthorized."""
         request = market_pb2.RegisterModelRequest(model_id=model_id, artifact=artifact)
-        return Model.of((await self._market("RegisterModel", request)).model)
+        return Model.of((await self._mesh.market("RegisterModel", request)).model)
 
     async def models(self) -> AsyncIterator[Model]:
         """Every registered name, page by page as you iterate."""
@@ -268,7 +254,7 @@ class AsyncClient:
 
     async def _pages(self, method: str, request: Any, field: str) -> AsyncIterator[Any]:
         while True:
-            reply = await self._market(method, request)
+            reply = await self._mesh.market(method, request)
             for item in getattr(reply, field):
                 yield item
             request.page_token = reply.next_page_token
@@ -326,13 +312,9 @@ class AsyncClient:
 
     async def ledger(self, method: str, request: Any, timeout: float | None = None) -> Any:
         """Any unary call of `LedgerService`, by name, with its request message."""
-        if not self._ledger_address:
-            self._ledger_address = (await self.market_info()).ledger_address
-        stub = self._transport.stub(ledger_pb2_grpc.LedgerServiceStub, self._ledger_address, "ledger")
-        peer = f"ledger at {self._ledger_address}"
-        return await self._transport.call(getattr(stub, method), request, peer=peer, timeout=timeout)
+        return await self._mesh.ledger(method, request, timeout)
 
-    # --- orchestrator ----------------------------------------------------------------------------------------------
+    # --- orchestrator and workers ----------------------------------------------------------------------------------
 
     async def orchestrator(
         self, method: str, request: Any, address: str | None = None, as_key: PrivateKey | None = None
@@ -341,32 +323,32 @@ class AsyncClient:
 
         `as_key` signs a token for the call. The API key is never sent: it is a secret between us and the market.
         """
-        address = address or self.profile.orchestrator
-        stub = self._transport.stub(orchestrator_pb2_grpc.OrchestratorServiceStub, address, "orchestrator")
-        peer = f"orchestrator at {address}"
-        metadata: tuple[tuple[str, str], ...] = ()
-        if as_key is not None:
-            metadata = (("authorization", f"Bearer {signed_token(as_key, await self._chain())}"),)
-        return await self._transport.call(getattr(stub, method), request, metadata, peer=peer)
+        return await self._mesh.orchestrator(method, request, address, as_key)
+
+    async def jobs(self, task: Task) -> builtins.list[orchestrator_pb2.JobState]:
+        """How each job of a task is, from the orchestrator that has it; none while it waits for one."""
+        found: builtins.list[orchestrator_pb2.JobState] = []
+        token = ""
+        while task.orchestrator_address:
+            request = orchestrator_pb2.ListJobsRequest(task_id=task.task_id, page_size=1000, page_token=token)
+            reply = await self._mesh.orchestrator("ListJobs", request, task.orchestrator_address)
+            found += reply.jobs
+            token = reply.next_page_token
+            if not token:
+                break
+        return found
 
     async def transcript(self, task_id: str, job: int, address: str) -> orchestrator_pb2.AuditTranscript:
         """How a job's result was audited, from the orchestrator at `address`. Raises NotFound."""
         request = orchestrator_pb2.GetAuditTranscriptRequest(task_id=task_id, job=job)
         reply: orchestrator_pb2.AuditTranscript = (
-            await self.orchestrator("GetAuditTranscript", request, address)
+            await self._mesh.orchestrator("GetAuditTranscript", request, address)
         ).transcript
         return reply
 
     async def worker(self, method: str, request: Any, address: str) -> Any:
         """Any unary call of `WorkerService`, by name, at a worker's control HOST:PORT."""
-        stub = self._transport.stub(worker_pb2_grpc.WorkerServiceStub, address, "worker")
-        return await self._transport.call(getattr(stub, method), request, peer=f"worker at {address}")
-
-    # --- inside ----------------------------------------------------------------------------------------------------
-
-    def _now_ms(self) -> int:
-        """The market's clock: deadlines are judged by it."""
-        return time.time_ns() // 1_000_000 + self._clock_offset_ms
+        return await self._mesh.worker(method, request, address)
 
     async def _proven(self, task_id: str) -> tuple[builtins.list[ledger_pb2.ProvenResult], str]:
         """All results of a task with their proofs, and the checkpoint these lead to."""
@@ -379,26 +361,3 @@ class AsyncClient:
             token = reply.next_page_token
             if not token:
                 return proven, reply.checkpoint.note
-
-    async def _credentials(self) -> tuple[tuple[str, str], ...]:
-        return self._transport.credentials(await self._chain() if self.key else "")
-
-    async def _chain(self) -> str:
-        return self.profile.chain_id or (await self.market_info()).chain_id
-
-    async def _has_ended(self, task_id: str, until: float | None) -> bool:
-        """Whether a task has ended, asked before `until` (monotonic seconds). Raises DeadlineExceeded, Unavailable."""
-        left = None if until is None else min(self._transport.timeout, max(until - time.monotonic(), 0.001))
-        reply = await self._market("GetTask", market_pb2.GetTaskRequest(task_id=task_id), left)
-        return Task.of(reply.task).ended
-
-    async def _market(self, method: str, request: Any, timeout: float | None = None) -> Any:
-        stub = self._transport.stub(market_pb2_grpc.MarketServiceStub, self._market_address, "market")
-        peer = f"market at {self._market_address}"
-        credentials = await self._credentials()
-        return await self._transport.call(getattr(stub, method), request, credentials, peer=peer, timeout=timeout)
-
-    async def _open_watch(self, task_id: str, cursor: int, timeout: float) -> Any:
-        stub = self._transport.stub(market_pb2_grpc.MarketServiceStub, self._market_address, "market")
-        request = market_pb2.WatchTaskRequest(task_id=task_id, cursor=cursor)
-        return stub.WatchTask(request, timeout=timeout, metadata=await self._credentials())

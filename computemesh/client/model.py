@@ -12,6 +12,7 @@ from typing import Any
 
 from google.protobuf import json_format, struct_pb2
 
+from computemesh.client import html
 from computemesh.trust.digest import payload_digest
 from computemesh.trust.errors import InvalidArgument
 from computemesh.v1 import ledger_pb2, market_pb2
@@ -163,6 +164,12 @@ class Task:
             f" {self.jobs_settled}/{self.jobs_total} jobs, {self.reward} CPC)"
         )
 
+    def _repr_html_(self) -> str:
+        values = {"task": self.task_id, "status": f"{self.status} {self.status_detail}",
+                  "jobs": f"{self.jobs_settled} of {self.jobs_total} settled", "reward": f"{self.reward} CPC",
+                  **{f"file {file.name}": f"{file.media_type}, {file.size:,} bytes" for file in self.artifacts}}
+        return html.pairs(self.challenge_type, values) + html.bar(self.jobs_settled, self.jobs_total)
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -171,6 +178,11 @@ class Page:
     tasks: tuple[Task, ...]
     next_page_token: str
     total: int
+
+    def _repr_html_(self) -> str:
+        rows = [(task.task_id[:12], task.challenge_type, task.status, f"{task.jobs_settled}/{task.jobs_total}",
+                 task.reward) for task in self.tasks]  # fmt: skip
+        return html.table(("task", "type", "status", "jobs", "CPC"), rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ from computemesh.client.ids import request_id_bytes
 from computemesh.client.model import Task, struct_of
 from computemesh.trust.amount import parse_cpc
 from computemesh.trust.digest import payload_digest
-from computemesh.trust.errors import InvalidArgument, InvalidProof
+from computemesh.trust.errors import CostLimit, InvalidArgument, InvalidProof
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.statement import Order, challenge_type_hash
 from computemesh.v1 import market_pb2
 
 DEFAULT_LIFE_S = 3600
+DEFAULT_REWARD = "10.0"
 OPEN = 0
 """The deadline of a request that leaves it to the market, as the wire has it."""
 Deadline = int | datetime.datetime | datetime.timedelta | None
@@ -112,6 +113,14 @@ class Wish:
 
 def _refuse(field: str, problem: str) -> InvalidArgument:
     return InvalidArgument(f"{field} {problem}", violations=[(field, problem)])
+
+
+def price_within(max_cost: str, price: str) -> str:
+    """The price, where it is no more than `max_cost` (both decimal CPC). Raises CostLimit, InvalidArgument."""
+    if parse_cpc(price) > parse_cpc(max_cost, "max_cost"):
+        raise CostLimit(f"the task costs {price} CPC, the most to be paid is {max_cost} CPC; nothing was held",
+                        metadata={"price": price, "max_cost": max_cost})  # fmt: skip
+    return price
 
 
 def deadline_of(request_id: bytes) -> int:

@@ -1,12 +1,14 @@
 """Where a client finds its market and who it is there: a small TOML file.
 
-Looked for in this order: the path given, $COMPUTEMESH_PROFILE, ./data/profile.toml (what `mesh up` writes), and
-~/.config/computemesh/profile.toml.
+Looked for in this order: the one given, $COMPUTEMESH_PROFILE, ./data/profile.toml (what `mesh up` writes), the one in
+use (`mesh profile use NAME`), and ~/.config/computemesh/profile.toml. Given is a file, or the name of one in
+~/.config/computemesh/profiles.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -16,6 +18,37 @@ from computemesh.trust.errors import InvalidArgument, NotFound
 from computemesh.trust.identity import PrivateKey
 
 VARIABLE = "COMPUTEMESH_PROFILE"
+LOCAL = Path("data/profile.toml")
+TABLES = ("addresses", "workers")
+KEY_FILES = ("key_file", "authority_key_file", "operator_key_file")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def home() -> Path:
+    """The folder with the profiles of this user."""
+    return Path("~/.config/computemesh").expanduser()
+
+
+def named(name: str) -> Path:
+    """The file of a profile's name. Raises InvalidArgument where it cannot be one."""
+    if not _NAME.fullmatch(name):
+        problem = f"{name[:80]!r} must be 1 to 64 letters, digits, '_' or '-'"
+        raise InvalidArgument(f"the profile's name {problem}", violations=[("name", problem)])
+    return home() / "profiles" / f"{name}.toml"
+
+
+def in_use() -> str:
+    """The name that `mesh profile use` chose; empty text where none is."""
+    try:
+        return (home() / "current").read_text("utf-8").strip()
+    except OSError:
+        return ""
+
+
+def locate(given: Path | str) -> Path:
+    """The file that a name or path stands for: a name only where no such file lies here."""
+    path = Path(given)
+    return named(str(given)) if _NAME.fullmatch(str(given)) and not path.is_file() else path
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,26 +90,29 @@ class Profile:
         for name, value in raw.items():
             if name not in known:
                 raise InvalidArgument(f"the profile {path} has the unknown field {name!r}; known: {', '.join(known)}")
-            if not isinstance(value, dict if name in ("addresses", "workers") else str):
+            if not isinstance(value, dict if name in TABLES else str):
                 raise InvalidArgument(f"{name} in the profile {path} has the wrong type")
-        for name in ("key_file", "authority_key_file", "operator_key_file"):
+        for name in KEY_FILES:
             if raw.get(name):
                 raw[name] = str(path.parent / Path(raw[name]).expanduser())
         return cls(**raw, path=str(path))
 
     @classmethod
     def discover(cls, path: Path | str | None = None, environ: Mapping[str, str] = os.environ) -> Profile:
-        """The profile at `path`, else the first that exists. Raises NotFound that says what to do."""
+        """The profile at `path` (or of that name), else the first that exists. Raises NotFound that says what to do."""
         if path is not None:
-            return cls.load(path)
+            return cls.load(locate(path))
         if environ.get(VARIABLE):
-            return cls.load(environ[VARIABLE])
-        places = (Path("data/profile.toml"), Path("~/.config/computemesh/profile.toml").expanduser())
-        for place in places:
-            if place.exists():
-                return cls.load(place)
+            return cls.load(locate(environ[VARIABLE]))
+        if LOCAL.exists():
+            return cls.load(LOCAL)
+        if used := in_use():
+            return cls.load(named(used))
+        last = home() / "profile.toml"
+        if last.exists():
+            return cls.load(last)
         raise NotFound(
-            f"no profile found (looked at ${VARIABLE}, {', '.join(map(str, places))}): "
+            f"no profile found (looked at ${VARIABLE}, {LOCAL}, `mesh profile use`, {last}): "
             "start a local mesh with `mesh up`, or name a profile with --profile",
             reason="PROFILE_NOT_FOUND",
         )

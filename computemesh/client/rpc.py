@@ -8,7 +8,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
@@ -25,15 +25,28 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
 
 
+Interceptors = Callable[[str], Sequence[grpc.aio.ClientInterceptor]]
+"""What sees the calls of the channel to an address, HOST:PORT."""
+
+
+def no_interceptors(address: str) -> Sequence[grpc.aio.ClientInterceptor]:
+    """Nobody."""
+    return ()
+
+
 class Transport:
     """One channel per address, and who calls.
 
     `timeout`: seconds a unary call may take, retries included. `retry_for`: of these, how long a call is repeated
     while the service cannot be reached. Every unary call of this package is safe to repeat: reads, and writes that
-    carry an id made here.
+    carry an id made here. `interceptors` see the calls of every channel.
     """
 
-    def __init__(self, api_key: str, key: PrivateKey | None, timeout: float, retry_for: float) -> None:
+    def __init__(
+        self, api_key: str, key: PrivateKey | None, timeout: float, retry_for: float,
+        interceptors: Interceptors = no_interceptors,
+    ) -> None:  # fmt: skip
+        self._interceptors = interceptors
         self.timeout, self.retry_for = timeout, retry_for
         if not (api_key.isascii() and api_key.isprintable()):
             problem = "must be printable ASCII on one line, as it was given out"  # never the key itself
@@ -47,7 +60,7 @@ class Transport:
         if not address:
             raise InvalidArgument(f"the address of the {role} is not known: name it in the profile")
         if address not in self._channels:
-            self._channels[address] = dial(address)
+            self._channels[address] = dial(address, interceptors=self._interceptors(address))
         return make(self._channels[address])
 
     @property

@@ -2,66 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
-import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-from computemesh.client.aio import AsyncClient, AsyncTaskHandle
+from computemesh.client.aio import AsyncClient
 from computemesh.client.artifacts import ArtifactInfo
+from computemesh.client.blocking import Loop, Result, TaskHandle
+from computemesh.client.mapping import Mapped
 from computemesh.client.model import Account, Block, Function, Model, Page, Quote, Task, TaskEvent
 from computemesh.client.orders import Deadline
 from computemesh.client.profile import Profile
+from computemesh.client.programs import Program
+from computemesh.client.rpc import Interceptors, no_interceptors
 from computemesh.trust.errors import InvalidState
 from computemesh.trust.identity import PrivateKey
 from computemesh.trust.receipt import Check, Receipt
 from computemesh.v1 import ledger_pb2, market_pb2, orchestrator_pb2
-
-T = TypeVar("T")
-
-
-class _Loop:
-    """An event loop in a daemon thread, and the bridge to it."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="computemesh-client", daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._loop.is_closed():
-            work.close()
-            raise InvalidState("the client is closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:  # Ctrl-C while waiting must end the call too
-            future.cancel()
-            raise
-
-    def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
-        async def one() -> tuple[T] | None:
-            try:
-                return (await anext(source),)
-            except StopAsyncIteration:
-                return None
-
-        try:
-            while (item := self.run(one())) is not None:
-                yield item[0]
-        finally:
-            close = getattr(source, "aclose", None)
-            if close is not None and not self._loop.is_closed():
-                self.run(close())
-
-    def close(self) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
 
 
 class Client:
@@ -80,11 +39,13 @@ class Client:
         key: PrivateKey | None = None,
         timeout: float = 15.0,
         retry_for: float = 10.0,
+        interceptors: Interceptors = no_interceptors,
     ) -> None:
         self._async = AsyncClient(
-            profile, market=market, ledger=ledger, api_key=api_key, key=key, timeout=timeout, retry_for=retry_for
-        )
-        self._loop = _Loop()
+            profile, market=market, ledger=ledger, api_key=api_key, key=key, timeout=timeout, retry_for=retry_for,
+            interceptors=interceptors,
+        )  # fmt: skip
+        self._loop = Loop()
         self.profile = self._async.profile
         self.key = self._async.key
 
@@ -111,31 +72,50 @@ class Client:
         self,
         challenge_type: str,
         payload: Mapping[str, Any] | None = None,
-        reward: str = "10.0",
+        reward: str | None = None,
         deadline: Deadline = None,
         priority: int = 0,
         request_id: str | None = None,
+        max_cost: str | None = None,
     ) -> TaskHandle:
         """Publish a task and hold its reward; see `AsyncClient.submit`."""
         handle = self._loop.run(
-            self._async.submit(challenge_type, payload, reward, deadline, priority, request_id)
+            self._async.submit(challenge_type, payload, reward, deadline, priority, request_id, max_cost)
         )
         return TaskHandle(handle, self._loop)
+
+    def attach(self, task_id: str) -> TaskHandle:
+        """The future of a task submitted before, by this process or another. Raises TaskNotFound, Unauthorized."""
+        return TaskHandle(self._loop.run(self._async.attach(task_id)), self._loop)
 
     def run(
         self,
         challenge_type: str,
         payload: Mapping[str, Any] | None = None,
-        reward: str = "10.0",
+        reward: str | None = None,
         deadline: Deadline = None,
         priority: int = 0,
         request_id: str | None = None,
         timeout: float | None = None,
-    ) -> Task:
-        """`submit`, then wait until the task has ended (`timeout` in seconds). Look at its `status`."""
-        return self._loop.run(
-            self._async.run(challenge_type, payload, reward, deadline, priority, request_id, timeout)
-        )
+        max_cost: str | None = None,
+    ) -> Result:
+        """`submit`, then wait until the task has ended (`timeout` in seconds). Look at its `status`; what reads the
+        result raises TaskFailed unless it completed."""
+        return self.submit(challenge_type, payload, reward, deadline, priority, request_id, max_cost).wait(timeout)
+
+    def map(
+        self, function: Mapped, inputs: Iterable[Any], *, reward: str | None = None, max_cost: str | None = None,
+        timeout: float | None = None, progress: bool | None = None, **payload: Any,
+    ) -> builtins.list[Any]:  # fmt: skip
+        """A function's value for each input, in order, as one task; see `AsyncClient.map`."""
+        return self._loop.run(self._async.map(
+            function, inputs, reward=reward, max_cost=max_cost, timeout=timeout, progress=progress, **payload))
+
+    def program(
+        self, function: Callable[..., Any] | str, input_shapes: str, *, exact: bool = False, **options: Any
+    ) -> Program:
+        """Export a JAX function (or "FILE.py:NAME") and store it; see `client.programs.push` for the options."""
+        return self._loop.run(self._async.program(function, input_shapes, exact=exact, **options))
 
     def get(self, task_id: str) -> Task:
         """A task of yours. Raises TaskNotFound, Unauthorized."""
@@ -251,46 +231,10 @@ class Client:
         """Any unary call of `WorkerService`, by name, at a worker's control HOST:PORT."""
         return self._loop.run(self._async.worker(method, request, address))
 
+    def jobs(self, task: Task) -> builtins.list[orchestrator_pb2.JobState]:
+        """How each job of a task is, from the orchestrator that has it; none while it waits for one."""
+        return self._loop.run(self._async.jobs(task))
+
     def transcript(self, task_id: str, job: int, address: str) -> orchestrator_pb2.AuditTranscript:
         """How a job's result was audited, from the orchestrator at `address`. Raises NotFound."""
         return self._loop.run(self._async.transcript(task_id, job, address))
-
-
-class TaskHandle:
-    """A submitted task. `task` is what was last heard of it."""
-
-    def __init__(self, handle: AsyncTaskHandle, loop: _Loop) -> None:
-        self._async, self._loop = handle, loop
-
-    @property
-    def task(self) -> Task:
-        """What was last heard of the task."""
-        return self._async.task
-
-    @property
-    def task_id(self) -> str:
-        """The digest of the order, 64 hexadecimal characters."""
-        return self._async.task_id
-
-    def watch(self, timeout: float | None = None) -> Iterator[TaskEvent]:
-        """Events not seen yet, up to the terminal one."""
-        return self._loop.iterate(self._async.watch(timeout))
-
-    def wait(self, timeout: float | None = None) -> Task:
-        """The task once it has ended. Raises DeadlineExceeded after `timeout` seconds."""
-        return self._loop.run(self._async.wait(timeout))
-
-    def refresh(self) -> Task:
-        """Ask the market how the task is now."""
-        return self._loop.run(self._async.refresh())
-
-    def cancel(self) -> Task:
-        """End the task; see `AsyncClient.cancel`."""
-        return self._loop.run(self._async.cancel())
-
-    def receipt(self) -> Receipt:
-        """The completed task's receipt; see `AsyncClient.receipt`."""
-        return self._loop.run(self._async.receipt())
-
-    def __repr__(self) -> str:
-        return repr(self._async).removeprefix("Async")

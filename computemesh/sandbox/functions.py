@@ -56,7 +56,7 @@ def describe() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def call(one: Exposed, data: bytes) -> bytes:
+def call(one: Exposed[Any, Any], data: bytes) -> bytes:
     """Validate, call, validate: the result's canonical bytes. Raises Refused with the reason."""
     from pydantic import ValidationError
 
@@ -69,9 +69,7 @@ def call(one: Exposed, data: bytes) -> bytes:
     except Exception as error:
         raise Refused("FAILED", f"{one.name} failed: {type(error).__name__}: {error}") from None
     try:
-        # Again, from plain values: a function may build its model without validation, or return another.
-        plain = answer.model_dump(mode="json") if hasattr(answer, "model_dump") else answer
-        result = canonical(one.gives.model_validate(plain).model_dump(mode="json"))
+        result = canonical(one.answered(answer))
     except (ValidationError, ValueError, TypeError) as error:
         problems = _problems(error) if isinstance(error, ValidationError) else str(error)
         raise Refused("RESULT", f"{one.name} returned what its own schema does not allow: {problems}") from None

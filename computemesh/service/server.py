@@ -42,14 +42,16 @@ _CLIENT = [
 ]
 
 
-def dial(address: str, *, own_connection: bool = False) -> grpc.aio.Channel:
+def dial(
+    address: str, *, own_connection: bool = False, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
+) -> grpc.aio.Channel:
     """A channel to HOST:PORT with the options every part of the mesh uses.
 
     Channels of one process to one address share a connection; `own_connection` does not, so that a transfer of
     gigabytes neither delays the heartbeats beside it nor takes their streams.
     """
     options = [*_CLIENT, ("grpc.use_local_subchannel_pool", 1)] if own_connection else _CLIENT
-    return grpc.aio.insecure_channel(address, options=options, interceptors=tracing.interceptors())
+    return grpc.aio.insecure_channel(address, options=options, interceptors=[*interceptors, *tracing.interceptors()])
 
 
 def build_server(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -104,9 +104,11 @@ def begin(name: str, parent: str, attributes: Attributes) -> Opened | None:
     return Opened(name, parent, attributes) if parent and on() else None
 
 
-def rooted(name: str) -> Callable[[Callable[P, Awaitable[R]]], Callable[P, Awaitable[R]]]:
+def rooted(
+    name: str,
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
     """A span around each call of an async function: the root of a trace, unless the caller has one already."""
-    def wrap(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+    def wrap(function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
         @wraps(function)
         async def call(*args: P.args, **kwargs: P.kwargs) -> R:
             with _tracer().start_as_current_span(name):

@@ -97,6 +97,13 @@ class InvalidState(MeshError):
     reason = "INVALID_STATE"
 
 
+class TaskFailed(InvalidState):
+    """The task ended in another way than completed: it failed, expired or was cancelled."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "TASK_FAILED"
+
+
 class TaskExpired(InvalidState):
     """The task's deadline has passed."""
 
@@ -123,6 +130,13 @@ class InsufficientFunds(InvalidState):
 
     status = "FAILED_PRECONDITION"
     reason = "INSUFFICIENT_FUNDS"
+
+
+class CostLimit(InvalidState):
+    """The price is above what the caller would pay at most; nothing was held."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "COST_LIMIT"
 
 
 class Unauthorized(MeshError):

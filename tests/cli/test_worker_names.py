@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from computemesh.cli.worker import NAME_SHOWN, _shown
+from computemesh.cli import worker
+from computemesh.cli.worker import NAME_SHOWN
 
 
 @pytest.mark.parametrize(
@@ -19,11 +20,11 @@ from computemesh.cli.worker import NAME_SHOWN, _shown
     ],
 )
 def test_what_could_steer_a_terminal_is_escaped(name: str, shown: str) -> None:
-    assert _shown(name) == shown
+    assert worker.shown(name) == shown
 
 
 def test_a_long_name_is_cut() -> None:
-    assert _shown("x" * 32) == "x" * 32
+    assert worker.shown("x" * 32) == "x" * 32
     for name in ("x" * 33, "\x1b" * 64):
-        assert len(_shown(name)) == NAME_SHOWN
-        assert _shown(name).isprintable()
+        assert len(worker.shown(name)) == NAME_SHOWN
+        assert worker.shown(name).isprintable()
