@@ -18,9 +18,11 @@ PROTOS := $(wildcard proto/computemesh/v1/*.proto) proto/buf/validate/validate.p
 PROTO_VENV := build/proto-venv
 PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(PROTO_VENV)/bin/protoc-gen-mypy
 
-.PHONY: help setup run-cluster demo demo-all test test-clients test-long test-kill golden check check-proto check-docs docs
-.PHONY: proto baseline bench bench-dispatch bench-verify bench-gpu bench-ledger bench-artifacts bench-peers bench-scale
-.PHONY: bench-worker clean
+DESCRIPTORS := --descriptor_set_out=build/contracts.binpb --include_imports --include_source_info $(PROTOS)
+
+.PHONY: help setup run-cluster demo demo-all test test-clients test-long test-kill test-rest golden check check-proto
+.PHONY: check-docs docs proto baseline bench bench-dispatch bench-verify bench-gpu bench-ledger bench-artifacts bench-peers
+.PHONY: bench-scale bench-worker sim-market screenshots clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +32,7 @@ setup: $(STAMP) $(TOOLS)  ## make the virtual environment and install everything
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the mesh into $(VENV)$(if $(EXTRA), (with $(EXTRA:,=)))"
-	@$(PIP) -e '.$(if $(EXTRA),[$(EXTRA:,=)])'
+	@$(PIP) -e '.[$(EXTRA)edge]'
 	@touch $@
 
 # What tests, checks and benchmarks need besides; the references (torch, transformers, mitsuba) are large.
@@ -98,12 +100,14 @@ build/node_modules: deploy/buf/package.json
 	@mkdir -p build && cp deploy/buf/package.json build/ && cd build && npm install --silent --no-audit --no-fund --no-package-lock
 	@touch $@
 
-check-proto: build/node_modules $(PROTO_VENV)  ## buf lint, buf breaking, and regenerating changes nothing
+check-proto: build/node_modules $(PROTO_VENV) $(STAMP)  ## buf lint, buf breaking, and regenerating changes nothing
 	build/node_modules/.bin/buf lint
 	build/node_modules/.bin/buf breaking --against deploy/buf/baseline.binpb
 	@rm -rf build/generated && mkdir -p build/generated
 	@$(PROTOC) --python_out=build/generated --grpc_python_out=build/generated --mypy_out=quiet:build/generated $(PROTOS)
+	@$(PROTOC) $(DESCRIPTORS) && $(BIN)/python -m edge.openapi build/contracts.binpb > build/openapi.json
 	@diff -r -x __pycache__ -x __init__.py build/generated/computemesh/v1 computemesh/v1 && diff -r -x __pycache__ build/generated/buf buf \
+	  && diff build/openapi.json docs/openapi.json \
 	  && echo "generated code is up to date"
 
 $(PROTO_VENV): Makefile
@@ -111,8 +115,9 @@ $(PROTO_VENV): Makefile
 	  grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.6.0 setuptools==80.9.0
 	@touch $@
 
-proto: $(PROTO_VENV)  ## generate computemesh/v1 from the contracts
+proto: $(PROTO_VENV) $(STAMP)  ## generate computemesh/v1 and docs/openapi.json from the contracts
 	$(PROTOC) --python_out=. --grpc_python_out=. --mypy_out=quiet:. $(PROTOS)
+	@$(PROTOC) $(DESCRIPTORS) && $(BIN)/python -m edge.openapi build/contracts.binpb > docs/openapi.json
 
 # The reference as the contracts say it now, in build/.
 build/reference.md: $(PROTOS) docs/make_reference.py $(STAMP) $(PROTO_VENV)
@@ -163,6 +168,14 @@ bench-peers: $(TOOLS) $(PEERS)  ## ours among Ray, Dask, Celery, NATS JetStream 
 
 bench-scale: $(TOOLS)  ## ten thousand idle workers; the scheduler among many tasks and workers
 	@$(BIN)/python -m bench.scale
+sim-market: $(TOOLS)  ## cheating fleets against the ledger's rules: detected, their profit, honest workers slashed
+	@$(BIN)/python -m bench.sim_market
+
+test-rest: $(TOOLS) $(DEBIAN)  ## 2,000 Schemathesis cases against the REST API of a live mesh
+	@$(BIN)/python -m pytest tests/edge/test_openapi.py -s
+
+screenshots: $(TOOLS) $(DEBIAN)  ## pictures of the web page from a live mesh into docs/images
+	@$(BIN)/python -m tests.page.screenshots docs/images
 
 clean:  ## remove what was built (not the data)
 	rm -rf $(VENV) build *.egg-info

@@ -68,6 +68,10 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
             ledger_address=self._config.ledger, ledger_vkey=await self._engine.ledger.vkey(),
             now_ms=self._engine.clock())
 
+    async def GetCaller(self, request: market_pb2.GetCallerRequest, context: Context) -> market_pb2.GetCallerResponse:
+        caller = self._callers.identify(context, self._engine.clock())
+        return market_pb2.GetCallerResponse(address=caller.address, market_held=caller.account is not None)
+
     async def CreateTask(
         self, request: market_pb2.CreateTaskRequest, context: Context
     ) -> market_pb2.CreateTaskResponse:

@@ -21,8 +21,8 @@ Mesh = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Ledger, market, orchestrator and two workers on free ports. Tests leave it running as they found it."""
-    with Cluster(tmp_path_factory.mktemp("cluster"), workers=2, port_base=0) as running:
+    """Ledger, market, orchestrator, two workers and an edge on free ports. Tests leave it running as they found it."""
+    with Cluster(tmp_path_factory.mktemp("cluster"), workers=2, port_base=0, edge_port=0) as running:
         yield running
 
 

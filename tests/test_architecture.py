@@ -28,8 +28,9 @@ MAY = {
     "orchestrator": {"orchestrator", "computemesh.workloads", *SHELL},
     "worker": {"worker", "computemesh.workloads", *SHELL},
     "ledger": {"ledger", *SHELL},
+    "edge": {"edge", *SHELL},
 }
-OWN = ("computemesh", *SERVICES)
+OWN = ("computemesh", "edge", *SERVICES)
 
 
 def sources(room: str) -> list[Path]:

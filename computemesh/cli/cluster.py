@@ -28,7 +28,7 @@ from computemesh.cli.plan import Node, Plan, prepare, taken
 from computemesh.client.profile import Profile
 from computemesh.trust.errors import InvalidArgument, InvalidState, Unavailable
 
-STOP_ORDER = (("worker",), ("orchestrator",), ("market",), ("ledger",))
+STOP_ORDER = (("edge",), ("worker",), ("orchestrator",), ("market",), ("ledger",))
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 STEADY_S = 30.0
 """A child alive for this long has recovered: its next restart waits the shortest time again."""
@@ -40,7 +40,8 @@ class Cluster:
     """The processes of one cluster folder.
 
     `port_base`: None = stored or default ports (7101..), 0 = free ones, else the first port. `host`: where other
-    machines reach the services, None = as stored, this machine only at first. `overrides`: config
+    machines reach the services, None = as stored, this machine only at first. `edge_port`: None = no edge (REST and the
+    web page), 0 = stored or default port (7104), else its port. `overrides`: config
     values per process name ("worker" means all). `supervise`: restart children that die by themselves. `notice`:
     told each thing people should know. `start_timeout_s`, `stop_timeout_s`: per process.
     """
@@ -52,6 +53,7 @@ class Cluster:
         *,
         port_base: int | None = None,
         host: str | None = None,
+        edge_port: int | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         supervise: bool = False,
         fund: bool = True,
@@ -60,10 +62,10 @@ class Cluster:
         stop_timeout_s: float = 12.0,
     ) -> None:
         self.data = Path(data).absolute()
-        self.workers = workers
+        self.workers, self.edge = workers, edge_port is not None
         self.notice = notice
         self.start_timeout_s, self.stop_timeout_s = start_timeout_s, stop_timeout_s
-        self._port_base, self._host, self._overrides = port_base, host, overrides
+        self._port_base, self._host, self._edge_port, self._overrides = port_base, host, edge_port, overrides
         self._supervise, self._fund = supervise, fund
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._started: dict[str, float] = {}
@@ -94,7 +96,7 @@ class Cluster:
 
     @property
     def names(self) -> list[str]:
-        """ledger, market, orchestrator, worker-1, ..."""
+        """ledger, market, orchestrator, worker-1, ..., edge"""
         return list(self.plan.nodes)
 
     @property
@@ -131,7 +133,7 @@ class Cluster:
         self._take_lock()
         try:
             self._plan = prepare(self.data, self.workers, self._port_base, self._overrides, self._host,
-                                 _refuse_taken_ports)  # fmt: skip
+                                 _refuse_taken_ports, self._edge_port)  # fmt: skip
             for name in self.names:
                 progress(name, "starting")
                 self._spawn(name)

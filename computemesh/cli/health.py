@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 from typing import Any
 
 import grpc
@@ -12,6 +13,8 @@ from computemesh.v1 import worker_pb2, worker_pb2_grpc
 
 def ready(module: str, address: str, timeout_s: float) -> bool:
     """Whether the service at HOST:PORT serves; a worker must also be connected to its orchestrator."""
+    if module == "edge":
+        return _answers(address, timeout_s)
     options = [("grpc.use_local_subchannel_pool", 1)]  # a shared one would remember the refusals before the start
     with grpc.insecure_channel(address, options=options) as channel:
         try:
@@ -25,3 +28,18 @@ def ready(module: str, address: str, timeout_s: float) -> bool:
         except grpc.RpcError:
             return False
     return bool(worker.worker.status == worker_pb2.WORKER_AGENT_STATUS_CONNECTED)
+
+
+def _answers(address: str, timeout_s: float) -> bool:
+    """Whether an HTTP server listens on HOST:PORT; behind TLS it may answer with an alert, and is there."""
+    connection = http.client.HTTPConnection(address, timeout=timeout_s)
+    try:
+        connection.request("GET", "/")
+        connection.getresponse()
+    except http.client.HTTPException:
+        return True
+    except OSError:
+        return False
+    finally:
+        connection.close()
+    return True

@@ -2,6 +2,7 @@
 
     data/keys/*.key          secrets, 64 hexadecimal characters each, mode 0600
     data/<service>.toml      one configuration per process; values already there are kept
+    data/edge/envoy.json     Envoy's configuration, made at each start
     data/worker-N/           a worker's own folder: its key, nonce and configuration
     data/profile.toml        what a client needs, found by the `mesh` command
     data/logs/*.log          what each process wrote
@@ -26,6 +27,7 @@ from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument, InvalidState
 from computemesh.trust.identity import PrivateKey
 
+ROOT = Path(__file__).resolve().parents[2]
 CHAIN_ID = "computemesh-local"
 HOST = "127.0.0.1"
 PORT_BASE = 7101
@@ -34,6 +36,9 @@ API_KEY_NAME = "dev"
 DRAIN_TIMEOUT_MS = 8_000
 """How long a local worker finishes what it holds; below the cluster's stop timeout, so that it leaves in order."""
 SERVICES = ("ledger", "market", "orchestrator")
+EDGE = "edge"
+EDGE_PORT = 3
+"""The edge's port, counted from the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,24 +169,35 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InvalidArgument(f"{path} is not TOML: {error}") from None
 
 
-def _addresses(data: Path, workers: list[str], port_base: int | None, host: str | None) -> dict[str, str]:
+def _addresses(
+    data: Path, workers: list[str], port_base: int | None, host: str | None, edge_port: int | None
+) -> dict[str, str]:
     """Where each process is reached: free ports for 0, the stored or default ports for None, else from the base.
-    Services are reached at `host` (None: the stored one), the workers' control ports from this machine only."""
-    names = [*SERVICES, *workers]
+    Services are reached at `host` (None: the stored one), the workers' control ports from this machine only.
+    `edge_port` None: there is no edge, 0: its port is chosen like the others'."""
+    names = [*SERVICES, *workers, *([] if edge_port is None else [EDGE])]
     stored = {name: read_toml(_config_path(data, name)).get("control_listen" if name in workers else "listen", "")
               for name in names}
     public = host or str(read_toml(_config_path(data, "orchestrator")).get("advertise", f"{HOST}:0")).rpartition(":")[0]
     hosts = {name: HOST if name in workers else public for name in names}
     if port_base == 0:
-        return {name: f"{hosts[name]}:{port}" for name, port in zip(names, free_ports(len(names)), strict=True)}
+        numbers = free_ports(len(names))
+        return _at(hosts, numbers, edge_port)
     base = PORT_BASE if port_base is None else port_base
     numbers = [*range(base, base + 3), *range(base + 10, base + 10 + len(workers))]
     if base < 1 or numbers[-1] > 65535:
         raise InvalidArgument(f"--port-base is {base}, must be 1..{65535 - 10 - len(workers)}, or 0 for free ports")
+    numbers += [] if edge_port is None else [base + EDGE_PORT]
     if port_base is None:
         numbers = [_port(_config_path(data, name), stored[name], number)
                    for name, number in zip(names, numbers, strict=True)]  # fmt: skip
-    return {name: f"{hosts[name]}:{number}" for name, number in zip(names, numbers, strict=True)}
+    return _at(hosts, numbers, edge_port)
+
+
+def _at(hosts: Mapping[str, str], numbers: list[int], edge_port: int | None) -> dict[str, str]:
+    """HOST:PORT by name; `hosts` and `numbers` have one order."""
+    ports = dict(zip(hosts, numbers, strict=True)) | ({EDGE: edge_port} if edge_port else {})
+    return {name: f"{hosts[name]}:{port}" for name, port in ports.items()}
 
 
 def _metrics(data: Path, address: Mapping[str, str], port_base: int | None) -> dict[str, str]:
@@ -219,19 +235,21 @@ def _config_path(data: Path, name: str) -> Path:
 def prepare(
     data: Path, workers: int, port_base: int | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None,
     host: str | None = None, check: Callable[[Mapping[str, str]], None] = lambda addresses: None,
+    edge_port: int | None = None,
 ) -> Plan:
     """Create or complete the cluster folder `data` and say what it holds.
 
     `port_base` None keeps stored ports (7101.. at first), 0 takes free ones. `host` is where other machines reach the
     services; None keeps what is stored (this machine only at first). `overrides` are configuration values per
     process name; "worker" means every worker. `check` hears where each process will be reached before anything is
-    written, and may raise. Values already in a configuration are kept, addresses and overrides
-    excepted. Raises InvalidArgument, InvalidState where a stored file contradicts another.
+    written, and may raise. `edge_port` is the edge's, 0 as stored or next to the others, None for no edge. Values
+    already in a configuration are kept, addresses and overrides excepted. Raises InvalidArgument, InvalidState where a
+    stored file contradicts another.
     """
     data = data.absolute()
     names = [f"worker-{number}" for number in range(1, workers + 1)]
-    address = _addresses(data, names, port_base, host)
-    shown = _metrics(data, address, port_base)
+    address = _addresses(data, names, port_base, host, edge_port)
+    shown = _metrics(data, {name: at for name, at in address.items() if name != EDGE}, port_base)
     check({**address, **{f"{name} metrics": at for name, at in shown.items() if at}})
     first_run = not (data / "keys" / "market.key").exists()
     data.mkdir(parents=True, exist_ok=True)
@@ -244,7 +262,7 @@ def prepare(
     configs = _configs(data, keys, address, names, api_key)
     for name, at in shown.items():
         configs[name]["metrics_listen"] = at
-    moved = {"metrics_listen", "listen", "control_listen", "advertise", "ledger", "market", "orchestrator"}
+    moved = {"metrics_listen", "listen", "control_listen", "advertise", *SERVICES, "api_key_file"}
     for name, planned in configs.items():
         path = _config_path(data, name)
         stored = read_toml(path)
@@ -257,9 +275,7 @@ def prepare(
     account = tagged(
         "computemesh.v1/api-account", keys["market"].secret + hashlib.sha256(API_KEY_NAME.encode()).digest()
     )
-    nodes = {
-        name: Node(name, name.split("-")[0], _config_path(data, name), address[name]) for name in (*SERVICES, *names)
-    }
+    nodes = {name: Node(name, name.split("-")[0], _config_path(data, name), address[name]) for name in address}
     return Plan(data, nodes, keys, api_key, PrivateKey.from_bytes(account), first_run)
 
 
@@ -299,5 +315,14 @@ def _configs(
             "orchestrator": address["orchestrator"], "data_dir": str(data / name),
             "control_listen": address[name], "display_name": name, "platform": "",
             "drain_timeout_ms": DRAIN_TIMEOUT_MS,
+        }  # fmt: skip
+    if EDGE in address:
+        local = _listen(address[EDGE]) == address[EDGE]
+        configs[EDGE] = {
+            "listen": _listen(address[EDGE]), "advertise": address[EDGE], "data_dir": str(data / EDGE),
+            **{name: address[name] for name in SERVICES}, "page": str(ROOT / "dashboard"),
+            "openapi": str(ROOT / "docs" / "openapi.json"),
+            # Who reaches this machine's loopback may use its API key; nobody else may.
+            "api_key_file": str(data / "keys" / "api.key") if local else "",
         }  # fmt: skip
     return configs

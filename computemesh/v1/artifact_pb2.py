@@ -23,9 +23,10 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63omputemesh/v1/artifact.proto\x12\x0e\x63omputemesh.v1\x1a\x1b\x62uf/validate/validate.proto\"r\n\x08\x41rtifact\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nmedia_type\x18\x04 \x01(\t\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\"o\n\x15UploadArtifactRequest\x12:\n\x0b\x64\x65\x63laration\x18\x01 \x01(\x0b\x32#.computemesh.v1.ArtifactDeclarationH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x94\x01\n\x13\x41rtifactDeclaration\x12%\n\x06\x64igest\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x30\n\nmedia_type\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^([!-~]+/[ -~]+)?$\x12\x16\n\x04name\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"T\n\x16UploadArtifactResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12*\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x18.computemesh.v1.Artifact\"`\n\x17\x44ownloadArtifactRequest\x12%\n\x06\x64igest\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"7\n\x18\x44ownloadArtifactResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"<\n\x13StatArtifactRequest\x12%\n\x06\x64igest\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"B\n\x14StatArtifactResponse\x12*\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x18.computemesh.v1.Artifact\"S\n\x14ListArtifactsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"l\n\x15ListArtifactsResponse\x12+\n\tartifacts\x18\x01 \x03(\x0b\x32\x18.computemesh.v1.Artifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\x03\">\n\x15\x44\x65leteArtifactRequest\x12%\n\x06\x64igest\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"\x18\n\x16\x44\x65leteArtifactResponse2\xf9\x03\n\x0f\x41rtifactService\x12\x63\n\x0eUploadArtifact\x12%.computemesh.v1.UploadArtifactRequest\x1a&.computemesh.v1.UploadArtifactResponse(\x01\x30\x01\x12g\n\x10\x44ownloadArtifact\x12\'.computemesh.v1.DownloadArtifactRequest\x1a(.computemesh.v1.DownloadArtifactResponse0\x01\x12Y\n\x0cStatArtifact\x12#.computemesh.v1.StatArtifactRequest\x1a$.computemesh.v1.StatArtifactResponse\x12\\\n\rListArtifacts\x12$.computemesh.v1.ListArtifactsRequest\x1a%.computemesh.v1.ListArtifactsResponse\x12_\n\x0e\x44\x65leteArtifact\x12%.computemesh.v1.DeleteArtifactRequest\x1a&.computemesh.v1.DeleteArtifactResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63omputemesh/v1/artifact.proto\x12\x0e\x63omputemesh.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\"r\n\x08\x41rtifact\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x12\n\nmedia_type\x18\x04 \x01(\t\x12\x12\n\ncreated_ms\x18\x05 \x01(\x03\x12\x12\n\nexpires_ms\x18\x06 \x01(\x03\"o\n\x15UploadArtifactRequest\x12:\n\x0b\x64\x65\x63laration\x18\x01 \x01(\x0b\x32#.computemesh.v1.ArtifactDeclarationH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\x94\x01\n\x13\x41rtifactDeclaration\x12%\n\x06\x64igest\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x30\n\nmedia_type\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17\x18\x80\x01\x32\x12^([!-~]+/[ -~]+)?$\x12\x16\n\x04name\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"T\n\x16UploadArtifactResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12*\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x18.computemesh.v1.Artifact\"`\n\x17\x44ownloadArtifactRequest\x12%\n\x06\x64igest\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"7\n\x18\x44ownloadArtifactResponse\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"<\n\x13StatArtifactRequest\x12%\n\x06\x64igest\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"B\n\x14StatArtifactResponse\x12*\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32\x18.computemesh.v1.Artifact\"S\n\x14ListArtifactsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"l\n\x15ListArtifactsResponse\x12+\n\tartifacts\x18\x01 \x03(\x0b\x32\x18.computemesh.v1.Artifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\x03\">\n\x15\x44\x65leteArtifactRequest\x12%\n\x06\x64igest\x18\x01 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$\"\x18\n\x16\x44\x65leteArtifactResponse2\xed\x04\n\x0f\x41rtifactService\x12\x63\n\x0eUploadArtifact\x12%.computemesh.v1.UploadArtifactRequest\x1a&.computemesh.v1.UploadArtifactResponse(\x01\x30\x01\x12\x8c\x01\n\x10\x44ownloadArtifact\x12\'.computemesh.v1.DownloadArtifactRequest\x1a(.computemesh.v1.DownloadArtifactResponse\"#\x82\xd3\xe4\x93\x02\x1d\x12\x1b/artifacts/{digest}/content0\x01\x12v\n\x0cStatArtifact\x12#.computemesh.v1.StatArtifactRequest\x1a$.computemesh.v1.StatArtifactResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/artifacts/{digest}\x12p\n\rListArtifacts\x12$.computemesh.v1.ListArtifactsRequest\x1a%.computemesh.v1.ListArtifactsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/artifacts\x12|\n\x0e\x44\x65leteArtifact\x12%.computemesh.v1.DeleteArtifactRequest\x1a&.computemesh.v1.DeleteArtifactResponse\"\x1b\x82\xd3\xe4\x93\x02\x15*\x13/artifacts/{digest}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,30 +49,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTARTIFACTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\002'
   _globals['_DELETEARTIFACTREQUEST'].fields_by_name['digest']._loaded_options = None
   _globals['_DELETEARTIFACTREQUEST'].fields_by_name['digest']._serialized_options = b'\272H\022r\0202\016^[0-9a-f]{64}$'
-  _globals['_ARTIFACT']._serialized_start=78
-  _globals['_ARTIFACT']._serialized_end=192
-  _globals['_UPLOADARTIFACTREQUEST']._serialized_start=194
-  _globals['_UPLOADARTIFACTREQUEST']._serialized_end=305
-  _globals['_ARTIFACTDECLARATION']._serialized_start=308
-  _globals['_ARTIFACTDECLARATION']._serialized_end=456
-  _globals['_UPLOADARTIFACTRESPONSE']._serialized_start=458
-  _globals['_UPLOADARTIFACTRESPONSE']._serialized_end=542
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=544
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=640
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=642
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=697
-  _globals['_STATARTIFACTREQUEST']._serialized_start=699
-  _globals['_STATARTIFACTREQUEST']._serialized_end=759
-  _globals['_STATARTIFACTRESPONSE']._serialized_start=761
-  _globals['_STATARTIFACTRESPONSE']._serialized_end=827
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=829
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=912
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=914
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=1022
-  _globals['_DELETEARTIFACTREQUEST']._serialized_start=1024
-  _globals['_DELETEARTIFACTREQUEST']._serialized_end=1086
-  _globals['_DELETEARTIFACTRESPONSE']._serialized_start=1088
-  _globals['_DELETEARTIFACTRESPONSE']._serialized_end=1112
-  _globals['_ARTIFACTSERVICE']._serialized_start=1115
-  _globals['_ARTIFACTSERVICE']._serialized_end=1620
+  _globals['_ARTIFACTSERVICE'].methods_by_name['DownloadArtifact']._loaded_options = None
+  _globals['_ARTIFACTSERVICE'].methods_by_name['DownloadArtifact']._serialized_options = b'\202\323\344\223\002\035\022\033/artifacts/{digest}/content'
+  _globals['_ARTIFACTSERVICE'].methods_by_name['StatArtifact']._loaded_options = None
+  _globals['_ARTIFACTSERVICE'].methods_by_name['StatArtifact']._serialized_options = b'\202\323\344\223\002\025\022\023/artifacts/{digest}'
+  _globals['_ARTIFACTSERVICE'].methods_by_name['ListArtifacts']._loaded_options = None
+  _globals['_ARTIFACTSERVICE'].methods_by_name['ListArtifacts']._serialized_options = b'\202\323\344\223\002\014\022\n/artifacts'
+  _globals['_ARTIFACTSERVICE'].methods_by_name['DeleteArtifact']._loaded_options = None
+  _globals['_ARTIFACTSERVICE'].methods_by_name['DeleteArtifact']._serialized_options = b'\202\323\344\223\002\025*\023/artifacts/{digest}'
+  _globals['_ARTIFACT']._serialized_start=108
+  _globals['_ARTIFACT']._serialized_end=222
+  _globals['_UPLOADARTIFACTREQUEST']._serialized_start=224
+  _globals['_UPLOADARTIFACTREQUEST']._serialized_end=335
+  _globals['_ARTIFACTDECLARATION']._serialized_start=338
+  _globals['_ARTIFACTDECLARATION']._serialized_end=486
+  _globals['_UPLOADARTIFACTRESPONSE']._serialized_start=488
+  _globals['_UPLOADARTIFACTRESPONSE']._serialized_end=572
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=574
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=670
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=672
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=727
+  _globals['_STATARTIFACTREQUEST']._serialized_start=729
+  _globals['_STATARTIFACTREQUEST']._serialized_end=789
+  _globals['_STATARTIFACTRESPONSE']._serialized_start=791
+  _globals['_STATARTIFACTRESPONSE']._serialized_end=857
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=859
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=942
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=944
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=1052
+  _globals['_DELETEARTIFACTREQUEST']._serialized_start=1054
+  _globals['_DELETEARTIFACTREQUEST']._serialized_end=1116
+  _globals['_DELETEARTIFACTRESPONSE']._serialized_start=1118
+  _globals['_DELETEARTIFACTRESPONSE']._serialized_end=1142
+  _globals['_ARTIFACTSERVICE']._serialized_start=1145
+  _globals['_ARTIFACTSERVICE']._serialized_end=1766
 # @@protoc_insertion_point(module_scope)

@@ -939,6 +939,36 @@ class GetMarketResponse(google.protobuf.message.Message):
 global___GetMarketResponse = GetMarketResponse
 
 @typing.final
+class GetCallerRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___GetCallerRequest = GetCallerRequest
+
+@typing.final
+class GetCallerResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: builtins.int
+    MARKET_HELD_FIELD_NUMBER: builtins.int
+    address: builtins.str
+    """Account in the ledger, `cpc1...`."""
+    market_held: builtins.bool
+    """The caller has an API key: the market holds the account's key and signs for it."""
+    def __init__(
+        self,
+        *,
+        address: builtins.str = ...,
+        market_held: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "market_held", b"market_held"]) -> None: ...
+
+global___GetCallerResponse = GetCallerResponse
+
+@typing.final
 class CreateTaskRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -41,6 +41,11 @@ class MarketServiceStub(object):
                 request_serializer=computemesh_dot_v1_dot_market__pb2.GetMarketRequest.SerializeToString,
                 response_deserializer=computemesh_dot_v1_dot_market__pb2.GetMarketResponse.FromString,
                 _registered_method=True)
+        self.GetCaller = channel.unary_unary(
+                '/computemesh.v1.MarketService/GetCaller',
+                request_serializer=computemesh_dot_v1_dot_market__pb2.GetCallerRequest.SerializeToString,
+                response_deserializer=computemesh_dot_v1_dot_market__pb2.GetCallerResponse.FromString,
+                _registered_method=True)
         self.CreateTask = channel.unary_unary(
                 '/computemesh.v1.MarketService/CreateTask',
                 request_serializer=computemesh_dot_v1_dot_market__pb2.CreateTaskRequest.SerializeToString,
@@ -150,6 +155,13 @@ class MarketServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCaller(self, request, context):
+        """Whose account the caller's tasks are paid from. No status codes of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateTask(self, request, context):
         """Holds the money, then creates the task. The task id is the digest of the order, so repeating a request is safe:
         the same request_id with the same content answers with the same task.
@@ -173,7 +185,7 @@ class MarketServiceServicer(object):
         """What the caller's account declares on the ledger: stake, contest, vote, confirm, retract, delegate, pool, model, ...
         and `transfer`. For an API key the market signs; whoever has a key signs, and could as well go to the ledger, but
         the market then learns of it late. INVALID_ARGUMENT: unknown kind, wrong body. FAILED_PRECONDITION or
-        PERMISSION_DENIED with the ledger's reason where it refuses, e.g. RETRACT_TOO_EARLY, INSUFFICIENT_FUNDS, PAUSED.
+        PERMISSION_DENIED with the ledger's reason where it refuses, e.g. TOO_EARLY, INSUFFICIENT_FUNDS, PAUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -309,6 +321,11 @@ def add_MarketServiceServicer_to_server(servicer, server):
                     request_deserializer=computemesh_dot_v1_dot_market__pb2.GetMarketRequest.FromString,
                     response_serializer=computemesh_dot_v1_dot_market__pb2.GetMarketResponse.SerializeToString,
             ),
+            'GetCaller': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCaller,
+                    request_deserializer=computemesh_dot_v1_dot_market__pb2.GetCallerRequest.FromString,
+                    response_serializer=computemesh_dot_v1_dot_market__pb2.GetCallerResponse.SerializeToString,
+            ),
             'CreateTask': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateTask,
                     request_deserializer=computemesh_dot_v1_dot_market__pb2.CreateTaskRequest.FromString,
@@ -434,6 +451,33 @@ class MarketService(object):
             '/computemesh.v1.MarketService/GetMarket',
             computemesh_dot_v1_dot_market__pb2.GetMarketRequest.SerializeToString,
             computemesh_dot_v1_dot_market__pb2.GetMarketResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCaller(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/computemesh.v1.MarketService/GetCaller',
+            computemesh_dot_v1_dot_market__pb2.GetCallerRequest.SerializeToString,
+            computemesh_dot_v1_dot_market__pb2.GetCallerResponse.FromString,
             options,
             channel_credentials,
             insecure,

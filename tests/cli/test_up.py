@@ -1,14 +1,17 @@
-"""`mesh up`: what it exits with, and that a second start does not pay again."""
+"""`mesh up`: what it exits with, that a second start does not pay again, and its edge."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+
+from computemesh.cli.plan import free_ports, taken
 
 Mesh = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -42,20 +45,26 @@ def test_interrupted_before_the_first_task_is_status_1(mesh_process: Start, tmp_
 
 
 def test_a_second_start_finds_the_first_and_pays_for_no_other(mesh_process: Start, tmp_path: Path) -> None:
-    first = mesh_process("up", "--once", "--port-base", "0", "--workers", "1")
+    first = mesh_process("up", "--once", "--no-edge", "--port-base", "0", "--workers", "1")
     _, said = first.communicate(timeout=240)
     assert first.returncode == 0, said
+    assert not (tmp_path / "data" / "edge.toml").exists()
     (receipt,) = (tmp_path / "data" / "receipts").iterdir()
-    second = mesh_process("up", "--workers", "1")
+    (port,) = free_ports(1)
+    second = mesh_process("up", "--workers", "1", "--edge-port", str(port))
     lines: list[str] = []
     assert second.stderr is not None
     for line in second.stderr:
         lines.append(line)
         if "Ctrl-C stops everything" in line:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as page:
+                assert b"<title>computemesh</title>" in page.read()
             second.send_signal(signal.SIGTERM)
     assert second.wait(60) == 0
     text = "".join(lines)
     assert "accounts, 1 tasks of yours" in text
     assert receipt.name in text
+    assert f"look at it: http://127.0.0.1:{port}/" in text
+    assert not taken(f"127.0.0.1:{port}")
     assert "mesh up --demo" in text
     assert len([*receipt.parent.iterdir()]) == 1

@@ -1,0 +1,41 @@
+"""What an edge is told at its start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_REQUEST_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Config:
+    """One edge. Addresses are HOST:PORT.
+
+    `advertise` is where clients reach it, `listen` what it binds. `data_dir` is where Envoy's configuration is written.
+    `page` is the folder of the web page, `openapi` the file of the OpenAPI document; empty: none. It answers to
+    `advertise`, `hosts` (names without port) and this machine's own; "*" is any. Requests that a page of another origin
+    makes are refused, unless the origin is in `cors_origins`.
+    """
+
+    data_dir: str
+    market: str
+    ledger: str
+    orchestrator: str
+    listen: str = "127.0.0.1:7104"
+    page: str = ""
+    openapi: str = ""
+    advertise: str = "127.0.0.1:7104"
+    hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    # File of the API key that is sent for requests without credentials: only for an edge that nobody else reaches.
+    api_key_file: str = ""
+    # PEM files; both or none.
+    tls_certificate: str = ""
+    tls_key: str = ""
+    max_connections: int = 1024
+    # Per connection.
+    max_streams: int = 128
+    # Calls at once to each service; more are answered UNAVAILABLE.
+    max_calls: int = 1024
+    max_request_bytes: int = MAX_REQUEST_BYTES
+    threads: int = 1
