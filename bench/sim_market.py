@@ -287,7 +287,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     print(f"{options.fleet} workers, {options.rounds} jobs each at most, {UNITS} units a job, k {FULL_SAMPLE} down to "
-          f"8 by reputation; stake {format_cpc(STAKE)} CPC, a job pays {REWARD / 4 / CPC} CPC and costs {COST:.0%} of it")
+          f"8 by reputation; stake {format_cpc(STAKE)} CPC, a job pays {REWARD / 4 / CPC} CPC, costs {COST:.0%} of it")
     print(f"{'strategy':<32}{'cheats':>7}{'lies':>7}{'caught':>8}{'profit of a cheat':>19}{'of an honest':>14}"
           f"{'honest slashed':>16}{'units audited':>15}")
     found = []
