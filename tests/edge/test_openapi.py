@@ -22,7 +22,8 @@ def judged(url: str, folder: Path, phases: str, examples: int) -> int:
     """How many cases passed; every other outcome fails with Schemathesis' own report."""
     done = subprocess.run(
         [str(PROGRAM), "run", f"{url}/openapi.json", "--checks", CHECKS,
-         *(option for name in ENDLESS for option in ("--exclude-operation-id", name)), "--phases", phases, "--max-examples", str(examples), "--warnings", "off", "--request-timeout", "60",
+         *(option for name in ENDLESS for option in ("--exclude-operation-id", name)), "--phases", phases,
+         "--max-examples", str(examples), "--warnings", "off", "--request-timeout", "60",
          "--suppress-health-check", "all", "--no-color"],
         capture_output=True, text=True, cwd=folder, check=False)  # fmt: skip
     assert done.returncode == 0, done.stdout[:12000] + done.stderr[-2000:]
