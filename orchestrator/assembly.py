@@ -18,6 +18,7 @@ from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import ledger_pb2, ledger_pb2_grpc, market_pb2
 from orchestrator import events as e
 from orchestrator import service, settlement, store
+from orchestrator.accusations import Accusations
 from orchestrator.audits import Audits
 from orchestrator.beacons import Beacons
 from orchestrator.config import Config
@@ -115,6 +116,7 @@ async def run(config: Config) -> None:
     )  # fmt: skip
     runtime.submitter, runtime.standing = Submitter(runtime), Standing(runtime)
     runtime.beacons = Beacons(runtime, config.beacon_epoch_ms)
+    runtime.accusations = Accusations(runtime)
     advertised = config.advertise or f"{config.listen.rsplit(':', 1)[0]}:{port}"
     runtime.dispatch = Dispatch(runtime, advertised)
     for row in outcomes:
@@ -124,7 +126,8 @@ async def run(config: Config) -> None:
     for tx_id, body in pending:
         runtime.spawn(runtime.submitter.send(tx_id, body))
     for part in (runtime.submitter.run(), runtime.submitter.follow_blocks(), runtime.dispatch.run(), runtime.ticks(),
-                 runtime.outputs.run(), runtime.standing.run(), runtime.beacons.run()):
+                 runtime.outputs.run(), runtime.standing.run(), runtime.beacons.run(),
+                 runtime.accusations.run()):
         runtime.spawn(part)
     stop = asyncio.Event()
     servers.stop_on_signals(stop)

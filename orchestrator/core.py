@@ -13,7 +13,7 @@ from typing import Any
 from computemesh.trust.identity import address_of
 from orchestrator import events as e
 from orchestrator import judging
-from orchestrator.model import TRANSITIONS, Cause, Job, Lease, Task, Trouble, Worker
+from orchestrator.model import TRANSITIONS, Batch, Cause, Job, Lease, Task, Trouble, Worker
 from orchestrator.state import (
     POISON_ATTEMPTS,
     POISON_PAUSE_MS,
@@ -173,17 +173,21 @@ def _leave(state: State, worker: Worker, now_ms: int, why: str, *, blame: bool, 
     worker.leases.clear()
     for lease, batch, position, _ in worker.challenged.values():
         void(batch, position, out)
-        _unanswered(state, worker, lease, now_ms, out)
+        _unanswered(state, worker, lease, (batch, position), now_ms, out)
     worker.challenged.clear()
 
 
-def _unanswered(state: State, worker: Worker, lease: Lease, now_ms: int, out: e.Effects) -> None:
-    """A challenge went without an answer: another worker gets the job first, and three times bar this one from it."""
+def _unanswered(
+    state: State, worker: Worker, lease: Lease, of: tuple[Batch, int], now_ms: int, out: e.Effects
+) -> None:
+    """A challenge went without an answer: another worker gets the job first. The third time bars this one from it, and
+    it is accused: once is a crash."""
     worker.record.late += 1
     trouble = lost(state, lease, now_ms, "a challenge was not answered in time", out)
     times = trouble.unanswered[worker.key] = trouble.unanswered.get(worker.key, 0) + 1
     if times >= UNANSWERED_LIMIT:
         trouble.wrong_by.add(worker.key)
+        out.work.append(e.Accuse(*of, bytes(32)))
     else:
         trouble.avoid[worker.key] = now_ms + state.limits.opening_timeout_ms
 
@@ -331,7 +335,7 @@ def _time_out(state: State, worker: Worker, now_ms: int, out: e.Effects) -> None
     for lease_id in late:
         lease, batch, position, _ = worker.challenged.pop(lease_id)
         void(batch, position, out)
-        _unanswered(state, worker, lease, now_ms, out)
+        _unanswered(state, worker, lease, (batch, position), now_ms, out)
     if late:
         out.send.append(e.SendVerdicts(worker.session, e.LATE, late))
 

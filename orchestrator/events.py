@@ -385,9 +385,18 @@ class ComputeRoot:
     tx_id: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Accuse:
+    """The commitment at `position` failed its audit; `transcript` is its digest, zeros where nothing was answered."""
+
+    batch: Batch
+    position: int
+    transcript: bytes
+
+
 Persist = SaveTask | SaveBatch | SaveJudgement | SaveResult | SaveAnswer | SaveOutcome | CloseTask
 Send = SendJobs | SendChallenges | SendVerdicts | SendRevokes | CloseStream | DrawSeed | SaveOutcome
-Work = Recompute | CheckOpening | Discard | Submit | FetchResult | ComputeRoot
+Work = Recompute | CheckOpening | Discard | Submit | FetchResult | ComputeRoot | Accuse
 
 
 def binding(effect: Send) -> bool:

@@ -173,6 +173,7 @@ def judged(state: State, event: e.Judged, now_ms: int, out: e.Effects) -> None:
         else:
             wrong.append(lease.id)
             _wrong(state, batch, lease, now_ms, out)
+            out.work.append(e.Accuse(batch, position, proof))
     if part.positions:
         record.streak = 0
         state.unsettled.append(part)

@@ -27,6 +27,7 @@ from orchestrator.state import Limits
 from orchestrator.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from orchestrator.accusations import Accusations
     from orchestrator.beacons import Beacons
     from orchestrator.dispatch import Dispatch
     from orchestrator.outputs import Outputs
@@ -61,6 +62,7 @@ class Runtime:
     submitter: Submitter
     standing: Standing
     beacons: Beacons
+    accusations: Accusations
 
     def __init__(
         self, config: Config, key: PrivateKey, core: Core, group: GroupCommit, ledger: ledger_pb2_grpc.LedgerServiceStub
@@ -240,6 +242,9 @@ class Runtime:
     def _discard(self, work: e.Discard) -> None:
         self.spawn(self.outputs.discard(work.key, work.uploaded))
 
+    def _accuse(self, work: e.Accuse) -> None:
+        self.accusations.take(work)
+
     def _submit(self, work: e.Submit) -> None:
         self.submitter.take(work)
 
@@ -260,4 +265,5 @@ _WORK: dict[type[Any], Callable[[Runtime, Any], None]] = {
     e.ComputeRoot: Runtime._root,
     e.FetchResult: Runtime._fetch,
     e.Submit: Runtime._submit,
+    e.Accuse: Runtime._accuse,
 }

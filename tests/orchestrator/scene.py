@@ -42,6 +42,7 @@ class Scene:
         self.closed: dict[int, str] = {}
         self.outcomes: dict[bytes, e.SaveOutcome] = {}
         self.persisted: list[object] = []
+        self.accused: list[tuple[bytes, int, bytes]] = []
         self.audits: list[e.Recompute | e.CheckOpening] = []
         self.submitted: list[e.Submit] = []
         self.discarded: list[tuple[bytes, bytes]] = []
@@ -77,6 +78,8 @@ class Scene:
                 self.do(e.Rooted(work.task_id, merkle.root([merkle.leaf_hash(work.results)]), work.height or 1))
             elif isinstance(work, e.Discard):
                 self.discarded += [(work.key, digest) for digest in work.uploaded if digest]
+            elif isinstance(work, e.Accuse):
+                self.accused.append((work.batch.key, work.position, work.transcript))
             elif isinstance(work, e.FetchResult):
                 self.do(e.ResultKnown(work.task_id, work.job, bytes([9]) * 32, 5))
             else:
