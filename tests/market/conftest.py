@@ -11,10 +11,16 @@ from tests.market.toy_ledger import ToyLedger, serve
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+def lease_ms() -> int:
+    """How long an orchestrator may be silent; a module whose orchestrators live to the end gives them longer."""
+    return 1000
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, lease_ms: int) -> AsyncIterator[Bench]:
     ledger = ToyLedger(CHAIN)
     server, port = await serve(ledger)
-    bench = Bench(tmp_path / "market", ledger, f"127.0.0.1:{port}")
+    bench = Bench(tmp_path / "market", ledger, f"127.0.0.1:{port}", lease_ms=lease_ms)
     ledger.balances[bench.alice.address] = 100_000_000
     ledger.balances[bench.bob.address] = 3_200_000
     await bench.start()

@@ -42,6 +42,11 @@ async def listed(bench: Bench, **values: object) -> pb.ListFunctionsResponse:
 
 
 @pytest.fixture
+def lease_ms() -> int:
+    return 30_000
+
+
+@pytest.fixture
 async def offering(bench: Bench) -> AsyncIterator[Offering]:
     """`await offering(...)`: an orchestrator, alive to the test's end, whose workers offer these; the market knows."""
     beating = []
