@@ -80,7 +80,7 @@ demo-all: $(DEMO)  ## one task of every type over two CPU workers; answers and r
 	@exec $(BIN)/python -m examples.demo_all --output demo
 
 test: $(TOOLS) $(DEBIAN) build/node_modules  ## run the tests (what the CI runs)
-	@$(BIN)/python -m pytest -m 'not long'
+	@$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile
 
 test-clients: $(TOOLS) $(DEBIAN) $(COMPILERS)  ## the examples in other languages: clients and a worker
 	@$(BIN)/python -m pytest tests/client/test_node.py tests/client/test_node_worker.py tests/client/test_cpp.py
