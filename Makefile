@@ -83,7 +83,8 @@ test: $(TOOLS) $(DEBIAN) build/node_modules  ## run the tests (what the CI runs)
 	@$(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile
 
 test-clients: $(TOOLS) $(DEBIAN) $(COMPILERS)  ## the examples in other languages: clients and a worker
-	@$(BIN)/python -m pytest tests/client/test_node.py tests/client/test_node_worker.py tests/client/test_cpp.py
+	@$(BIN)/python -m pytest tests/client/test_curl.py tests/client/test_node.py \
+	  tests/client/test_node_worker.py tests/client/test_cpp.py tests/page/test_browser_example.py
 
 test-long: $(TOOLS) $(DEBIAN) $(COMPILERS) build/node_modules  ## run every test, including those that take minutes
 	@$(BIN)/python -m pytest

@@ -62,6 +62,10 @@ class Plan:
     api_account: PrivateKey
     first_run: bool
 
+    def metrics(self, name: str) -> str:
+        """HOST:PORT where a process shows its metrics; empty: nowhere."""
+        return str(read_toml(self.nodes[name].config).get("metrics_listen", ""))
+
     @property
     def names(self) -> dict[str, str]:
         """Who an address of this cluster belongs to."""
@@ -321,7 +325,7 @@ def _configs(
         configs[EDGE] = {
             "listen": _listen(address[EDGE]), "advertise": address[EDGE], "data_dir": str(data / EDGE),
             **{name: address[name] for name in SERVICES}, "page": str(ROOT / "dashboard"),
-            "openapi": str(ROOT / "docs" / "openapi.json"),
+            "openapi": str(ROOT / "edge" / "openapi.json"),
             # Who reaches this machine's loopback may use its API key; nobody else may.
             "api_key_file": str(data / "keys" / "api.key") if local else "",
         }  # fmt: skip

@@ -214,8 +214,8 @@ def _changes(before: dict[str, int], after: dict[str, int]) -> str:
 def _next_commands(cluster: Cluster) -> None:
     default = (Path.cwd() / "data").resolve() == cluster.data.resolve()
     mesh = _command() + ("" if default else f" --profile {cluster.data / 'profile.toml'}")
-    lines = [f"  {name:<13} {cluster.address(name)}" for name in cluster.names]
-    output.say("\nthe mesh is up:\n" + "\n".join(lines))
+    rows = [(f"  {name}", cluster.address(name), cluster.plan.metrics(name)) for name in cluster.names]
+    output.say("\nthe mesh is up\n" + output.table(("  process", "address", "metrics at /metrics"), rows))
     if "edge" in cluster.names:
         output.say(f"\nlook at it: http://{cluster.address('edge')}/")
     output.say(f"""

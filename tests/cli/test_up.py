@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
+import tomllib
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +67,8 @@ def test_a_second_start_finds_the_first_and_pays_for_no_other(mesh_process: Star
     assert "accounts, 1 tasks of yours" in text
     assert receipt.name in text
     assert f"look at it: http://127.0.0.1:{port}/" in text
+    metrics = tomllib.loads((tmp_path / "data" / "ledger.toml").read_text())["metrics_listen"]
+    assert re.search(rf"^  ledger +\S+ +{re.escape(metrics)}$", text, re.MULTILINE)
     assert not taken(f"127.0.0.1:{port}")
     assert "mesh up --demo" in text
     assert len([*receipt.parent.iterdir()]) == 1
