@@ -32,6 +32,7 @@ import grpc  # noqa: E402
 import psutil  # noqa: E402
 
 from computemesh.service import artifacts  # noqa: E402
+from computemesh.service.access import Caller, Role  # noqa: E402
 from computemesh.service.blobs import Owner  # noqa: E402
 from computemesh.service.server import build_server, dial  # noqa: E402
 from computemesh.service.transfer import Transfer, file_digest  # noqa: E402
@@ -70,7 +71,8 @@ async def serve(url: str) -> None:
         artifacts.mount(server, store, lambda context: Owner("account", "bench"))
         server.add_generic_rpc_handlers((_Bare(),))
 
-    server, port = build_server("127.0.0.1:0", register, [artifacts.SERVICE])
+    server, port = build_server("127.0.0.1:0", register, [artifacts.SERVICE],
+                                identify=lambda context: Caller("bench", frozenset(Role)))  # fmt: skip
     await server.start()
     print(port, flush=True)
     await asyncio.to_thread(sys.stdin.read)

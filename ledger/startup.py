@@ -149,7 +149,7 @@ class Running:
         self._work.add_done_callback(_end_on_failure)
         self.server, self.port = build_server(
             self._config.listen, self._register,
-            ["computemesh.v1.LedgerService"], max_concurrent_streams=_STREAMS)  # fmt: skip
+            ["computemesh.v1.LedgerService"], exposure=self._config, max_concurrent_streams=_STREAMS)  # fmt: skip
 
     def _register(self, server: grpc.aio.Server) -> None:
         add_LedgerServiceServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]

@@ -6,13 +6,14 @@ import asyncio
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
 
 from computemesh import workloads
+from computemesh.service import access, retention
 from computemesh.service import artifacts as artifact_service
-from computemesh.service import retention
 from computemesh.service.artifacts import Artifacts
 from computemesh.service.blobs import Owner
 from computemesh.service.server import build_server, dial, serve
@@ -158,6 +159,10 @@ def build(config: Config) -> Market:
             artifact_service.mount(
                 server, artifacts, lambda context: Owner("account", callers.identify(context, now_ms()).address))
 
+    def identify(context: grpc.aio.ServicerContext[Any, Any]) -> access.Caller:
+        caller = callers.identify(context, now_ms())
+        return access.Caller(caller.address, frozenset({access.Role.CUSTOMER}), caller.read_only)
+
     names = [NAME, *([artifact_service.SERVICE] if artifacts is not None else [])]
-    server, port = build_server(config.listen, register, names)
+    server, port = build_server(config.listen, register, names, identify=identify, exposure=config)
     return Market(server, port, engine, service.creation, service.webhooks, ledger, channel, artifacts)

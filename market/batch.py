@@ -56,7 +56,7 @@ class Batch:
             for request_id in sorted(named):  # in one order, or two batches could wait for each other
                 await stack.enter_async_context(self._creation.alone(caller.public_key, request_id))
             for item, request_id in zip(items, ids, strict=True):
-                await self._order(item, request_id, caller, signed)
+                await self._order(item, request_id, caller, signed, stack)
             await self._open(items, request, caller, signed)
         return pb.CreateTasksResponse(results=[item.message() for item in items])
 
@@ -70,7 +70,9 @@ class Batch:
                 raise
             return Item(error=error)
 
-    async def _order(self, item: Item, request_id: bytes, caller: Caller, signed: bool) -> None:
+    async def _order(
+        self, item: Item, request_id: bytes, caller: Caller, signed: bool, stack: AsyncExitStack
+    ) -> None:
         """Finds the item's task, or makes its order."""
         if item.draft is None:
             return
@@ -79,6 +81,7 @@ class Batch:
             if item.found is not None:
                 item.spec = item.found[0] if signed else None
                 return
+            stack.enter_context(self._creation.quota.place(caller.address))
             item.spec = await self._creation.order(item.draft, caller, request_id)
             await self._creation.hold(item.draft, item.spec.task_id)
         except MeshError as error:

@@ -5,6 +5,7 @@ A live step and the restart both go through `enter`, so what is reloaded is what
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from heapq import heappush
@@ -81,6 +82,7 @@ class Book:
 
     def __init__(self) -> None:
         self.tasks: dict[bytes, Task] = {}
+        self.open: Counter[str] = Counter()  # tasks per customer
         self.orchestrators: dict[bytes, Orchestrator] = {}
         self.connections: dict[int, Orchestrator] = {}
         self.queue = FairQueue()
@@ -107,10 +109,15 @@ class Book:
             self.orchestrator(state.orchestrator_key, state.orchestrator_address).held[task_id] = None
         elif state.phase is Phase.ENDED:
             del self.tasks[task_id]
+            customer = task.spec.customer
+            self.open[customer] -= 1
+            if not self.open[customer]:
+                del self.open[customer]
 
     def admit(self, spec: Spec, state: State) -> Task:
         """Takes in a task, new or reloaded."""
         self._sequence += 1
+        self.open[spec.customer] += 1
         task = self.tasks[spec.task_id] = Task(spec, state, self._sequence)
         task.reached = (state.jobs_settled,) * 3
         heappush(self.deadlines, (spec.deadline_ms, spec.task_id))

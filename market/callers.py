@@ -18,11 +18,13 @@ from computemesh.trust.identity import PrivateKey, address_of
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A known customer. `account` is there for API keys: the market signs their orders with it."""
+    """A known customer. `account` is there for API keys: the market signs their orders with it. One that is
+    `read_only` changes nothing."""
 
     public_key: bytes
     address: str
     account: PrivateKey | None = None
+    read_only: bool = False
 
 
 def account_of(market_secret: bytes, name: str) -> PrivateKey:
@@ -51,9 +53,9 @@ class Callers:
             raise Unauthenticated(
                 "no credentials: send metadata `authorization: Bearer <API key>`, or a cm1. token signed by your own "
                 "key", reason="MISSING_CREDENTIALS")
-        if token.startswith(auth.PREFIX):
-            key = auth.verify_token(token, self._chain, now_ms)
-            return Caller(key, address_of(key))
+        if token.startswith(auth.PREFIXES):
+            read = auth.read_token(token, self._chain, now_ms)
+            return Caller(read.key, address_of(read.key), read_only=read.read_only)
         digest = hashlib.sha256(token.encode()).digest()
         for known, caller in self._accounts.items():
             if hmac.compare_digest(known, digest):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from computemesh.service.artifacts import MAX_BYTES, QUOTA_BYTES, TTL_MS
+from computemesh.service.exposure import Exposure
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Exposure):
     """One market. Times in milliseconds.
 
     `api_keys` are "NAME:SHA256HEX" of the API keys it accepts; `orchestrator_keys` the public keys (hexadecimal) it
@@ -32,6 +33,11 @@ class Config:
     artifact_quota_bytes: int = QUOTA_BYTES
     # Networks webhooks may reach although they are private or loopback, e.g. "10.0.0.0/8"; others of these never.
     webhook_networks: tuple[str, ...] = ()
+    # Tasks a second that one customer may create, 0: no limit; how many at once after a quiet time; and how many it may
+    # have that have not ended, 0: no limit. Judged before any money is held.
+    tasks_per_s: float = 0.0
+    tasks_burst: int = 100
+    open_tasks: int = 0
     lease_ms: int = 15_000
     heartbeat_interval_ms: int = 3_000
     # HOST:PORT where Prometheus reads /metrics over HTTP; empty: nowhere.

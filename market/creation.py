@@ -29,6 +29,7 @@ from market.callers import Caller
 from market.engine import Engine
 from market.functions import Functions
 from market.models import Models
+from market.quota import Quota
 from market.states import Cancel, Create, Spec, State
 
 DOUBT_S = 2.0
@@ -40,10 +41,11 @@ class Creation:
 
     def __init__(
         self, engine: Engine, chain: str, key: PrivateKey, models: Models, functions: Functions,
-        artifacts: Artifacts | None,
+        artifacts: Artifacts | None, quota: Quota,
     ) -> None:  # fmt: skip
         self._engine = engine
         self._models, self._functions, self._artifacts = models, functions, artifacts
+        self.quota = quota
         self._chain = chain
         self._key = key
         # Two calls with one request id go one after the other, so that the second finds the first's task.
@@ -148,10 +150,14 @@ class Creation:
             traceparent=tracing.current(), labels=draft.wish.labels())
 
     async def _create(self, draft: orders.Draft, caller: Caller, request_id: bytes) -> tuple[Spec, State]:
-        engine = self._engine
         found = await self.known(draft, caller)
         if found is not None:
             return found
+        with self.quota.place(caller.address):
+            return await self._open(draft, caller, request_id)
+
+    async def _open(self, draft: orders.Draft, caller: Caller, request_id: bytes) -> tuple[Spec, State]:
+        engine = self._engine
         spec = await self.order(draft, caller, request_id)
         await self.hold(draft, spec.task_id)
         # Noted first: a crash while the ledger takes the money must leave a trace of what it is for.

@@ -15,6 +15,7 @@ import grpc
 
 from computemesh import workloads
 from computemesh.service.artifacts import Artifacts
+from computemesh.service.limits import Rates
 from computemesh.trust.errors import InvalidArgument, InvalidState, TaskNotFound, Unauthorized, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import market_pb2, market_pb2_grpc
@@ -30,6 +31,7 @@ from market.events import Events
 from market.functions import Functions
 from market.models import Models
 from market.pools import Pools
+from market.quota import Quota
 from market.refusals import refuse
 from market.states import TERMINAL, Cancel, Spec, State, Status
 from market.webhooks import Webhooks
@@ -56,7 +58,9 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         self._models = Models(engine, artifacts)
         self._functions = Functions()
         self._acts = Acts(engine, config.chain_id)
-        self.creation = Creation(engine, config.chain_id, key, self._models, self._functions, artifacts)
+        rates = Rates(config.tasks_per_s, config.tasks_burst, "tasks")
+        quota = Quota(rates, config.open_tasks, lambda customer: engine.core.book.open[customer])
+        self.creation = Creation(engine, config.chain_id, key, self._models, self._functions, artifacts, quota)
         self._batch = Batch(engine, self.creation, self._acts)
         self._pools = Pools(engine)
         self.events = Events(engine, key, config.chain_id)

@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import structlog
 
+from computemesh.service import access
 from computemesh.service import artifacts as artifact_service
 from computemesh.service import server as servers
 from computemesh.service.artifacts import Artifacts
@@ -90,6 +91,13 @@ def register(runtime: Runtime, server: grpc.aio.Server) -> None:
         artifact_service.mount(server, runtime.artifacts, admitted)
 
 
+def roles(runtime: Runtime, key: bytes) -> frozenset[access.Role]:
+    """What a key is to this orchestrator."""
+    if key == runtime.key.public:
+        return frozenset({access.Role.ORCHESTRATOR, access.Role.OPERATOR})
+    return frozenset({access.Role.WORKER} if key in runtime.core.state.records else ())
+
+
 async def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises MeshError where the configuration cannot work."""
     key = read_key(config.key_file)
@@ -112,6 +120,7 @@ async def run(config: Config) -> None:
     names = [service.SERVICE, *([artifact_service.SERVICE] if runtime.artifacts is not None else [])]
     server, port = servers.build_server(
         config.listen, lambda it: register(runtime, it), names,
+        identify=access.by_key(config.chain_id, lambda caller: roles(runtime, caller), now_ms), exposure=config,
         max_concurrent_streams=STREAMS_PER_CONNECTION,
     )  # fmt: skip
     runtime.submitter, runtime.standing = Submitter(runtime), Standing(runtime)

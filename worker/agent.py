@@ -325,6 +325,11 @@ class Agent:
             raise Unavailable("the worker is starting: its devices are not open yet", retry_after_ms=1000)
         await self._take(event)
 
+    @property
+    def chain(self) -> str:
+        """The chain that the orchestrator named, empty text before it did."""
+        return "" if self.core is None else self.core.chain
+
     def describe(self) -> WorkerDescription:
         """What WorkerService tells the owner."""
         description = WorkerDescription(
@@ -379,7 +384,7 @@ async def run(config: WorkerConfig, stop: asyncio.Event | None = None) -> None:
     """
     stop = stop or stop_event()
     agent = Agent(config)
-    control = ControlServer(agent, config.control_listen) if config.control_listen else None
+    control = ControlServer(agent, config.control_listen, config) if config.control_listen else None
     if control is not None:
         await control.start()
     try:

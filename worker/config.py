@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from computemesh.service.exposure import Exposure
+
 DEFAULT_DATA_DIR = str(Path.home() / ".computemesh" / "worker")
 
 
 @dataclass(frozen=True)
-class WorkerConfig:
+class WorkerConfig(Exposure):
     """What a worker is told. Only `orchestrator` (HOST:PORT) has no useful default.
 
     `data_dir` holds `worker.key` (made at the first start), `nonce` and the compile cache; one agent per

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Protocol, TypeAlias
 
 import grpc
 
+from computemesh.service import access
+from computemesh.service.access import Role
+from computemesh.service.exposure import DEFAULT, Exposure
 from computemesh.service.server import build_server, set_serving
 from computemesh.trust.errors import InvalidState
+from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import worker_pb2 as pb
 from computemesh.v1.worker_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 
@@ -17,6 +22,10 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class Controlled(Protocol):
     """What of an agent its owner may ask for."""
 
+    key: PrivateKey
+
+    @property
+    def chain(self) -> str: ...
     def describe(self) -> pb.WorkerDescription: ...
     async def pause(self) -> None: ...
     async def resume(self) -> None: ...
@@ -43,14 +52,31 @@ class WorkerControl(WorkerServiceServicer):
         return pb.ResumeResponse(worker=worker)
 
 
+def owner_of(agent: Controlled) -> access.Identify:
+    """Who is on the worker's machine runs it; from elsewhere its key has to have signed the call's token."""
+
+    def by_key(context: Context) -> access.Caller:
+        known = access.by_key(agent.chain, lambda key: frozenset({Role.WORKER} if key == agent.key.public else ()),
+                              lambda: time.time_ns() // 1_000_000)  # fmt: skip
+        return known(context)
+
+    def identify(context: Context) -> access.Caller:
+        if access.is_local(context):
+            return access.Caller("this machine", frozenset({Role.OPERATOR}))
+        return by_key(context)
+
+    return identify
+
+
 class ControlServer:
     """WorkerService on an address of its own."""
 
-    def __init__(self, agent: Controlled, listen: str) -> None:
+    def __init__(self, agent: Controlled, listen: str, exposure: Exposure = DEFAULT) -> None:
         def register(server: grpc.aio.Server) -> None:
             add_WorkerServiceServicer_to_server(WorkerControl(agent), server)  # type: ignore[no-untyped-call]
 
-        self._server, self.port = build_server(listen, register, ["computemesh.v1.WorkerService"])
+        self._server, self.port = build_server(listen, register, ["computemesh.v1.WorkerService"],
+                                               identify=owner_of(agent), exposure=exposure)  # fmt: skip
 
     async def start(self) -> None:
         await self._server.start()

@@ -1,4 +1,5 @@
-"""The outermost interceptor: malformed bytes, broken rules and exceptions become clear statuses.
+"""The outermost interceptor: who may not call is refused; malformed bytes, broken rules and exceptions become clear
+statuses.
 
 Without it grpc.aio sends the text of any uncaught exception to the caller.
 """
@@ -18,6 +19,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from computemesh.service import metrics, tracing
+from computemesh.service.access import Gate
 from computemesh.service.errors import abort
 from computemesh.service.validation import validate
 from computemesh.trust.errors import Internal, InvalidArgument, MeshError
@@ -95,10 +97,13 @@ def _counted(method: str, streams: bool, context: grpc.aio.ServicerContext) -> I
             metrics.RPC_SECONDS.labels(method).observe(time.perf_counter() - began)
 
 
-def _wrap(behaviour: Callable[..., Any], method: str, streams_in: bool, streams_out: bool) -> Callable[..., Any]:
+def _wrap(
+    behaviour: Callable[..., Any], method: str, streams_in: bool, streams_out: bool, gate: Gate
+) -> Callable[..., Any]:
     streams = streams_in or streams_out
 
-    def admit(request: Any) -> Any:
+    def admit(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        gate.admit(method, context)
         if streams_in:
             return _checked(request, method)
         if isinstance(request, Malformed):
@@ -110,7 +115,7 @@ def _wrap(behaviour: Callable[..., Any], method: str, streams_in: bool, streams_
         async def generate(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
             with _counted(method, streams, context):
                 try:
-                    async for response in behaviour(admit(request), context):
+                    async for response in behaviour(admit(request, context), context):
                         yield response
                 except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
                     raise
@@ -122,9 +127,9 @@ def _wrap(behaviour: Callable[..., Any], method: str, streams_in: bool, streams_
         with _counted(method, streams, context):
             try:
                 if streams:
-                    return await behaviour(admit(request), context)
+                    return await behaviour(admit(request, context), context)
                 with tracing.serving(method, context.invocation_metadata()):
-                    return await behaviour(admit(request), context)
+                    return await behaviour(admit(request, context), context)
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             except Exception as error:
@@ -141,8 +146,12 @@ _HANDLERS = {
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Maps MeshError to its status, anything else to INTERNAL with an incident number that the log explains; checks
-    unary requests against the contract's rules. Stream messages are checked by who reads them."""
+    """Asks `gate` whether a call is admitted; maps MeshError to its status, anything else to INTERNAL with an incident
+    number that the log explains; checks unary requests against the contract's rules. Stream messages are checked by who
+    reads them."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     async def intercept_service(
         self,
@@ -155,6 +164,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             return handler
         make, name = _HANDLERS[(handler.request_streaming, handler.response_streaming)]
         return make(
-            _wrap(getattr(handler, name), method, handler.request_streaming, handler.response_streaming),
+            _wrap(getattr(handler, name), method, handler.request_streaming, handler.response_streaming,
+                  self._gate),
             request_deserializer=_tolerant(handler.request_deserializer),
             response_serializer=handler.response_serializer)

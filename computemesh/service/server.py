@@ -14,7 +14,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from computemesh.service import tracing
+from computemesh.service.access import Gate, Identify, nobody
+from computemesh.service.exposure import DEFAULT, Exposure
 from computemesh.service.interceptors import Boundary
+from computemesh.service.limits import Rates
 from computemesh.trust.errors import InvalidArgument
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -60,25 +63,29 @@ def build_server(
     register: Callable[[grpc.aio.Server], None],
     services: Sequence[str],
     *,
+    identify: Identify = nobody,
+    exposure: Exposure = DEFAULT,
     max_concurrent_streams: int = 16,
 ) -> tuple[grpc.aio.Server, int]:
     """A server that is not started yet, and its port.
 
-    `listen` is HOST:PORT, port 0 takes a free one. `services` are full names for health and reflection. Few concurrent
-    streams per connection keep one rapidly resetting connection from starving the rest. Raises InvalidArgument where
-    the address cannot be bound.
+    `listen` is HOST:PORT, port 0 takes a free one. `services` are full names for health and reflection.
+    `identify` says who makes a call that the table of access (`computemesh.service.access`) is not open to all for.
+    Few concurrent streams per connection keep one rapidly resetting connection from starving the rest. Raises
+    InvalidArgument where the address cannot be bound.
     """
     server = grpc.aio.server(
-        interceptors=[Boundary()],
+        interceptors=[Boundary(Gate(identify, Rates(exposure.calls_per_s, exposure.calls_burst)))],
         options=[*_SERVER, ("grpc.max_concurrent_streams", max_concurrent_streams)])
     register(server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     server.computemesh_health = checks  # type: ignore[attr-defined]
     server.computemesh_services = tuple(services)  # type: ignore[attr-defined]
-    reflection.enable_server_reflection(
-        (*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    channelz.add_channelz_servicer(server)
+    if exposure.introspection:
+        reflection.enable_server_reflection(
+            (*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        channelz.add_channelz_servicer(server)
     try:
         port = server.add_insecure_port(listen)
     except RuntimeError as error:

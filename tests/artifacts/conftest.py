@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from computemesh.service import artifacts
+from computemesh.service.access import Caller, Role
 from computemesh.service.artifacts import Artifacts
 from computemesh.service.auth import bearer
 from computemesh.service.blobs import Owner
@@ -38,7 +39,8 @@ def store(tmp_path: Path) -> Artifacts:
 async def address(store: Artifacts) -> AsyncIterator[str]:
     """HOST:PORT of a server in front of the store."""
     server, port = build_server(
-        "127.0.0.1:0", lambda it: artifacts.mount(it, store, by_name), [artifacts.SERVICE], max_concurrent_streams=64)
+        "127.0.0.1:0", lambda it: artifacts.mount(it, store, by_name), [artifacts.SERVICE],
+        identify=lambda context: Caller(by_name(context).id, frozenset(Role)), max_concurrent_streams=64)
     await server.start()
     yield f"127.0.0.1:{port}"
     await server.stop(0)

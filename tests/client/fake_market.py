@@ -10,6 +10,7 @@ from typing import Any
 
 from computemesh.client.ids import request_id_bytes
 from computemesh.client.model import payload_of
+from computemesh.service.access import Caller, Role
 from computemesh.service.server import build_server
 from computemesh.trust.amount import parse_cpc
 from computemesh.trust.digest import payload_digest
@@ -113,7 +114,8 @@ class Running:
 
     async def _start(self) -> int:
         self._server, port = build_server(
-            "127.0.0.1:0", lambda server: market_pb2_grpc.add_MarketServiceServicer_to_server(self.market, server), []
+            "127.0.0.1:0", lambda server: market_pb2_grpc.add_MarketServiceServicer_to_server(self.market, server), [],
+            identify=lambda context: Caller("anybody", frozenset(Role)),
         )
         await self._server.start()
         return port

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from pathlib import Path
 
 import grpc
 import pytest
@@ -220,3 +221,27 @@ async def test_a_second_stream_of_a_key_supersedes_the_first(bench: Bench) -> No
     await again.dial()
     error = await refused(one.read())
     assert (error.status, error.reason) == ("ABORTED", "SUPERSEDED")
+
+
+async def test_a_quota_refuses_before_money_is_held_and_says_when_to_return(tmp_path: Path, bench: Bench) -> None:
+    few = Bench(tmp_path / "few", bench.ledger, bench.config.ledger, open_tasks=2, tasks_per_s=0.001, tasks_burst=3)
+    await few.start()
+    again = str(uuid.uuid4())
+    first = await few.create(request_id=again)
+    await few.create()
+    escrows = len(bench.ledger.escrows)
+    full = await refused(few.create())
+    assert (full.status, full.reason, full.retry_after_ms) == ("RESOURCE_EXHAUSTED", "TOO_MANY_TASKS", 1000)
+    assert (await few.create(request_id=again)).task_id == first.task_id  # no new one, whatever the quota
+    await few.create(metadata=BOB)
+    await few.stub.CancelTask(pb.CancelTaskRequest(task_id=first.task_id), metadata=ALICE, timeout=10)
+    third = await few.create()
+    await few.stub.CancelTask(pb.CancelTaskRequest(task_id=third.task_id), metadata=ALICE, timeout=10)
+    often = await refused(few.create())
+    assert (often.status, often.reason) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+    assert 990_000 < (often.retry_after_ms or 0) <= 1_000_000
+    assert len(bench.ledger.escrows) == escrows + 2
+    await few.restart()
+    await few.create()
+    assert (await refused(few.create())).reason == "TOO_MANY_TASKS"  # tasks of before the restart count
+    await few.stop()

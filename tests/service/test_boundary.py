@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
+from computemesh.service.access import Caller, Role
 from computemesh.service.errors import abort, from_rpc_error
 from computemesh.service.server import build_server, dial, set_serving
 from computemesh.trust.errors import InsufficientFunds, InvalidArgument, MeshError, ResourceExhausted
@@ -35,7 +36,8 @@ class Scripted(market_pb2_grpc.MarketServiceServicer):
 @pytest.fixture
 async def channel() -> AsyncIterator[grpc.aio.Channel]:
     server, port = build_server(
-        "127.0.0.1:0", lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(Scripted(), s), [SERVICE])
+        "127.0.0.1:0", lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(Scripted(), s), [SERVICE],
+        identify=lambda context: Caller("anybody", frozenset(Role)))
     await server.start()
     await set_serving(server, True)
     async with dial(f"127.0.0.1:{port}") as channel:
