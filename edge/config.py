@@ -29,9 +29,11 @@ class Config:
     cors_origins: tuple[str, ...] = ()
     # File of the API key that is sent for requests without credentials: only for an edge that nobody else reaches.
     api_key_file: str = ""
-    # PEM files; both or none.
+    # PEM files; both or none. Also shown to services that ask.
     tls_certificate: str = ""
     tls_key: str = ""
+    # CA of the services before which this edge stands, PEM; empty: they are reached without TLS.
+    tls_ca_file: str = ""
     max_connections: int = 1024
     # Per connection.
     max_streams: int = 128

@@ -81,7 +81,7 @@ def bootstrap(config: Config) -> dict[str, Any]:
     """Envoy's bootstrap document. Raises InvalidArgument naming what of `config` cannot be used."""
     if bool(config.tls_certificate) != bool(config.tls_key):
         raise _bad("tls_key", "and tls_certificate go together: give both, or none")
-    for name in ("tls_certificate", "tls_key", "page", "openapi", "api_key_file"):
+    for name in ("tls_certificate", "tls_key", "tls_ca_file", "page", "openapi", "api_key_file"):
         value = getattr(config, name)
         if value and not Path(value).exists():
             raise _bad(name, f"is {value!r}, which does not exist")
@@ -147,8 +147,7 @@ def _listener(config: Config) -> dict[str, Any]:
             "common_tls_context": {
                 "alpn_protocols": ["h2", "http/1.1"],
                 "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
-                "tls_certificates": [{"certificate_chain": {"filename": config.tls_certificate},
-                                      "private_key": {"filename": config.tls_key}}],
+                **_own_certificate(config),
             },
         }}  # fmt: skip
     return {"name": "edge", "address": _socket("listen", config.listen), "filter_chains": [chain],
@@ -295,6 +294,7 @@ def _cluster(config: Config, name: str, address: str) -> dict[str, Any]:
     limit = {"max_connections": max(1, config.max_calls // UPSTREAM_STREAMS), "max_requests": config.max_calls,
              "max_pending_requests": config.max_calls, "max_retries": 16}  # fmt: skip
     return {
+        **(_upstream_tls(config, _split(name, address)[0]) if config.tls_ca_file else {}),
         "name": name,
         "type": "STRICT_DNS",
         "connect_timeout": "2s",
@@ -306,3 +306,28 @@ def _cluster(config: Config, name: str, address: str) -> dict[str, Any]:
         "load_assignment": {"cluster_name": name, "endpoints": [{
             "lb_endpoints": [{"endpoint": {"address": _socket(name, address)}}]}]},
     }  # fmt: skip
+
+
+def _upstream_tls(config: Config, host: str) -> dict[str, Any]:
+    """The service has to show a certificate of the CA for the host that it is dialled by; it may ask for ours."""
+    numeric = host.replace(".", "").isdecimal() or ":" in host
+    return {"transport_socket": {"name": "tls", "typed_config": {
+        "@type": _TYPES + "transport_sockets.tls.v3.UpstreamTlsContext",
+        **({} if numeric else {"sni": host}),
+        "common_tls_context": {
+            "alpn_protocols": ["h2"],
+            **_own_certificate(config),
+            "validation_context": {
+                "trusted_ca": {"filename": config.tls_ca_file},
+                "match_typed_subject_alt_names": [
+                    {"san_type": "IP_ADDRESS" if numeric else "DNS", "matcher": {"exact": host}}],
+            },
+        },
+    }}}  # fmt: skip
+
+
+def _own_certificate(config: Config) -> dict[str, Any]:
+    if not config.tls_certificate:
+        return {}
+    return {"tls_certificates": [{"certificate_chain": {"filename": config.tls_certificate},
+                                  "private_key": {"filename": config.tls_key}}]}  # fmt: skip

@@ -142,7 +142,7 @@ def build(config: Config) -> Market:
     connection = open_sqlite(Path(config.data_dir) / "market.sqlite", store.SCHEMA)
     store.upgrade(connection)
     group = GroupCommit(connection)
-    channel = dial(config.ledger)
+    channel = dial(config.ledger, config.trust)
     ledger = LedgerClient(channel, config.ledger, config.chain_id, key)
     engine = Engine(Core(config.lease_ms), group, ledger)
     artifacts = None

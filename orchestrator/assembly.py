@@ -109,7 +109,7 @@ async def run(config: Config) -> None:
     pending, outcomes = restore(core, connection)
     log.info("started", boot=boot, address=key.address, tasks=len(core.state.tasks), unanswered=len(pending))
     group = GroupCommit(connection)
-    channel = servers.dial(config.ledger)
+    channel = servers.dial(config.ledger, config.trust)
     runtime = Runtime(config, key, core, group, ledger_pb2_grpc.LedgerServiceStub(channel))  # type: ignore[no-untyped-call]
     if config.artifacts:
         runtime.artifacts = Artifacts(

@@ -93,7 +93,7 @@ class Dispatch:
         wait = FIRST_WAIT_S
         while not self._runtime.stopping:
             try:
-                async with dial(self._runtime.config.market) as channel:
+                async with dial(self._runtime.config.market, self._runtime.config.trust) as channel:
                     if await self._hold(market_pb2_grpc.MarketServiceStub(channel)):  # type: ignore[no-untyped-call]
                         wait = FIRST_WAIT_S
                 log.info("the market ended the stream")

@@ -162,7 +162,8 @@ class Agent:
             self.key, self.capabilities.SerializeToString(), self._types, batchable, len(self.executors),
             self._nonces.next, self.config.credits, [env_class(d) for d in described],
         )  # fmt: skip
-        self._files = Files(self._folder / "artifacts", self.config.orchestrator, self.key, lambda: core.chain)
+        self._files = Files(self._folder / "artifacts", self.config.orchestrator, self.key, lambda: core.chain,
+                            self.config.trust)  # fmt: skip
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then drain and return; at the latest `drain_timeout_ms` after it."""
@@ -293,7 +294,8 @@ class Agent:
         assert self.core is not None
         while True:
             began = time.monotonic()
-            session = Session(self.config.orchestrator, lambda s, event: self._inbox.put_nowait((s, event)))
+            session = Session(self.config.orchestrator, lambda s, event: self._inbox.put_nowait((s, event)),
+                              self.config.trust)  # fmt: skip
             await session.run()
             if self.core.stopping:
                 return

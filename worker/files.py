@@ -15,6 +15,7 @@ from computemesh.service.artifact_cache import ArtifactCache
 from computemesh.service.auth import make_token
 from computemesh.service.job_files import JobFiles
 from computemesh.service.server import dial
+from computemesh.service.tls import PLAIN, Trust
 from computemesh.service.transfer import Metadata, Transfer
 from computemesh.trust import folder
 from computemesh.trust.audit import INLINE_BYTES
@@ -30,10 +31,12 @@ MAX_KINDS = 4096
 class Files:
     """One agent's artifacts. `chain` is asked for when a token is signed: the orchestrator names it on the stream."""
 
-    def __init__(self, root: Path, orchestrator: str, key: PrivateKey, chain: Callable[[], str]) -> None:
+    def __init__(
+        self, root: Path, orchestrator: str, key: PrivateKey, chain: Callable[[], str], trust: Trust = PLAIN
+    ) -> None:
         """Raises InvalidState where another process has the cache folder."""
         self._cache = ArtifactCache(root)
-        self._address, self._key, self._chain = orchestrator, key, chain
+        self._address, self._key, self._chain, self._trust = orchestrator, key, chain, trust
         self._channel: grpc.aio.Channel | None = None
         self._used: dict[int, tuple[pb.Job, contextlib.AsyncExitStack]] = {}
         self._folders: dict[bytes, bool] = {}
@@ -103,7 +106,7 @@ class Files:
     def _transfer(self) -> Transfer:
         # A channel of its own: bytes would crowd out heartbeats.
         if self._channel is None:
-            self._channel = dial(self._address)
+            self._channel = dial(self._address, self._trust)
         return Transfer(self._channel, self._metadata)
 
     async def _metadata(self) -> Metadata:

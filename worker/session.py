@@ -12,6 +12,7 @@ import structlog
 from computemesh.service.errors import from_rpc_error
 from computemesh.service.outbox import Outbox
 from computemesh.service.server import dial
+from computemesh.service.tls import PLAIN, Trust
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
 from worker.events import Dialled, Event, Received, StreamEnded
@@ -26,8 +27,8 @@ log = structlog.get_logger("worker.session")
 class Session:
     """`post(session, event)` is told Dialled first, StreamEnded last, and every message in between."""
 
-    def __init__(self, address: str, post: Callable[[Session, Event], None]) -> None:
-        self._address, self._post = address, post
+    def __init__(self, address: str, post: Callable[[Session, Event], None], trust: Trust = PLAIN) -> None:
+        self._address, self._post, self._trust = address, post, trust
         self._closing = asyncio.Event()
         self._outbox: Outbox[pb.WorkRequest] | None = None
         self.cause = ""
@@ -35,7 +36,7 @@ class Session:
 
     async def run(self) -> None:
         """Hold the stream until it ends for any reason; the reason is in `cause`. Never raises RpcError."""
-        channel = dial(self._address)
+        channel = dial(self._address, self._trust)
         try:
             call = OrchestratorServiceStub(channel).Work()  # type: ignore[no-untyped-call]
             self._outbox = Outbox(call.write)

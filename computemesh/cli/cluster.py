@@ -43,7 +43,8 @@ class Cluster:
     machines reach the services, None = as stored, this machine only at first. `edge_port`: None = no edge (REST and the
     web page), 0 = stored or default port (7104), else its port. `overrides`: config
     values per process name ("worker" means all). `supervise`: restart children that die by themselves. `notice`:
-    told each thing people should know. `start_timeout_s`, `stop_timeout_s`: per process.
+    told each thing people should know. `tls`: every port with a certificate of the folder's own authority; a folder
+    that has one keeps it. `start_timeout_s`, `stop_timeout_s`: per process.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Cluster:
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         supervise: bool = False,
         fund: bool = True,
+        tls: bool = False,
         notice: Notice = lambda text: None,
         start_timeout_s: float = 60.0,
         stop_timeout_s: float = 12.0,
@@ -66,7 +68,7 @@ class Cluster:
         self.notice = notice
         self.start_timeout_s, self.stop_timeout_s = start_timeout_s, stop_timeout_s
         self._port_base, self._host, self._edge_port, self._overrides = port_base, host, edge_port, overrides
-        self._supervise, self._fund = supervise, fund
+        self._supervise, self._fund, self._tls = supervise, fund, tls
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._started: dict[str, float] = {}
         self._failures: dict[str, int] = {}
@@ -133,7 +135,7 @@ class Cluster:
         self._take_lock()
         try:
             self._plan = prepare(self.data, self.workers, self._port_base, self._overrides, self._host,
-                                 _refuse_taken_ports, self._edge_port)  # fmt: skip
+                                 _refuse_taken_ports, self._edge_port, self._tls)  # fmt: skip
             for name in self.names:
                 progress(name, "starting")
                 self._spawn(name)
@@ -216,7 +218,7 @@ class Cluster:
         limit = self.start_timeout_s if timeout_s is None else timeout_s
         until = time.monotonic() + limit
         child, node = self._children[name], self.plan.nodes[name]
-        while not health.ready(node.module, node.address, timeout_s=1.0):
+        while not health.ready(node.module, node.address, 1.0, self.plan.trust):
             if child.poll() is not None:
                 raise Unavailable(f"{name} ended with status {child.returncode} while starting{self._tail(name)}")
             if time.monotonic() > until:

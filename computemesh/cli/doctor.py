@@ -19,6 +19,7 @@ from computemesh.cli.options import JsonOption, ProfileOption, find_profile
 
 if TYPE_CHECKING:
     from computemesh.client.profile import Profile
+    from computemesh.service.tls import Trust
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
 CLOCK_WARN_S, CLOCK_FAIL_S = 2.0, 30.0
@@ -79,12 +80,16 @@ def examine(profile: str | None, with_jax: bool = True) -> Iterator[Finding]:
     if found is None:
         yield from _ports()
         return
+    encryption = _encryption(found)
+    if encryption.state == FAIL:  # no service can be reached
+        yield encryption
+        return
     serving = []
     for name, address, service in _services(found):
-        finding = _service(name, address, service)
+        finding = _service(name, address, service, found.trust)
         serving += [name] if finding.state == OK else []
         yield finding
-    yield _encryption(found)
+    yield encryption
     yield from _answers(found, serving)
 
 
@@ -179,15 +184,18 @@ _STEPS = {
     probe.NO_HOST: "correct the host name in the profile, or the resolver of this machine",
     probe.REFUSED: "is the mesh running? `mesh up` starts a local one; else ask who runs it",
     probe.SILENT: "a firewall may drop it: is the port open, and the address reachable from here?",
-    probe.TLS: "the command speaks plain gRPC: name the port without TLS, or a tunnel to it",
+    probe.TLS: "name the CA of its certificate: mesh profile set NAME tls_ca_file=FILE",
+    probe.NO_TLS: "take tls_ca_file out of the profile: mesh profile set NAME tls_ca_file=",
+    probe.UNTRUSTED: "a renewed CA: ask its operator for the file, tls_ca_file; else this is not who you think it is",
+    probe.ASKS_CERTIFICATE: "mesh profile set NAME tls_cert_file=FILE tls_key_file=FILE, from the operator of {name}",
     probe.NOT_GRPC: "another program has the port: correct the profile, or `mesh up --port-base 7201`",
     probe.OTHER_SERVICE: "two addresses in the profile are exchanged: correct {name}",
     probe.NOT_SERVING: "wait a moment; if it stays so, look at its log (data/logs/{name}.log)",
 }
 
 
-def _service(name: str, address: str, service: str) -> Finding:
-    answer = probe.probe(address, service)
+def _service(name: str, address: str, service: str, trust: Trust) -> Finding:
+    answer = probe.probe(address, service, trust)
     if answer.state == probe.SERVING:
         return Finding(name, OK, f"serves at {address}")
     where = f"{address}: " if address else ""
@@ -195,13 +203,20 @@ def _service(name: str, address: str, service: str) -> Finding:
 
 
 def _encryption(found: Profile) -> Finding:
-    """Connections are not encrypted, which is fine on this machine only."""
+    """Whether connections are encrypted; on this machine they need not be."""
+    from computemesh.trust.errors import InvalidArgument
+
+    try:
+        if found.trust.credentials() is not None:
+            return Finding("tls", OK, f"calls are encrypted, to services that {found.tls_ca_file} answers for")
+    except InvalidArgument as error:
+        return Finding("tls", FAIL, error.message, "correct it: mesh profile set NAME tls_ca_file=FILE")
     far = {name: address for name, address, _ in _services(found)
            if address and address.rpartition(":")[0] not in ("127.0.0.1", "localhost", "[::1]")}  # fmt: skip
     if not far:
         return Finding("tls", OK, "not needed: every service is on this machine")
     return Finding("tls", WARN, f"calls to {', '.join(far.values())} are not encrypted",
-                   "use networks you trust, or a tunnel (ssh -L, WireGuard)")  # fmt: skip
+                   "mesh profile set NAME tls_ca_file=FILE; else use networks you trust, or a tunnel")  # fmt: skip
 
 
 def _answers(found: Profile, serving: list[str]) -> Iterator[Finding]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 
 from computemesh.cli.plan import CHAIN_ID, Plan, write_toml
-from computemesh.client.profile import Profile
+from computemesh.client.profile import TLS_FILES, Profile
 from computemesh.service.transactions import uuid7
 from computemesh.trust import identity, statement
 from computemesh.trust.amount import CPC
@@ -64,13 +65,19 @@ def fund(plan: Plan, profile: Profile) -> None:
             check_outcome(outcome)
 
 
+def _tls(plan: Plan) -> dict[str, str]:
+    """The fields of a profile for the cluster's certificates, none without TLS."""
+    files = (plan.trust.ca_file, plan.trust.cert_file, plan.trust.key_file)
+    return {name: file for name, file in zip(TLS_FILES, files, strict=True) if file}
+
+
 def write_profile(plan: Plan, timeout_s: float = 10.0) -> Profile:
     """Write `profile.toml`, pinning the log's key after checking that the ledger's is ours. Returns the profile."""
     from computemesh.client import Client
 
     path = plan.data / "profile.toml"
     ledger, market = plan.nodes["ledger"].address, plan.nodes["market"].address
-    bare = Profile(market=market, ledger=ledger, chain_id=CHAIN_ID)
+    bare = Profile(market=market, ledger=ledger, chain_id=CHAIN_ID, **_tls(plan))
     with Client(profile=bare, timeout=timeout_s) as client:
         vkey = client.ledger_info().vkey
     seed = bytes.fromhex((plan.data / "keys" / "log.key").read_text().strip())
@@ -87,6 +94,7 @@ def write_profile(plan: Plan, timeout_s: float = 10.0) -> Profile:
         "key_file": "keys/customer.key",
         "authority_key_file": "keys/authority.key",
         "operator_key_file": "keys/orchestrator.key",
+        **{name: os.path.relpath(file, plan.data) for name, file in _tls(plan).items()},
         "addresses": {name: address for address, name in plan.names.items()},
         "workers": {name: node.address for name, node in plan.nodes.items() if name.startswith("worker")},
     }

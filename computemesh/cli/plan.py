@@ -5,6 +5,7 @@
     data/edge/envoy.json     Envoy's configuration, made at each start
     data/worker-N/           a worker's own folder: its key, nonce and configuration
     data/profile.toml        what a client needs, found by the `mesh` command
+    data/tls/                the folder's certificate authority (computemesh.cli.certificates), where TLS was asked for
     data/logs/*.log          what each process wrote
 """
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from computemesh.service.tls import PLAIN, Trust
 from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument, InvalidState
 from computemesh.trust.identity import PrivateKey
@@ -53,7 +55,8 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A prepared cluster folder. `first_run` is true where this call created it."""
+    """A prepared cluster folder. `first_run` is true where this call created it. `trust` is how its processes are
+    dialled."""
 
     data: Path
     nodes: dict[str, Node]
@@ -61,6 +64,7 @@ class Plan:
     api_key: str
     api_account: PrivateKey
     first_run: bool
+    trust: Trust = PLAIN
 
     def metrics(self, name: str) -> str:
         """HOST:PORT where a process shows its metrics; empty: nowhere."""
@@ -239,14 +243,15 @@ def _config_path(data: Path, name: str) -> Path:
 def prepare(
     data: Path, workers: int, port_base: int | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None,
     host: str | None = None, check: Callable[[Mapping[str, str]], None] = lambda addresses: None,
-    edge_port: int | None = None,
+    edge_port: int | None = None, tls: bool = False,
 ) -> Plan:
     """Create or complete the cluster folder `data` and say what it holds.
 
     `port_base` None keeps stored ports (7101.. at first), 0 takes free ones. `host` is where other machines reach the
     services; None keeps what is stored (this machine only at first). `overrides` are configuration values per
     process name; "worker" means every worker. `check` hears where each process will be reached before anything is
-    written, and may raise. `edge_port` is the edge's, 0 as stored or next to the others, None for no edge. Values
+    written, and may raise. `edge_port` is the edge's, 0 as stored or next to the others, None for no edge. `tls` gives
+    each process a certificate; a folder that has some keeps to it. Values
     already in a configuration are kept, addresses and overrides excepted. Raises InvalidArgument, InvalidState where a
     stored file contradicts another.
     """
@@ -266,6 +271,7 @@ def prepare(
     configs = _configs(data, keys, address, names, api_key)
     for name, at in shown.items():
         configs[name]["metrics_listen"] = at
+    trust = _encrypt(data, configs, address) if tls or (data / "tls" / "ca.pem").exists() else PLAIN
     moved = {"metrics_listen", "listen", "control_listen", "advertise", *SERVICES, "api_key_file"}
     for name, planned in configs.items():
         path = _config_path(data, name)
@@ -280,7 +286,20 @@ def prepare(
         "computemesh.v1/api-account", keys["market"].secret + hashlib.sha256(API_KEY_NAME.encode()).digest()
     )
     nodes = {name: Node(name, name.split("-")[0], _config_path(data, name), address[name]) for name in address}
-    return Plan(data, nodes, keys, api_key, PrivateKey.from_bytes(account), first_run)
+    return Plan(data, nodes, keys, api_key, PrivateKey.from_bytes(account), first_run, trust)
+
+
+def _encrypt(data: Path, configs: dict[str, dict[str, Any]], address: Mapping[str, str]) -> Trust:
+    """Gives every process a certificate and the authority to believe; what the folder's own client takes."""
+    from computemesh.cli.certificates import Authority
+
+    authority = Authority(data / "tls")
+    for name, values in configs.items():
+        hosts = {HOST, "localhost", address[name].rpartition(":")[0]}
+        certificate, key = map(str, authority.certificate(name, hosts))
+        mine = ("tls_certificate", "tls_key") if name == EDGE else ("tls_cert_file", "tls_key_file")
+        values |= {mine[0]: certificate, mine[1]: key, "tls_ca_file": str(authority.ca_file)}
+    return Trust(str(authority.ca_file), *map(str, authority.certificate("client", ("localhost",))))
 
 
 def _api_key(path: Path) -> str:
@@ -314,6 +333,8 @@ def _configs(
             "market": address["market"], "ledger": address["ledger"], "artifacts": artifacts,
         },
     }  # fmt: skip
+    for values in configs.values():
+        values["introspection"] = True  # what `mesh explain` prints asks the services for their contracts
     for name in workers:
         configs[name] = {
             "orchestrator": address["orchestrator"], "data_dir": str(data / name),

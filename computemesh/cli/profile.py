@@ -121,14 +121,14 @@ def _set(stored: dict[str, Any], field: str, value: str) -> None:
 
 def _value(field: str, text: str) -> str:
     """What a field is set to: the text, or a file's; key files become absolute, because the profile lies elsewhere."""
-    from computemesh.client.profile import KEY_FILES
+    from computemesh.client.profile import KEY_FILES, TLS_FILES
 
     if text.startswith("@"):
         try:
             text = Path(text[1:]).read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise typer.BadParameter(f"cannot read {text[1:]}: {error}", param_hint=field) from None
-    return os.path.abspath(os.path.expanduser(text)) if text and field in KEY_FILES else text
+    return os.path.abspath(os.path.expanduser(text)) if text and field in (*KEY_FILES, *TLS_FILES) else text
 
 
 @app.command()

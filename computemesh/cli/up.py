@@ -41,6 +41,10 @@ def up(
     edge_port: Annotated[
         int, typer.Option(help="Port of REST and the web page; 0: stored, or the fourth port.", min=0, max=65535)
     ] = 0,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Encrypt every port, with certificates of the folder's own authority; the "
+                                         "folder keeps to it.")
+    ] = False,
     demo: Annotated[
         bool | None,
         typer.Option("--demo/--no-demo", help="Publish a first task and verify its receipt; if neither is given, only "
@@ -54,7 +58,7 @@ def up(
     if once and demo is False:
         raise typer.BadParameter("stops after the first task, and --no-demo is to have none", param_hint="--once")
     stop, done = threading.Event(), False
-    cluster = Cluster(data, workers, port_base=port_base, host=host, supervise=True, notice=output.say,
+    cluster = Cluster(data, workers, port_base=port_base, host=host, supervise=True, notice=output.say, tls=tls,
                       edge_port=edge_port if edge and _edge_installed() else None)  # fmt: skip
     previous = _stop_on_signals(stop)
     try:
@@ -217,7 +221,8 @@ def _next_commands(cluster: Cluster) -> None:
     rows = [(f"  {name}", cluster.address(name), cluster.plan.metrics(name)) for name in cluster.names]
     output.say("\nthe mesh is up\n" + output.table(("  process", "address", "metrics at /metrics"), rows))
     if "edge" in cluster.names:
-        output.say(f"\nlook at it: http://{cluster.address('edge')}/")
+        scheme = "https" if cluster.plan.trust.ca_file else "http"
+        output.say(f"\nlook at it: {scheme}://{cluster.address('edge')}/")
     output.say(f"""
 try, in another terminal:
   {mesh} task submit synthetic matrix_size=2048 --reward 10.0 --wait

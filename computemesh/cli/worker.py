@@ -38,6 +38,18 @@ def join(
         typer.Option("--functions", help="Python file with exposed functions; repeat for several.", exists=True,
                      dir_okay=False),
     ] = None,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option("--ca-file", help="CA of the orchestrator's certificate (PEM): dial it with TLS.", exists=True,
+                     dir_okay=False),
+    ] = None,
+    cert_file: Annotated[
+        Path | None, typer.Option("--cert-file", help="Certificate to show an orchestrator that asks for one (PEM).",
+                                  exists=True, dir_okay=False),
+    ] = None,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", help="Key of that certificate (PEM).", exists=True, dir_okay=False),
+    ] = None,
     control: Annotated[
         str, typer.Option(help="HOST:PORT of the worker's own control service; a free loopback port if empty.")
     ] = "",
@@ -58,10 +70,12 @@ def join(
         control = f"{HOST}:{free_ports(1)[0]}" if taken(control) else control
     called = name or socket.gethostname()[:64]
     path = folder / "worker.toml"
+    tls = {"tls_ca_file": ca_file, "tls_cert_file": cert_file, "tls_key_file": key_file}
     write_toml(path, {
         "orchestrator": orchestrator, "data_dir": str(folder), "control_listen": control,
         "display_name": called, "platform": platform,
         "functions": [str(path.absolute()) for path in functions or []],
+        **{name: str(file.absolute()) for name, file in tls.items() if file},
         "challenge_types": [one.strip() for one in types.split(",") if one.strip()],
     })  # fmt: skip
     output.say(f"{shown(called)} works for {orchestrator}; pay goes to {key.address} (key in {folder}); "

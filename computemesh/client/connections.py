@@ -28,7 +28,7 @@ class Connections:
     ) -> None:  # fmt: skip
         self.profile, self.key = profile, key
         self.market_address, self.ledger_address = market, ledger
-        self.transport = Transport(api_key, key, timeout, retry_for, interceptors)
+        self.transport = Transport(api_key, key, timeout, retry_for, interceptors, profile.trust)
         self._known: market_pb2.GetMarketResponse | None = None
         self._clock_offset_ms = 0
 

@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from computemesh.service.tls import Trust
 from computemesh.trust.errors import InvalidArgument, NotFound
 from computemesh.trust.identity import PrivateKey
 
 VARIABLE = "COMPUTEMESH_PROFILE"
 LOCAL = Path("data/profile.toml")
 TABLES = ("addresses", "workers")
+TLS_FILES = ("tls_ca_file", "tls_cert_file", "tls_key_file")
 KEY_FILES = ("key_file", "authority_key_file", "operator_key_file")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -57,7 +59,8 @@ class Profile:
 
     `ledger_vkey` pins the log's checkpoint key: what receipts are judged by. `api_key` or the key in `key_file` says
     who calls; with both, the API key does. `authority_key_file` lets a local profile mint, `operator_key_file`
-    (the orchestrator's key) drain workers. `addresses` names
+    (the orchestrator's key) drain workers. Services are dialled with TLS where `tls_ca_file` names the CA that signed
+    their certificates (PEM); `tls_cert_file` and `tls_key_file` are shown to those that ask. `addresses` names
     accounts, `workers` gives the control ports of local workers.
     """
 
@@ -70,6 +73,9 @@ class Profile:
     key_file: str = ""
     authority_key_file: str = ""
     operator_key_file: str = ""
+    tls_ca_file: str = ""
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
     addresses: Mapping[str, str] = field(default_factory=dict)
     workers: Mapping[str, str] = field(default_factory=dict)
     path: str = ""
@@ -92,7 +98,7 @@ class Profile:
                 raise InvalidArgument(f"the profile {path} has the unknown field {name!r}; known: {', '.join(known)}")
             if not isinstance(value, dict if name in TABLES else str):
                 raise InvalidArgument(f"{name} in the profile {path} has the wrong type")
-        for name in KEY_FILES:
+        for name in (*KEY_FILES, *TLS_FILES):
             if raw.get(name):
                 raw[name] = str(path.parent / Path(raw[name]).expanduser())
         return cls(**raw, path=str(path))
@@ -120,6 +126,11 @@ class Profile:
     def key(self) -> PrivateKey | None:
         """The customer's key, None where the profile names none. Raises InvalidArgument."""
         return read_key(self.key_file) if self.key_file else None
+
+    @property
+    def trust(self) -> Trust:
+        """How the services are dialled."""
+        return Trust(self.tls_ca_file, self.tls_cert_file, self.tls_key_file)
 
     def name_of(self, address: str) -> str:
         """What this profile calls an account; empty text for a stranger."""

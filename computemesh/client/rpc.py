@@ -16,6 +16,7 @@ import grpc
 from computemesh.service.auth import make_token
 from computemesh.service.errors import from_rpc_error
 from computemesh.service.server import dial
+from computemesh.service.tls import PLAIN, Trust
 from computemesh.trust.errors import DeadlineExceeded, InvalidArgument, MeshError, ResourceExhausted, Unavailable
 from computemesh.trust.identity import PrivateKey
 
@@ -44,9 +45,9 @@ class Transport:
 
     def __init__(
         self, api_key: str, key: PrivateKey | None, timeout: float, retry_for: float,
-        interceptors: Interceptors = no_interceptors,
+        interceptors: Interceptors = no_interceptors, trust: Trust = PLAIN,
     ) -> None:  # fmt: skip
-        self._interceptors = interceptors
+        self._interceptors, self._trust = interceptors, trust
         self.timeout, self.retry_for = timeout, retry_for
         if not (api_key.isascii() and api_key.isprintable()):
             problem = "must be printable ASCII on one line, as it was given out"  # never the key itself
@@ -60,7 +61,7 @@ class Transport:
         if not address:
             raise InvalidArgument(f"the address of the {role} is not known: name it in the profile")
         if address not in self._channels:
-            self._channels[address] = dial(address, interceptors=self._interceptors(address))
+            self._channels[address] = dial(address, self._trust, interceptors=self._interceptors(address))
         return make(self._channels[address])
 
     @property

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from computemesh.service.tls import Trust
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exposure:
     """Limits are per caller: an account where the call says one, else a network address."""
 
+    # PEM files of the port's certificate (with its chain) and key; empty: the port is not encrypted. Read again when
+    # they change. Also shown as a client to services that ask.
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    # CA of the certificates that callers have to show; empty: none are asked for.
+    tls_client_ca_file: str = ""
+    # CA of the services that this one dials; empty: they are dialled without TLS.
+    tls_ca_file: str = ""
     # Reflection and channelz tell everybody about the service and its connections.
     introspection: bool = False
     # Calls a second on average, 0: no limit; and how many at once after a quiet time.
     calls_per_s: float = 0.0
     calls_burst: int = 100
+
+    @property
+    def trust(self) -> Trust:
+        """How this service dials others."""
+        return Trust(self.tls_ca_file, self.tls_cert_file, self.tls_key_file) if self.tls_ca_file else Trust()
 
 
 DEFAULT = Exposure()

@@ -18,6 +18,7 @@ from computemesh.service.access import Gate, Identify, nobody
 from computemesh.service.exposure import DEFAULT, Exposure
 from computemesh.service.interceptors import Boundary
 from computemesh.service.limits import Rates
+from computemesh.service.tls import PLAIN, Trust, server_credentials
 from computemesh.trust.errors import InvalidArgument
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -47,15 +48,21 @@ _CLIENT = [
 
 
 def dial(
-    address: str, *, own_connection: bool = False, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
+    address: str, trust: Trust = PLAIN, *, own_connection: bool = False,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
 ) -> grpc.aio.Channel:
     """A channel to HOST:PORT with the options every part of the mesh uses.
 
     Channels of one process to one address share a connection; `own_connection` does not, so that a transfer of
-    gigabytes neither delays the heartbeats beside it nor takes their streams.
+    gigabytes neither delays the heartbeats beside it nor takes their streams. `trust` says whose certificate the
+    server has to show. Raises InvalidArgument where its files cannot be used.
     """
     options = [*_CLIENT, ("grpc.use_local_subchannel_pool", 1)] if own_connection else _CLIENT
-    return grpc.aio.insecure_channel(address, options=options, interceptors=[*interceptors, *tracing.interceptors()])
+    seen_by = [*interceptors, *tracing.interceptors()]
+    credentials = trust.credentials()
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=options, interceptors=seen_by)
+    return grpc.aio.secure_channel(address, credentials, options=options, interceptors=seen_by)
 
 
 def build_server(
@@ -72,8 +79,9 @@ def build_server(
     `listen` is HOST:PORT, port 0 takes a free one. `services` are full names for health and reflection.
     `identify` says who makes a call that the table of access (`computemesh.service.access`) is not open to all for.
     Few concurrent streams per connection keep one rapidly resetting connection from starving the rest. Raises
-    InvalidArgument where the address cannot be bound.
+    InvalidArgument where the address cannot be bound, or a file for TLS cannot be used.
     """
+    secure = server_credentials(exposure.tls_cert_file, exposure.tls_key_file, exposure.tls_client_ca_file)
     server = grpc.aio.server(
         interceptors=[Boundary(Gate(identify, Rates(exposure.calls_per_s, exposure.calls_burst)))],
         options=[*_SERVER, ("grpc.max_concurrent_streams", max_concurrent_streams)])
@@ -87,7 +95,7 @@ def build_server(
             (*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         channelz.add_channelz_servicer(server)
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_insecure_port(listen) if secure is None else server.add_secure_port(listen, secure)
     except RuntimeError as error:
         raise InvalidArgument(
             f"listen: cannot bind {listen}: is another process using the port?",
