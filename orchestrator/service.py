@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
 
 from computemesh import workloads
-from computemesh.service import spliced
+from computemesh.service import journal, spliced
 from computemesh.service.auth import bearer, verify_token
 from computemesh.trust import merkle, statement
 from computemesh.trust.errors import InvalidArgument, NotFound, TaskNotFound, Unauthenticated, Unauthorized
@@ -52,19 +54,19 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 
     async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Any) -> pb.DrainWorkerResponse:
         runtime = self._runtime
-        key = self._controlled(request.worker, context)
+        key = await self._controlled("drain", request.worker, context)
         session = runtime.sessions.get(runtime.core.state.sessions.get(key, 0))
         if session is not None:
             runtime.drain(session, "drained on request", now_ms() + runtime.config.job_lease_ms, held=True)
         return pb.DrainWorkerResponse(worker=self._worker(key))
 
     async def ResumeWorker(self, request: pb.ResumeWorkerRequest, context: Any) -> pb.ResumeWorkerResponse:
-        key = self._controlled(request.worker, context)
+        key = await self._controlled("resume", request.worker, context)
         self._runtime.apply(e.WorkerResumed(key))
         return pb.ResumeWorkerResponse(worker=self._worker(key))
 
-    def _controlled(self, name: str, context: Any) -> bytes:
-        """The key of worker `name`, which the caller may drain and resume."""
+    async def _controlled(self, act: str, name: str, context: Any) -> bytes:
+        """The key of worker `name`, which the caller may drain and resume; and notes that it does."""
         token = bearer(context)
         if token is None:
             raise Unauthenticated("authorization: a token of the worker's key or of the operator's is needed")
@@ -72,6 +74,8 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         key = self._find(name)
         if caller not in (key, self._runtime.key.public):
             raise Unauthorized(f"{address_of(caller)} may not drain {address_of(key)}: not its key, not the operator's")
+        folder = Path(self._runtime.config.data_dir)
+        await asyncio.to_thread(journal.record, folder, act, address_of(caller), worker=address_of(key))
         return key
 
     def _find(self, name: str) -> bytes:

@@ -386,7 +386,9 @@ async def run(config: WorkerConfig, stop: asyncio.Event | None = None) -> None:
     """
     stop = stop or stop_event()
     agent = Agent(config)
-    control = ControlServer(agent, config.control_listen, config) if config.control_listen else None
+    control = None
+    if config.control_listen:
+        control = ControlServer(agent, config.control_listen, config, Path(config.data_dir))
     if control is not None:
         await control.start()
     try:

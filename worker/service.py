@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import grpc
 
-from computemesh.service import access
+from computemesh.service import access, journal
 from computemesh.service.access import Role
 from computemesh.service.exposure import DEFAULT, Exposure
 from computemesh.service.server import build_server, set_serving
@@ -34,18 +36,25 @@ class Controlled(Protocol):
 class WorkerControl(WorkerServiceServicer):
     """Describe, Drain and Resume."""
 
-    def __init__(self, agent: Controlled) -> None:
-        self._agent = agent
+    def __init__(self, agent: Controlled, folder: Path | None = None) -> None:
+        """`folder` gets the journal of who drained and resumed; None: there is none."""
+        self._agent, self._folder = agent, folder
+
+    async def _note(self, act: str, context: Context) -> None:
+        if self._folder is not None:
+            await asyncio.to_thread(journal.record, self._folder, act, access.host_of(context))
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
         return pb.DescribeResponse(worker=self._agent.describe())
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
         await self._agent.pause()
+        await self._note("drain", context)
         return pb.DrainResponse(worker=self._agent.describe())
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
         await self._agent.resume()
+        await self._note("resume", context)
         worker = self._agent.describe()
         if worker.status == pb.WORKER_AGENT_STATUS_STOPPING:
             raise InvalidState("the worker is stopping and takes no more jobs")
@@ -71,9 +80,11 @@ def owner_of(agent: Controlled) -> access.Identify:
 class ControlServer:
     """WorkerService on an address of its own."""
 
-    def __init__(self, agent: Controlled, listen: str, exposure: Exposure = DEFAULT) -> None:
+    def __init__(
+        self, agent: Controlled, listen: str, exposure: Exposure = DEFAULT, folder: Path | None = None
+    ) -> None:
         def register(server: grpc.aio.Server) -> None:
-            add_WorkerServiceServicer_to_server(WorkerControl(agent), server)  # type: ignore[no-untyped-call]
+            add_WorkerServiceServicer_to_server(WorkerControl(agent, folder), server)  # type: ignore[no-untyped-call]
 
         self._server, self.port = build_server(listen, register, ["computemesh.v1.WorkerService"],
                                                identify=owner_of(agent), exposure=exposure)  # fmt: skip

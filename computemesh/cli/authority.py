@@ -10,7 +10,7 @@ import typer
 
 from computemesh.cli import output
 from computemesh.cli.acting import KeyOption, acting
-from computemesh.cli.options import JsonOption, ProfileOption, find_profile
+from computemesh.cli.options import JsonOption, ProfileOption, find_profile, note
 from computemesh.cli.terms import seconds
 
 app = typer.Typer(help="What only the chain's authority may do.", no_args_is_help=True)
@@ -39,6 +39,7 @@ def _pause(paused: bool, profile: Path | None) -> None:
     with acting(profile, file) as client:
         client.declare(acts.Pause(int(paused)))
         now = client.ledger_info().paused
+        note(client.profile, "pause" if paused else "resume", file)
     output.emit({"paused": now}, f"the chain is {'paused' if now else 'running'}")
 
 

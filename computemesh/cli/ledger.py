@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from computemesh.cli import export, output
-from computemesh.cli.options import JsonOption, ProfileOption, connect, save
+from computemesh.cli.options import JsonOption, ProfileOption, connect, note, save
 from computemesh.cli.trusted import trusted
 
 if TYPE_CHECKING:
@@ -208,5 +208,7 @@ def faucet(
         minted = deposit(authority, client.ledger_info().chain_id, to, units)
         outcome = check_outcome(client.submit_transactions([minted], sealed=True)[0])
         found = client.account(to)
+        note(client.profile, "mint", client.profile.authority_key_file, to=to, amount_units=units,
+             transaction=minted.id.hex())  # fmt: skip
     output.emit({"transaction_id": minted.id, "block_height": outcome.block_height, "account": found},
                 f"{to} now has {found.balance} CPC (block {outcome.block_height})")  # fmt: skip

@@ -17,6 +17,7 @@ import typer
 
 from computemesh.cli import (
     artifact,
+    audit,
     authority,
     dispute,
     doctor,
@@ -65,6 +66,7 @@ app.add_typer(dispute.app, name="dispute")
 app.add_typer(validator.app, name="validator")
 app.add_typer(authority.keys, name="key")
 app.add_typer(authority.app, name="authority")
+app.add_typer(audit.app, name="audit")
 app.command("verify")(verify.verify)
 app.command("top")(top.top)
 app.command("doctor")(doctor.doctor)

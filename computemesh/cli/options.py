@@ -154,3 +154,16 @@ def parse_deadline(text: str | None) -> int | None:
             f"{text[:40]!r} is neither Unix seconds, nor a duration such as +30m, nor an ISO 8601 time",
             param_hint="--deadline",
         ) from None
+
+
+def note(profile: Profile, act: str, key_file: str, **about: str | int) -> None:
+    """Adds an administrative act done with the key in `key_file` to the journal beside the profile; says where it
+    cannot, because the act itself is done."""
+    from computemesh.client.profile import read_key
+    from computemesh.service import journal
+
+    folder = Path(profile.path).parent
+    try:
+        journal.record(folder, act, read_key(key_file).address, **about)
+    except OSError as error:
+        typer.echo(f"not noted in {folder / journal.NAME}: {error.strerror}", err=True)

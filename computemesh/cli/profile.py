@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from computemesh.cli import output
-from computemesh.cli.options import JsonOption, ProfileOption, find_profile
+from computemesh.cli.options import JsonOption, ProfileOption, find_profile, note
 
 if TYPE_CHECKING:
     from computemesh.client.profile import Profile
 
 app = typer.Typer(help="Name meshes, and choose the one that commands go to.", no_args_is_help=True)
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a profile.", show_default=False)]
+MAX_TOKEN_MINUTES = 366 * 24 * 60
 SECRETS = ("api_key",)
 COMMENT = "A mesh and who you are there (docs/quickstart.md). It may hold an API key: keep it private."
 
@@ -134,20 +136,26 @@ def _value(field: str, text: str) -> str:
 @app.command()
 def token(
     operator: Annotated[bool, typer.Option("--operator", help="Signed by the operator's key instead.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Good for calls that change nothing only; signed by "
+                                                                "your key.")] = False,
+    minutes: Annotated[int, typer.Option(help="How long it is good for.", min=1, max=MAX_TOKEN_MINUTES)] = 10,
     profile: ProfileOption = None,
     as_json: JsonOption = False,
-) -> None:
-    """Print what other clients send as `authorization: Bearer ...`: the API key, or a token good for ten minutes."""
+) -> None:  # fmt: skip
+    """Print what other clients send as `authorization: Bearer ...`: the API key, or a signed token that expires."""
     from computemesh.client.profile import read_key
-    from computemesh.client.rpc import signed_token
+    from computemesh.service.auth import ALL, READ_ONLY, make_token
     from computemesh.trust.errors import Unauthenticated
 
     found = find_profile(profile)
-    key = read_key(found.operator_key_file) if operator and found.operator_key_file else found.key()
-    if found.api_key and not operator:
+    key_file = found.operator_key_file if operator and found.operator_key_file else found.key_file
+    key = read_key(key_file) if key_file else None
+    if found.api_key and not operator and not read_only:
         text = found.api_key
     elif key is None:
         raise Unauthenticated(f"the profile {found.path} has neither an api_key nor a key_file")
     else:
-        text = signed_token(key, found.chain_id)
+        expires_ms = time.time_ns() // 1_000_000 + minutes * 60_000
+        text = make_token(key, found.chain_id, expires_ms, READ_ONLY if read_only else ALL)
+        note(found, "token", key_file, scope="read-only" if read_only else "all", expires_ms=expires_ms)
     output.emit({"token": text}, text)
