@@ -23,7 +23,8 @@ HEAD = """# Reference
 Every call, message and enum of the contracts, generated from `proto/computemesh/v1` by `make docs`; do not edit. The
 rules in *Must be* are enforced by every service (protovalidate), a field without one may be absent. Conventions of the
 whole package (hexadecimal, times, amounts) are at the top of `common.proto`; signatures and layouts in
-[PROTOCOL.md](PROTOCOL.md). Services also answer health, reflection and channelz."""
+[PROTOCOL.md](PROTOCOL.md). Services also answer health, and
+reflection and channelz where their configuration says so."""
 Field = descriptor_pb2.FieldDescriptorProto
 MESSAGE, SERVICE, ENUM, MEMBER = 4, 6, 5, 2
 """Field numbers of FileDescriptorProto, and of a member in any of these: what source locations are made of."""

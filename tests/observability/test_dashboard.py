@@ -12,11 +12,14 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from computemesh.cli.cluster import Cluster
 from computemesh.cli.plan import free_ports
 from computemesh.client import Client
+from computemesh.service.access import ACCESS, Proof
+from computemesh.service.auth import READ_ONLY, make_token
 from computemesh.trust.errors import MeshError
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -99,11 +102,35 @@ def test_every_process_says_at_its_start_where_its_metrics_are(watched: Cluster)
         assert f'"url": "http://{address}/metrics"' in watched.log(name).read_text(), name
 
 
+def _refused_with(watched: Cluster) -> set[str]:
+    """Credentials, none good everywhere, sent to every call of every service; no refusal repeats them."""
+    chain, now_ms = watched.profile.chain_id, time.time_ns() // 1_000_000
+    key = watched.plan.keys["customer"]
+    good, old = make_token(key, chain, now_ms + 600_000), make_token(key, chain, now_ms - 1)
+    sent = {good, old, make_token(key, chain, now_ms + 600_000, READ_ONLY), good[:-9] + "canarytok", "wrong-api-canary",
+            watched.plan.api_key}  # fmt: skip
+    for name in ("market", "orchestrator", "ledger", "worker-1"):
+        with grpc.insecure_channel(watched.address(name)) as channel:
+            for path, row in ACCESS.items():
+                if row.proof is not Proof.BEARER or path.endswith(("WatchEvents", "/Drain", "UploadArtifact")):
+                    continue
+                for secret in sent:
+                    call = channel.unary_unary(path)
+                    try:
+                        call(b"", metadata=[("authorization", f"Bearer {secret}")], timeout=20)
+                    except grpc.RpcError as error:
+                        said = f"{error.details()} {error.trailing_metadata()}"
+                        assert not [one for one in sent if one in said], path
+    return sent
+
+
 def test_metrics_name_no_caller_and_logs_no_secret(watched: Cluster) -> None:
     """Series come from code alone, or a stranger could make a million of them; and nothing told is a secret."""
     plan = watched.plan
     secrets = {key.secret.hex() for key in plan.keys.values()} | {plan.api_key}
     secrets.add((watched.data / "keys" / "log.key").read_text().strip())
+    secrets.add(plan.api_account.secret.hex())
+    secrets |= _refused_with(watched)
     with Client(watched.profile) as client, pytest.raises(MeshError):
         client.get("0123456789abcdef" * 4)
     for name, address in shown(watched).items():
