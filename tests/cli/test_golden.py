@@ -115,6 +115,7 @@ ELSEWHERE = {
     ("artifact", "rm"): "tests/artifacts/test_cluster.py",
     ("ledger", "tiles"): "tests/cli/test_proofs.py",
     ("ledger", "relay"): "tests/cli/test_proofs.py",
+    ("audit", "verify"): "tests/service/test_journal.py",
     ("program", "push"): "the document of `program inspect`",
 }
 
