@@ -36,6 +36,22 @@ def unreachable(address: str, error: MeshError) -> Unavailable:
         reason="LEDGER_UNAVAILABLE", metadata={"ledger": address}, retry_after_ms=1000)
 
 
+def transaction(key: PrivateKey, chain: str, call: Submit) -> ledger_pb2.Transaction:
+    """What the core owes the ledger, as the market's `key` signs it on `chain`."""
+    tx_id = call.intent.tx_id
+    if call.intent.kind is IntentKind.ASSIGN:
+        body = statement.Assignment(call.task_id, call.orchestrator_key, call.epoch, call.jobs).pack()
+        signed = key.sign(statement.transaction_digest("assign", chain, tx_id, body))
+        return ledger_pb2.Transaction(
+            id=tx_id, public_key=key.public, signature=signed, assign=ledger_pb2.EscrowAssign(assignment=body))
+    body = statement.refund_body(call.task_id, int(call.intent.cause))
+    signed = key.sign(statement.transaction_digest("refund", chain, tx_id, body))
+    return ledger_pb2.Transaction(
+        id=tx_id, public_key=key.public, signature=signed,
+        refund=ledger_pb2.EscrowRefund(
+            task_id=call.task_id, cause=ledger_pb2.RefundCause.ValueType(int(call.intent.cause))))
+
+
 class LedgerClient:
     """One ledger, as `key` (the market's) on `chain`."""
 
@@ -175,7 +191,7 @@ class LedgerClient:
 
     async def _send(self, batch: list[Submit]) -> None:
         request = ledger_pb2.SubmitTransactionsRequest(
-            transactions=[self._transaction(call) for call in batch], wait=ledger_pb2.WAIT_ACCEPTED)
+            transactions=[transaction(self._key, self._chain, call) for call in batch], wait=ledger_pb2.WAIT_ACCEPTED)
         delay = _FIRST_DELAY_S
         while True:
             try:
@@ -193,21 +209,6 @@ class LedgerClient:
                 log.info("transaction refused", task=call.task_id.hex(), kind=call.intent.kind.name,
                          reason=outcome.reason, message=outcome.message)
         self.on_event(LedgerAnswered(tuple(answers)))
-
-    def _transaction(self, call: Submit) -> ledger_pb2.Transaction:
-        tx_id = call.intent.tx_id
-        if call.intent.kind is IntentKind.ASSIGN:
-            body = statement.Assignment(call.task_id, call.orchestrator_key, call.epoch, call.jobs).pack()
-            signed = self._key.sign(statement.transaction_digest("assign", self._chain, tx_id, body))
-            return ledger_pb2.Transaction(
-                id=tx_id, public_key=self._key.public, signature=signed,
-                assign=ledger_pb2.EscrowAssign(assignment=body))
-        body = statement.refund_body(call.task_id, int(call.intent.cause))
-        signed = self._key.sign(statement.transaction_digest("refund", self._chain, tx_id, body))
-        return ledger_pb2.Transaction(
-            id=tx_id, public_key=self._key.public, signature=signed,
-            refund=ledger_pb2.EscrowRefund(
-                task_id=call.task_id, cause=ledger_pb2.RefundCause.ValueType(int(call.intent.cause))))
 
     async def _inspect(self, call: Inspect) -> None:
         delay = _FIRST_DELAY_S

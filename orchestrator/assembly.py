@@ -47,12 +47,13 @@ def read_key(path: str) -> PrivateKey:
         raise InvalidArgument(f"key_file: {path} must hold 64 hexadecimal characters") from None
 
 
-def restore(core: Core, connection: sqlite3.Connection) -> tuple[list[tuple[bytes, bytes]], list[e.SaveOutcome]]:
-    """Feed the core what was durable: (settle transactions without an answer, outcomes without an acknowledgement).
+def restore(
+    core: Core, connection: sqlite3.Connection, now: int
+) -> tuple[list[tuple[bytes, bytes]], list[e.SaveOutcome]]:
+    """Feed the core what was durable at `now`, Unix ms: (settle transactions without an answer, outcomes without an acknowledgement).
 
     Attempts that were committed but not accepted are void: their jobs are queued again, and nobody is blamed.
     """
-    now = now_ms()
     outcomes: list[e.SaveOutcome] = []
     for task_id, epoch, raw, status, completed, detail, root, height, artifacts in store.open_tasks(connection):
         try:
@@ -106,7 +107,7 @@ async def run(config: Config) -> None:
     store.upgrade(connection)
     boot, next_batch = store.start(connection)
     core = Core(boot, limits(config), next_batch)
-    pending, outcomes = restore(core, connection)
+    pending, outcomes = restore(core, connection, now_ms())
     log.info("started", boot=boot, address=key.address, tasks=len(core.state.tasks), unanswered=len(pending))
     group = GroupCommit(connection)
     channel = servers.dial(config.ledger, config.trust)

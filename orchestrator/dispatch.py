@@ -170,19 +170,22 @@ class Dispatch:
         while True:
             await self.progress.wait()
             self.progress.clear()
-            rows = [
-                market_pb2.TaskProgress(
-                    task_id=task.id, epoch=task.epoch, jobs_settled=task.settled, jobs_running=max(task.running, 0),
-                    jobs_submitted=task.settled + task.settling + task.states.count(Job.AUDITING),
-                    jobs_verified=task.settled + task.settling, block_height=task.height,
-                    preview=self._runtime.outputs.preview(task.id),
-                )
-                for task in self._runtime.core.take_progress() if not task.ended
-            ]  # fmt: skip
-            for at in range(0, len(rows), MAX_ROWS):
-                batch = market_pb2.ProgressBatch(progress=rows[at : at + MAX_ROWS])
-                outbox.push(market_pb2.DispatchRequest(progress=batch))
+            self._push_progress(outbox)
             await asyncio.sleep(PROGRESS_EVERY_S)
+
+    def _push_progress(self, outbox: Outbox[market_pb2.DispatchRequest]) -> None:
+        rows = [
+            market_pb2.TaskProgress(
+                task_id=task.id, epoch=task.epoch, jobs_settled=task.settled, jobs_running=max(task.running, 0),
+                jobs_submitted=task.settled + task.settling + task.states.count(Job.AUDITING),
+                jobs_verified=task.settled + task.settling, block_height=task.height,
+                preview=self._runtime.outputs.preview(task.id),
+            )
+            for task in self._runtime.core.take_progress() if not task.ended
+        ]  # fmt: skip
+        for at in range(0, len(rows), MAX_ROWS):
+            batch = market_pb2.ProgressBatch(progress=rows[at : at + MAX_ROWS])
+            outbox.push(market_pb2.DispatchRequest(progress=batch))
 
     async def _offer(self, outbox: Outbox[market_pb2.DispatchRequest]) -> None:
         """What workers offer: now, and when it changed, at most every 200 ms."""
