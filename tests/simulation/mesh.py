@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
@@ -149,7 +150,7 @@ class Mesh:
             world.nodes[fault.where[0]].skew_ms = fault.amount
         elif fault.kind == "break":
             one, two = fault.where
-            for stream in [one for one in self.world.nodes[one].streams]:
+            for stream in list(world.nodes[one].streams):
                 if two in (stream.ends[0].name, stream.ends[1].name):
                     world.met["broken"] += 1
                     stream.cut_off()
@@ -202,12 +203,18 @@ class Outcome:
     met: Counter[str]
     steps: int
     statuses: Counter[str]
+    head: str
+    """Hash of the last block: two runs of a seed agree on it, and so on all that was settled, when and in what order."""
     transcript: list[str] = field(repr=False, default_factory=list)
 
 
-def simulate(seed: int, faults: list[Fault] | None = None) -> Outcome:
-    """Runs a seed, or what is left of its faults."""
+Defect = Callable[[Mesh], None]
+
+
+def simulate(seed: int, faults: list[Fault] | None = None, defect: Defect = lambda mesh: None) -> Outcome:
+    """Runs a seed, or what is left of its faults. `defect` breaks a mesh before it starts."""
     mesh = Mesh(seed, schedule(seed) if faults is None else faults)
+    defect(mesh)
     violation = None
     try:
         mesh.run()
@@ -215,16 +222,17 @@ def simulate(seed: int, faults: list[Fault] | None = None) -> Outcome:
         violation = found
         mesh.world.note(f"VIOLATION {found}")
     statuses = Counter(status.name for status in mesh.laws.ended.values())
-    return Outcome(seed, violation, mesh.world.met, mesh.world.steps, statuses, mesh.world.transcript)
+    return Outcome(seed, violation, mesh.world.met, mesh.world.steps, statuses,
+                   mesh.ledger.stored.chain.previous.hex(), mesh.world.transcript)  # fmt: skip
 
 
-def shrink(seed: int) -> tuple[list[Fault], Outcome]:
+def shrink(seed: int, defect: Defect = lambda mesh: None) -> tuple[list[Fault], Outcome]:
     """The faults of a failing seed without those that it fails without, and how it fails then."""
-    faults, failing = schedule(seed), simulate(seed)
+    faults, failing = schedule(seed), simulate(seed, None, defect)
     assert failing.violation is not None, f"seed {seed} does not fail"
     for fault in list(faults):
         fewer = [one for one in faults if one is not fault]
-        found = simulate(seed, fewer)
+        found = simulate(seed, fewer, defect)
         if found.violation is not None and found.violation.law == failing.violation.law:
             faults, failing = fewer, found
-    return faults, replace(failing)
+    return faults, failing

@@ -65,7 +65,6 @@ class OrchestratorNode(Node):
         store.upgrade(self.table)
         self.early = False
         """A defect for tests: settles before that is durable."""
-        self.late_epoch = False
 
     @staticmethod
     def _admit(task: Any) -> None:
@@ -217,8 +216,8 @@ class OrchestratorNode(Node):
             self._settling = False
             self.apply(e.SettleAnswered(tx_id, *settlement.read_answer(outcomes[0], results)))
 
-        self._laws.sent.setdefault(self.name, set()).add(tx_id)
         self.ask("ledger", "submit", [transaction], answered)
+        self._laws.sent.setdefault(self.name, set()).add(tx_id)
 
     # ---- the market
 

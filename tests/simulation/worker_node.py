@@ -25,7 +25,7 @@ class WorkerNode(Node):
 
     def __init__(self, world: World, laws: Laws, number: int, orchestrators: list[str]) -> None:
         super().__init__(world, f"worker{number}")
-        self._laws, self._orchestrators = laws, orchestrators
+        self._laws, self._orchestrators, self._number = laws, orchestrators, number
         self.key = PrivateKey.from_bytes(bytes([20 + number]) * 32)
         self.reserved = nonce.FIRST
         device = common_pb2.Device(kind="simulated", platform="cpu")
@@ -81,7 +81,8 @@ class WorkerNode(Node):
         self.do(Finished([done]))
 
     def _dial(self) -> None:
-        target = self.world.nodes[self.world.random.choice(self._orchestrators)]
+        number = self._number if self.world.random.random() < 0.7 else self.world.random.randrange(99)
+        target = self.world.nodes[self._orchestrators[number % len(self._orchestrators)]]
         if not target.up:
             self.later(300, self._dial)
             return

@@ -103,7 +103,7 @@ class Node:
         """Boundaries until it dies; 0: it lives."""
         self.down_ms = 500
         self.disk = Disk(self)
-        self.streams: set[Stream] = set()
+        self.streams: dict[Stream, None] = {}
         world.nodes[name] = self
 
     def clock(self) -> int:
@@ -209,7 +209,7 @@ class Stream:
         self._due = [world.now, world.now]
         self._queues: tuple[deque[Any], deque[Any]] = (deque(), deque())
         for end in self.ends:
-            end.streams.add(self)
+            end.streams[self] = None
 
     def _alive(self, side: int) -> bool:
         node = self.ends[side]
@@ -259,7 +259,7 @@ class Stream:
         """A side died; the other learns it at once, from its kernel, or only by silence."""
         side = self.ends.index(node)
         self.open[side] = False
-        node.streams.discard(self)
+        node.streams.pop(self, None)
         wait = self.world.random.choice((1, 50, RESET_AFTER_MS))
         self.world.at(self.world.now + wait, lambda: self._over(1 - side))
 
@@ -268,7 +268,7 @@ class Stream:
         if self.open[side]:
             alive = self._alive(side)
             self.open[side] = False
-            node.streams.discard(self)
+            node.streams.pop(self, None)
             if alive and gone is not None:
                 gone()
 
