@@ -61,6 +61,7 @@ def schedule(seed: int) -> list[Fault]:
         elif kind == "cut":
             one, two = random.choice(PAIRS)
             where = random.choice(((one, two), (two, one)))
+            for_ms = random.choice((1_000, 4_000, 14_000))  # the last is longer than any lease
         elif kind == "break":
             where = random.choice(PAIRS)
         elif kind == "clock":

@@ -57,8 +57,8 @@ def test_a_seed_makes_the_same_run_in_another_process() -> None:
     assert b"fault: " in runs[0].stdout
 
 
-def first_failing(defect: Defect) -> Outcome:
-    for seed in range(SEARCHED):
+def first_failing(defect: Defect, first: int = 0) -> Outcome:
+    for seed in range(first, first + SEARCHED):
         outcome = simulate(seed, None, defect)
         if outcome.violation is not None:
             return outcome
@@ -89,7 +89,8 @@ def test_a_ledger_that_asks_for_no_epoch_is_caught(monkeypatch: pytest.MonkeyPat
         return None if found in (Reason.EXPIRED_EPOCH, Reason.UNAUTHORIZED) else found
 
     monkeypatch.setattr(settling, "_result_refusal", lenient)
-    outcome = first_failing(lambda mesh: None)
+    # It takes an orchestrator that is cut off for longer than its lease and settles all the same: one seed in a hundred.
+    outcome = first_failing(lambda mesh: None, first=80)
     assert outcome.violation is not None
     assert outcome.violation.law == "P"
 

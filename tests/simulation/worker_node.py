@@ -70,7 +70,8 @@ class WorkerNode(Node):
             if link is not None:
                 link.send(self, request)
         for run in effects.run:
-            self.later(self.world.random.randint(5, 400), partial(self._run, run))
+            slow = self.world.random.random() < 0.2
+            self.later(self.world.random.randint(*((1_000, 6_000) if slow else (5, 400))), partial(self._run, run))
         if effects.close is not None and link is not None:
             self.world.note(f"{self.name} ends its stream: {effects.close}")
             link.end(self)
