@@ -50,7 +50,8 @@ def read_key(path: str) -> PrivateKey:
 def restore(
     core: Core, connection: sqlite3.Connection, now: int
 ) -> tuple[list[tuple[bytes, bytes]], list[e.SaveOutcome]]:
-    """Feed the core what was durable at `now`, Unix ms: (settle transactions without an answer, outcomes without an acknowledgement).
+    """Feed the core what was durable at `now`, Unix ms: (settle transactions without an answer, outcomes without an
+    acknowledgement).
 
     Attempts that were committed but not accepted are void: their jobs are queued again, and nobody is blamed.
     """

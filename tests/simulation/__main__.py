@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import multiprocessing
 import os
 import sys
@@ -12,21 +11,7 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
-import structlog
-
-from tests.simulation.mesh import Outcome, shrink, simulate
-
-
-def quiet() -> None:
-    """The cores' translations log; ten thousand runs of that are of no use."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-
-
-def _one(seed: int) -> Outcome:
-    outcome = simulate(seed)
-    if outcome.violation is None:
-        outcome.transcript.clear()
-    return outcome
+from tests.simulation.mesh import brief, quiet, shrink, simulate
 
 
 def _table(seeds: int, met: Counter[str], ended: Counter[str], laws: Counter[str]) -> None:
@@ -44,7 +29,7 @@ def _many(first: int, seeds: int, jobs: int) -> int:
     laws: Counter[str] = Counter()
     failing, steps, began = [], 0, time.monotonic()
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=quiet) as pool:
-        for outcome in pool.map(_one, range(first, first + seeds), chunksize=20):
+        for outcome in pool.map(brief, range(first, first + seeds), chunksize=20):
             met.update(outcome.met)
             ended.update(outcome.statuses)
             steps += outcome.steps

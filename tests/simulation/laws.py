@@ -18,8 +18,11 @@ class Violation(AssertionError):
     """A law is broken."""
 
     def __init__(self, law: str, text: str) -> None:
-        super().__init__(f"{law}: {text}")
+        super().__init__(law, text)
         self.law = law
+
+    def __str__(self) -> str:
+        return ": ".join(self.args)
 
 
 def require(holds: object, law: str, text: str) -> None:
@@ -117,5 +120,5 @@ class Laws:
         """L: with all faults mended and time enough, every accepted task is terminal."""
         for task_id in self.accepted:
             status = self.mesh.market.status(task_id)
-            require(status in TERMINAL, "L",
-                    f"task {task_id.hex()[:8]} never ends: {self.mesh.market.core.book.tasks.get(task_id)}")  # fmt: skip
+            task = self.mesh.market.core.book.tasks.get(task_id)
+            require(status in TERMINAL, "L", f"task {task_id.hex()[:8]} never ends: {task}")

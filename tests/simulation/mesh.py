@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
+import structlog
 from google.protobuf import struct_pb2
 
 from computemesh.trust import envelope, statement
@@ -205,7 +207,7 @@ class Outcome:
     steps: int
     statuses: Counter[str]
     head: str
-    """Hash of the last block: two runs of a seed agree on it, and so on all that was settled, when and in what order."""
+    """Hash of the last block: runs of a seed agree on it, and so on all that was settled, when and in what order."""
     transcript: list[str] = field(repr=False, default_factory=list)
 
 
@@ -225,6 +227,19 @@ def simulate(seed: int, faults: list[Fault] | None = None, defect: Defect = lamb
     statuses = Counter(status.name for status in mesh.laws.ended.values())
     return Outcome(seed, violation, mesh.world.met, mesh.world.steps, statuses,
                    mesh.ledger.stored.chain.previous.hex(), mesh.world.transcript)  # fmt: skip
+
+
+def brief(seed: int) -> Outcome:
+    """`simulate`, with a transcript only where a law is broken."""
+    outcome = simulate(seed)
+    if outcome.violation is None:
+        outcome.transcript.clear()
+    return outcome
+
+
+def quiet() -> None:
+    """The translations log; ten thousand runs of that are of no use."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 def shrink(seed: int, defect: Defect = lambda mesh: None) -> tuple[list[Fault], Outcome]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import structlog
 
 from ledger import settling
 from ledger.state import Reason
-from tests.simulation.mesh import Defect, Mesh, Outcome, schedule, shrink, simulate
+from tests.simulation.mesh import Defect, Mesh, Outcome, quiet, schedule, shrink, simulate
 
 SLICE = 100
 SEARCHED = 60
@@ -22,7 +21,7 @@ SEARCHED = 60
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     before = structlog.get_config()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    quiet()
     yield
     structlog.configure(**before)
 
@@ -89,7 +88,7 @@ def test_a_ledger_that_asks_for_no_epoch_is_caught(monkeypatch: pytest.MonkeyPat
         return None if found in (Reason.EXPIRED_EPOCH, Reason.UNAUTHORIZED) else found
 
     monkeypatch.setattr(settling, "_result_refusal", lenient)
-    # It takes an orchestrator that is cut off for longer than its lease and settles all the same: one seed in a hundred.
+    # It takes an orchestrator that is cut off for longer than its lease, and settles: about one seed in a hundred.
     outcome = first_failing(lambda mesh: None, first=80)
     assert outcome.violation is not None
     assert outcome.violation.law == "P"

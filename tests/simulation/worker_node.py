@@ -11,7 +11,6 @@ from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import common_pb2
 from computemesh.v1 import orchestrator_pb2 as pb
 from tests.simulation.laws import Laws
-from tests.simulation.ledger_node import CHAIN
 from tests.simulation.world import Node, Stream, World
 from worker import nonce
 from worker.core import Core
