@@ -29,6 +29,11 @@ CODE = [piece for page in PAGES for piece in code(page, str(page.relative_to(ROO
 ELSEWHERE = {
     r"mesh up\b": "stays until Ctrl-C: tests/cli/test_up.py",
     r"mesh worker join": "stays until Ctrl-C: tests/docs/conftest.py and tests/cli/test_commands.py start it",
+    r"mesh ledger relay": "tests/cli/test_proofs.py",
+    r"examples/cpp": "tests/client/test_cpp.py",
+    r"node worker\.js|statistics": "tests/client/test_node_worker.py",
+    r"python -m edge": "stays until Ctrl-C: tests/edge/test_rest.py",
+    r"put ring\.npz": "tests/workloads/test_simulation_start.py makes that file",
     r"npm install|node publish\.js": "tests/client/test_node.py",
     r"mesh task submit (inference|training)\b": "needs a model or data set of the reader's own: "
                                                "tests/workloads, make demo-all",
