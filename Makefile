@@ -74,7 +74,7 @@ $(DEMO): $(STAMP)
 	@touch $@
 
 golden: $(TOOLS)  ## write the golden files of the mesh command anew (then read the diff)
-	@RENEW_GOLDEN=1 $(BIN)/python -m pytest tests/cli/test_golden.py
+	@RENEW_GOLDEN=1 $(BIN)/python -m pytest tests/cli/test_golden.py tests/e2e/test_disputes.py -m 'not long'
 
 demo-all: $(DEMO)  ## one task of every type over two CPU workers; answers and receipts in demo/
 	@exec $(BIN)/python -m examples.demo_all --output demo

@@ -32,12 +32,19 @@ def run(
     """Watch for disputes, do the contested jobs again, vote and open the votes, until Ctrl-C."""
     from computemesh.client.validator import Validator
 
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        output.say(text)
+        if once:
+            said.append(text)
+
     with acting(profile, key) as client:
         assert client.key is not None
-        validator = Validator(client, client.key, data.expanduser(), output.say)
+        validator = Validator(client, client.key, data.expanduser(), say)
         output.say(f"validator {client.key.address} judges disputes of {client.ledger_info().chain_id}")
         while True:
             validator.turn()
             if once:
-                return
+                return output.emit({"validator": client.key.address, "said": said})
             time.sleep(0.5)

@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Path:
     (work / "model" / "weights").write_bytes(b"weights")
     (work / "scene.glb").write_bytes(b"scene")
     (work / "model.py").write_text(MODEL)
+    (work / "tasks.jsonl").write_text('{"challenge_type": "noop", "payload": {"jobs": 2}, "reward": "1.0"}\n')
     ledger = work / "data" / "ledger"
     ledger.mkdir(parents=True)
     (work / "data" / "ledger.toml").write_text((cluster.data / "ledger.toml").read_text())

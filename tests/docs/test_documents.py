@@ -7,6 +7,7 @@ import io
 import re
 import shlex
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -15,7 +16,10 @@ import pytest
 
 from computemesh.cli.cluster import Cluster
 from computemesh.cli.main import main
+from computemesh.cli.terms import responses_to
 from computemesh.client import Client
+from computemesh.trust.identity import PrivateKey
+from computemesh.v1 import orchestrator_pb2
 from tests.docs.blocks import Code, code
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,10 +29,19 @@ CODE = [piece for page in PAGES for piece in code(page, str(page.relative_to(ROO
 ELSEWHERE = {
     r"mesh up\b": "stays until Ctrl-C: tests/cli/test_up.py",
     r"mesh worker join": "stays until Ctrl-C: tests/docs/conftest.py and tests/cli/test_commands.py start it",
+    r"mesh ledger relay": "tests/cli/test_proofs.py",
+    r"examples/cpp": "tests/client/test_cpp.py",
+    r"node worker\.js|statistics": "tests/client/test_node_worker.py",
+    r"python -m edge": "stays until Ctrl-C: tests/edge/test_rest.py",
+    r"put ring\.npz": "tests/workloads/test_simulation_start.py makes that file",
     r"npm install|node publish\.js": "tests/client/test_node.py",
     r"mesh task submit (inference|training)\b": "needs a model or data set of the reader's own: "
                                                "tests/workloads, make demo-all",
     r"mesh program push model\.py|mesh artifact put inputs\.npz|mesh task submit program": "in the long test below",
+    r"mesh dispute (open|vote|appeal)|mesh validator run": "needs something to contest: tests/e2e/test_disputes.py, "
+                                                           "tests/ledger/test_economy.py",
+    r"mesh task retract": "has a moment only: tests/market/test_market_delivery.py",
+    r"mesh webhook add": "needs a server others see: tests/market/test_market_feed.py",
     r"rendering": "in the long test below",
     r"mesh task submit simulation --payload": "in the long test below",
 }  # fmt: skip
@@ -54,12 +67,43 @@ def task(cluster: Cluster) -> Iterator[str]:
         yield client.run("synthetic", {"matrix_size": 1024, "jobs": 2}, timeout=120).task_id
 
 
+def answered(cluster: Cluster) -> str:
+    """A task whose answer waits for its customer."""
+    with Client(cluster.profile) as client:
+        task = client.submit("noop", {"jobs": 1}, "1.0", delivery="manual", confirm_window_s=600).task_id
+        until = time.monotonic() + 60
+        while not responses_to(client, task):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    return task
+
+
+def stored(cluster: Cluster) -> str:
+    with Client(cluster.profile) as client:
+        return client.put_artifact(b"weights").digest
+
+
+def worker(cluster: Cluster) -> str:
+    with Client(cluster.profile) as client:
+        workers = client.orchestrator("ListWorkers", orchestrator_pb2.ListWorkersRequest()).workers
+        return str(workers[0].address)
+
+
+PLACEHOLDERS: dict[str, Callable[[Cluster], str]] = {
+    "DIGEST": stored, "ADDRESS": worker, "PUBLICKEY": lambda _: PrivateKey.from_bytes(bytes([7]) * 32).public.hex()}
+
+
 def filled_in(command: str, cluster: Cluster, task: str) -> str:
     """A command with what its capital words stand for."""
     command = command.replace(".venv/bin/", "")
     if "task cancel" in command:
         with Client(cluster.profile) as client:
             task = client.submit("synthetic", {"matrix_size": 1024, "iterations": 500}).task_id
+    if "task confirm" in command:
+        task = answered(cluster)
+    for word, found in PLACEHOLDERS.items():
+        if re.search(rf"\b{word}\b", command):
+            command = command.replace(word, found(cluster))
     if "3f9ab2" in command:
         with Client(cluster.profile) as client:
             stored = next(one.digest for one in client.list_artifacts() if one.name == "model")

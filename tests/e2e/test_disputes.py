@@ -16,6 +16,7 @@ from computemesh.trust.amount import CPC
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import ledger_pb2
 from tests import money
+from tests.cli.golden import compare_shape
 from tests.e2e.test_honesty import lying_worker
 
 Mesh = Callable[..., CompletedProcess[str]]
@@ -54,8 +55,12 @@ def fund(court: Cluster, here: Mesh) -> list[str]:
     return files
 
 
-def decide(court: Cluster, here: Mesh, dispute: str, files: list[str], tmp_path: Path) -> ledger_pb2.Dispute:
-    """Lets every validator look at the dispute until it is decided."""
+def decide(
+    court: Cluster, here: Mesh, dispute: str, files: list[str], tmp_path: Path,
+    reveal: Callable[[], None] = lambda: None,
+) -> ledger_pb2.Dispute:  # fmt: skip
+    """Lets every validator look at the dispute until it is decided; `reveal` is called once, when votes are opened."""
+    revealed = False
     deadline = time.monotonic() + 120
     with Client(court.profile) as client:
         while True:
@@ -63,6 +68,9 @@ def decide(court: Cluster, here: Mesh, dispute: str, files: list[str], tmp_path:
             if found.status not in (ledger_pb2.DISPUTE_STATUS_VOTING, ledger_pb2.DISPUTE_STATUS_REVEALING):
                 return found
             assert time.monotonic() < deadline, found
+            if found.status == ledger_pb2.DISPUTE_STATUS_REVEALING and not revealed:
+                revealed = True
+                reveal()
             for number, file in enumerate(files):
                 said = here("validator", "run", "--key", file, "--data", str(tmp_path / f"v{number}"), "--once")
                 assert said.returncode == 0, said.stderr
@@ -121,7 +129,19 @@ def test_a_contest_of_a_wrong_result_slashes_the_worker_and_refunds_the_customer
         before = client.account(task["customer"]).balance_units
     opened = json.loads(ok(here("dispute", "open", task["task_id"], "0", "--key", contestant, "--json")))
     assert opened["accused"] == liar.address
-    decided = decide(court, here, opened["id"], validators, tmp_path)
+    compare_shape("json/dispute-open.json", opened)
+    voter = validators.pop()
+    ballot = json.loads(ok(here("dispute", "vote", opened["id"], "invalid", "--key", voter, "--json")))
+    compare_shape("json/dispute-vote.json", ballot)
+
+    def reveal() -> None:
+        words = ("dispute", "reveal", opened["id"], "invalid", "--salt", ballot["salt"], "--key", voter, "--json")
+        compare_shape("json/dispute-reveal.json", json.loads(ok(here(*words))))
+
+    decided = decide(court, here, opened["id"], validators, tmp_path, reveal)
+    assert sum(vote.revealed for vote in decided.votes) == VALIDATORS
+    compare_shape("json/dispute-show.json", json.loads(ok(here("dispute", "show", opened["id"], "--json"))))
+    compare_shape("json/dispute-list.json", json.loads(ok(here("dispute", "list", "--all", "--json"))))
     assert decided.status == ledger_pb2.DISPUTE_STATUS_UPHELD, decided
     assert not any(vote.valid for vote in decided.votes)
     assert decided.slashed_units == 4 * CPC
