@@ -28,6 +28,7 @@ from orchestrator.dispatch import Dispatch, read_lease
 from orchestrator.files import WORKER, TaskFiles
 from orchestrator.model import Task
 from orchestrator.outputs import Outputs
+from orchestrator.rewards import ReplicaRewards
 from orchestrator.runtime import Runtime, limits, now_ms
 from orchestrator.standing import Standing
 from orchestrator.submitter import Submitter
@@ -128,6 +129,7 @@ async def run(config: Config) -> None:
     runtime.submitter, runtime.standing = Submitter(runtime), Standing(runtime)
     runtime.beacons = Beacons(runtime, config.beacon_epoch_ms)
     runtime.accusations = Accusations(runtime)
+    runtime.rewards = ReplicaRewards(runtime)
     advertised = config.advertise or f"{config.listen.rsplit(':', 1)[0]}:{port}"
     runtime.dispatch = Dispatch(runtime, advertised)
     for row in outcomes:
@@ -138,7 +140,7 @@ async def run(config: Config) -> None:
         runtime.spawn(runtime.submitter.send(tx_id, body))
     for part in (runtime.submitter.run(), runtime.submitter.follow_blocks(), runtime.dispatch.run(), runtime.ticks(),
                  runtime.outputs.run(), runtime.standing.run(), runtime.beacons.run(),
-                 runtime.accusations.run()):
+                 runtime.accusations.run(), runtime.rewards.run()):
         runtime.spawn(part)
     stop = asyncio.Event()
     servers.stop_on_signals(stop)

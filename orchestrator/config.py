@@ -64,6 +64,9 @@ class Config(Exposure):
     wrong_cooldown_ms: int = 600_000
     # A job that failed this often, whoever tried it, fails its task.
     max_attempts: int = 32
+    # Of jobs whose results nobody can check cheaply, so many percent (never below 5) are given to a worker of a second
+    # owner, too; of workers without reputation five times as many.
+    replica_percent: int = 5
     # Time running jobs have to finish when the orchestrator is told to stop.
     drain_ms: int = 3_000
     # HOST:PORT where Prometheus reads /metrics over HTTP; empty: nowhere.

@@ -12,7 +12,7 @@ from typing import Any
 
 from computemesh.trust.identity import address_of
 from orchestrator import events as e
-from orchestrator import judging
+from orchestrator import judging, replicas
 from orchestrator.model import TRANSITIONS, Batch, Cause, Job, Lease, Task, Trouble, Worker
 from orchestrator.state import (
     POISON_ATTEMPTS,
@@ -58,7 +58,8 @@ class Core:
         """Whether anything is with workers, in audit's reach, or on its way into the ledger."""
         state = self.state
         at_work = any(worker.leases or worker.challenged for worker in state.workers.values())
-        return at_work or bool(state.unsettled or state.in_flight)
+        held = any(task.held for task in state.tasks.values())
+        return at_work or held or bool(state.unsettled or state.in_flight)
 
     def take_progress(self) -> list[Task]:
         """Tasks whose counts changed since the last call and that are still held."""
@@ -143,7 +144,8 @@ def _worker_joined(state: State, event: e.WorkerJoined, now_ms: int, out: e.Effe
         _leave(state, state.workers[older], now_ms, "the worker dialled again", blame=False, out=out)
     record = state.record(event.key)
     record.owner = event.owner or address_of(event.key)
-    worker = Worker(event.session, event.key, event.types, event.memory_bytes, record, now_ms, event.ask)
+    worker = Worker(event.session, event.key, event.types, event.memory_bytes, record, now_ms, event.ask,
+                    event.functions)
     state.workers[event.session] = worker
     state.sessions[event.key] = event.session
 
@@ -305,6 +307,7 @@ def _tick(state: State, event: e.Tick, now_ms: int, out: e.Effects) -> None:
         if state.tasks.get(task.id) is task and not task.ended and task.states[index] == Job.QUEUED:
             task.returned.append(index)
             state.queue.add(task, now_ms)
+    replicas.overdue(state, now_ms, out)
     state.queue.forget_idle()
     state.place_needed = bool(state.ready)
 

@@ -29,6 +29,7 @@ PROGRESS_EVERY_S = 0.2
 ASKS_EVERY_S = 3.0
 FIRST_WAIT_S, LAST_WAIT_S = 0.1, 5.0
 MAX_ROWS = 4096
+_VERIFIED = (market_pb2.DELIVERY_UNSPECIFIED, market_pb2.DELIVERY_VERIFIED)
 log = structlog.get_logger("orchestrator.dispatch")
 
 
@@ -57,6 +58,8 @@ def read_lease(lease: market_pb2.TaskLease) -> Task:
     task.memory = max(task.memory, lease.memory_bytes)
     task.responses = max(lease.responses, 1)
     task.job_units, task.operations = lease.reward_units // len(jobs), workload.price(params).flops // len(jobs)
+    task.replicates = workload.replicates and lease.delivery in _VERIFIED
+    task.function = workload.call(params).function if workload.call is not None else ""
     if lease.delivery == market_pb2.DELIVERY_FIRST_RESPONSE:
         task.k, task.exact_whole = 0, False  # accepted unaudited, by the customer's order
     return task

@@ -15,6 +15,8 @@ from orchestrator.model import FREE, Ask, Batch, Lease, Part, Task
 # Verdicts and nacks, numbered as in the contract.
 SETTLED, WRONG, LATE, STALE, REFUSED = 1, 2, 3, 4, 5
 RETRYABLE, POISON = 1, 2
+# What a replica showed, numbered as in the contract.
+AGREED, REPLICA, NO_OTHER_OWNER, OUTVOTED, NO_MAJORITY = 1, 2, 3, 4, 5
 
 
 # ---- events: tasks -------------------------------------------------------------------------------------------------
@@ -72,6 +74,7 @@ class WorkerJoined:
     memory_bytes: int
     owner: str = ""
     ask: Ask = FREE
+    functions: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +254,18 @@ class SaveJudgement:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveReplication:
+    """What became of an answer whose job was drawn for a replica, numbered as `Replication` in the contract. `tx_id`
+    and `units` are the transfer its worker is owed for having been the replica; empty where it is owed none."""
+
+    batch: Batch
+    position: int
+    kind: int
+    tx_id: bytes = b""
+    units: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SaveResult:
     """A job that somebody else settled."""
 
@@ -394,9 +409,14 @@ class Accuse:
     transcript: bytes
 
 
-Persist = SaveTask | SaveBatch | SaveJudgement | SaveResult | SaveAnswer | SaveOutcome | CloseTask
+@dataclass(frozen=True, slots=True)
+class PayReplicas:
+    """A replica's worker is owed its share; `SaveReplication` says what."""
+
+
+Persist = SaveTask | SaveBatch | SaveJudgement | SaveReplication | SaveResult | SaveAnswer | SaveOutcome | CloseTask
 Send = SendJobs | SendChallenges | SendVerdicts | SendRevokes | CloseStream | DrawSeed | SaveOutcome
-Work = Recompute | CheckOpening | Discard | Submit | FetchResult | ComputeRoot | Accuse
+Work = Recompute | CheckOpening | Discard | Submit | FetchResult | ComputeRoot | Accuse | PayReplicas
 
 
 def binding(effect: Send) -> bool:

@@ -11,18 +11,18 @@ from collections.abc import Sequence
 
 from computemesh.trust.errors import InvalidArgument
 from computemesh.trust.statement import COMMITMENT
-from orchestrator import answers
+from orchestrator import answers, replicas
 from orchestrator import events as e
-from orchestrator.model import Batch, Cause, Job, Lease, Part, Task, Trouble, Worker
+from orchestrator.model import Answer, Batch, Cause, Job, Lease, Part, Task, Trouble, Worker
 from orchestrator.state import (
     State,
+    accept,
     batch_of,
     blame,
     count_settled,
     end_attempts,
     fail_task,
     lost,
-    timed,
     void,
 )
 
@@ -163,11 +163,10 @@ def judged(state: State, event: e.Judged, now_ms: int, out: e.Effects) -> None:
         if task.ended or lease.epoch != task.epoch:
             _stale(state, batch, lease, now_ms, out)
         elif accepted:
-            task.states[lease.index] = Job.SETTLING  # (AUDITING, ACCEPT): only judged jobs are auditing
-            task.settling += 1
-            timed(state, task, batch.arrived_ms - lease.began_ms)
-            if task.leaves:
-                task.offered[lease.index, lease.result_hash] = batch.outputs[position]
+            answer = Answer(batch, position, proof)
+            if task.replicates and replicas.takes(state, answer, now_ms, out):
+                continue
+            accept(state, answer)
             part.positions.append(position)
             part.proofs.append(proof)
         else:

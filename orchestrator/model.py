@@ -40,6 +40,8 @@ class Cause(IntEnum):
     RESUME = 7
     # Answered, and the customer wants another answer to pick from.
     ANSWERED = 8
+    # Answered, and another owner's answer is wanted to hold against it.
+    REPLICATE = 9
 
 
 TRANSITIONS: dict[tuple[Job, Cause], Job] = {
@@ -51,6 +53,8 @@ TRANSITIONS: dict[tuple[Job, Cause], Job] = {
     (Job.RUNNING, Cause.LOSE): Job.QUEUED,
     (Job.AUDITING, Cause.ACCEPT): Job.SETTLING,
     (Job.AUDITING, Cause.LOSE): Job.QUEUED,
+    (Job.AUDITING, Cause.REPLICATE): Job.QUEUED,
+    (Job.QUEUED, Cause.ACCEPT): Job.SETTLING,
     (Job.SETTLING, Cause.SETTLE): Job.SETTLED,
     (Job.SETTLING, Cause.LOSE): Job.QUEUED,
     (Job.SETTLING, Cause.ANSWERED): Job.QUEUED,
@@ -124,7 +128,9 @@ class Task:
         "epoch",
         "exact_whole",
         "feeds",
+        "function",
         "height",
+        "held",
         "id",
         "inputs",
         "job_units",
@@ -140,6 +146,7 @@ class Task:
         "payload",
         "priority",
         "queued",
+        "replicates",
         "responses",
         "results",
         "returned",
@@ -190,10 +197,20 @@ class Task:
         # Jobs that wait for others: how many results each lacks; and which jobs each result is needed by.
         self.blocked: dict[int, int] = {}
         self.feeds: dict[int, list[int]] = {}
+        # Whether some jobs are given to a second owner, the function they call there, and answers that wait for others.
+        self.replicates, self.function = False, ""
+        self.held: dict[int, Held] = {}
         self.artifacts = b""  # the task's files, as the market is told of them
         self.outcome = ""  # "", "ROOTING", "COMPLETED" or "FAILED"
         self.detail = ""
         self.root = b""
+
+    def take_held(self, index: int) -> list[Answer]:
+        """The answers to a job that wait to be compared, which they do no more; any owner may have the job again."""
+        if index in self.trouble:
+            self.trouble[index].answered.clear()
+        held = self.held.pop(index, None)
+        return held.answers if held is not None else []
 
     @property
     def waiting(self) -> int:
@@ -290,6 +307,30 @@ class Batch:
         return output, self.unit_digests[position] if output and self.unit_digests else b""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A commitment that passed its audit; `proof` is its transcript's digest."""
+
+    batch: Batch
+    position: int
+    proof: bytes
+
+    @property
+    def lease(self) -> Lease:
+        """The attempt it came from."""
+        lease = self.batch.leases[self.position]
+        assert lease is not None
+        return lease
+
+
+@dataclass(slots=True)
+class Held:
+    """Answers of different owners to one job that wait for another to be compared with, until a time (Unix ms)."""
+
+    until_ms: int
+    answers: list[Answer]
+
+
 @dataclass(slots=True)
 class Part:
     """Accepted results of one batch, on their way into one settle transaction. Columns, in ascending position."""
@@ -309,6 +350,7 @@ class Worker:
         "called_off",
         "challenged",
         "free",
+        "functions",
         "key",
         "last_seen_ms",
         "leases",
@@ -323,10 +365,10 @@ class Worker:
 
     def __init__(
         self, session: int, key: bytes, types: frozenset[str], memory_bytes: int, record: Record, now_ms: int,
-        ask: Ask = FREE,
+        ask: Ask = FREE, functions: frozenset[str] = frozenset(),
     ) -> None:
         self.session, self.key, self.types, self.memory_bytes = session, key, types, memory_bytes
-        self.record, self.owner, self.ask = record, record.owner, ask
+        self.record, self.owner, self.ask, self.functions = record, record.owner, ask, functions
         self.free = 0
         # Drained from this side (on request, or because it shuts down), and by the worker's owner.
         self.called_off = record.drained

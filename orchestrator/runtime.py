@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.beacons import Beacons
     from orchestrator.dispatch import Dispatch
     from orchestrator.outputs import Outputs
+    from orchestrator.rewards import ReplicaRewards
     from orchestrator.standing import Standing
     from orchestrator.submitter import Submitter
 
@@ -51,6 +52,7 @@ def limits(config: Config) -> Limits:
         opening_timeout_ms=config.opening_timeout_ms, upload_bytes_per_s=config.upload_bytes_per_s,
         aging_ms=config.aging_ms, wrong_streak=config.wrong_streak,
         wrong_cooldown_ms=config.wrong_cooldown_ms, max_attempts=config.max_attempts,
+        replica_percent=config.replica_percent,
     )  # fmt: skip
 
 
@@ -63,6 +65,7 @@ class Runtime:
     standing: Standing
     beacons: Beacons
     accusations: Accusations
+    rewards: ReplicaRewards
 
     def __init__(
         self, config: Config, key: PrivateKey, core: Core, group: GroupCommit, ledger: ledger_pb2_grpc.LedgerServiceStub
@@ -245,6 +248,9 @@ class Runtime:
     def _accuse(self, work: e.Accuse) -> None:
         self.accusations.take(work)
 
+    def _pay(self, _work: e.PayReplicas) -> None:
+        self.rewards.wake.set()
+
     def _submit(self, work: e.Submit) -> None:
         self.submitter.take(work)
 
@@ -266,4 +272,5 @@ _WORK: dict[type[Any], Callable[[Runtime, Any], None]] = {
     e.FetchResult: Runtime._fetch,
     e.Submit: Runtime._submit,
     e.Accuse: Runtime._accuse,
+    e.PayReplicas: Runtime._pay,
 }

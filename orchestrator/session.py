@@ -73,7 +73,8 @@ class Session:
         types, memory = _wants(self.capabilities)
         ask = Ask(self.capabilities.price_units_per_teraop, {
             one.challenge_type: one.price_units_per_teraop for one in self.capabilities.asks})
-        runtime.apply(e.WorkerJoined(self.number, self.key, types, memory, self.capabilities.owner, ask))
+        runtime.apply(e.WorkerJoined(self.number, self.key, types, memory, self.capabilities.owner, ask,
+                                     frozenset(one.name for one in self.capabilities.functions)))
         self._offers()
         runtime.spawn(runtime.standing.ask(self.key))
         log.info(

@@ -12,7 +12,20 @@ from computemesh.trust.identity import address_of
 from computemesh.trust.reputation import FULL
 from computemesh.workloads.contract import bind, worker_seed
 from orchestrator import events as e
-from orchestrator.model import ATTEMPT_BITS, LEASE_BITS, Batch, Cause, Job, Lease, Part, Record, Task, Trouble, Worker
+from orchestrator.model import (
+    ATTEMPT_BITS,
+    LEASE_BITS,
+    Answer,
+    Batch,
+    Cause,
+    Job,
+    Lease,
+    Part,
+    Record,
+    Task,
+    Trouble,
+    Worker,
+)  # fmt: skip
 from orchestrator.placement import Line, Queue, Ready
 
 MAX_CHUNK = 512
@@ -47,6 +60,7 @@ class Limits:
     wrong_streak: int = 3
     wrong_cooldown_ms: int = 600_000
     max_attempts: int = 32
+    replica_percent: int = 5
 
     def opening_ms(self, lease: Lease) -> int:
         """How long a challenge may stay unanswered, ms: longer where the openings are too large for a message."""
@@ -174,6 +188,17 @@ def fail_task(state: State, task: Task, out: e.Effects) -> None:
     out.send.append(row)
 
 
+def accept(state: State, answer: Answer) -> None:
+    """An answer is good: its job waits for the ledger."""
+    batch, lease = answer.batch, answer.lease
+    task = lease.task
+    task.states[lease.index] = Job.SETTLING  # (AUDITING | QUEUED, ACCEPT)
+    task.settling += 1
+    timed(state, task, batch.arrived_ms - lease.began_ms)
+    if task.leaves:
+        task.offered[lease.index, lease.result_hash] = batch.outputs[answer.position]
+
+
 def void(batch: Batch, position: int, out: e.Effects) -> None:
     """A commitment will not be judged: what it names is of no use to anybody."""
     if batch.outputs:
@@ -200,6 +225,9 @@ def end_attempts(state: State, task: Task, out: e.Effects) -> None:
     task.ended = True
     if not task.began:
         return
+    for answer in [one for index in list(task.held) for one in task.take_held(index)]:
+        void(answer.batch, answer.position, out)
+        out.send.append(e.SendVerdicts(answer.batch.session, e.STALE, [answer.lease.id]))
     for worker in state.workers.values():
         gone = [lease_id for lease_id, lease in worker.leases.items() if lease.task is task]
         for lease_id in gone:
@@ -347,7 +375,7 @@ def _lease(state: State, task: Task, worker: Worker, indices: list[int], now_ms:
             states[index] = Job.RUNNING
     state.next_lease = number + len(leases)
     k = sample_size(task.k, worker.record.reputation)
-    for lease in leases if k != task.k or task.responses > 1 else ():
+    for lease in leases if k != task.k or task.responses > 1 or task.replicates else ():
         lease.k, lease.owner = k, worker.owner
     worker.free -= len(leases)
     task.running += len(leases)

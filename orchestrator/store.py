@@ -44,6 +44,13 @@ SCHEMA = (
     """CREATE TABLE IF NOT EXISTS results (
          task_id BLOB NOT NULL, job INTEGER NOT NULL, result_hash BLOB NOT NULL,
          PRIMARY KEY (task_id, job)) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS replications (
+         batch_id INTEGER NOT NULL, position INTEGER NOT NULL, kind INTEGER NOT NULL,
+         PRIMARY KEY (batch_id, position)) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS rewards (
+         tx_id BLOB PRIMARY KEY, worker_key BLOB NOT NULL, units INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0
+       ) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS rewards_owed ON rewards (tx_id) WHERE state = 0",
     "CREATE TABLE IF NOT EXISTS beacons (epoch INTEGER PRIMARY KEY) STRICT",
 )
 
@@ -164,6 +171,17 @@ def _save_answer(connection: sqlite3.Connection, row: e.SaveAnswer) -> None:
     )  # fmt: skip
 
 
+def _save_replication(connection: sqlite3.Connection, row: e.SaveReplication) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO replications VALUES (?, ?, ?)", (row.batch.id, row.position, row.kind)
+    )
+    if row.units:
+        connection.execute(
+            "INSERT OR IGNORE INTO rewards (tx_id, worker_key, units) VALUES (?, ?, ?)",
+            (row.tx_id, row.batch.key, row.units),
+        )
+
+
 def _save_result(connection: sqlite3.Connection, row: e.SaveResult) -> None:
     connection.execute(
         "INSERT OR IGNORE INTO results (task_id, job, result_hash) VALUES (?, ?, ?)",
@@ -192,11 +210,24 @@ _WRITERS: dict[type[Any], Callable[[sqlite3.Connection, Any], None]] = {
     e.SaveTask: _save_task,
     e.SaveBatch: _save_batch,
     e.SaveJudgement: _save_judgement,
+    e.SaveReplication: _save_replication,
     e.SaveAnswer: _save_answer,
     e.SaveResult: _save_result,
     e.SaveOutcome: _save_outcome,
     e.CloseTask: _close_task,
 }
+
+
+def rewards_owed(connection: sqlite3.Connection, most: int) -> list[tuple[bytes, bytes, int]]:
+    """(transfer's id, worker key, base units) of replicas whose transfer the ledger has not answered."""
+    return connection.execute(
+        "SELECT tx_id, worker_key, units FROM rewards WHERE state = 0 ORDER BY tx_id LIMIT ?", (most,)
+    ).fetchall()
+
+
+def reward_answered(connection: sqlite3.Connection, tx_id: bytes, *, paid: bool) -> None:
+    """The ledger applied a replica's transfer, or refused it."""
+    connection.execute("UPDATE rewards SET state = ? WHERE tx_id = ?", (1 if paid else 2, tx_id))
 
 
 def owe_beacon(connection: sqlite3.Connection, epoch: int) -> None:
@@ -312,6 +343,14 @@ def judgement_of(
         artifact = _item(uploaded, row)
         return bool(accepted[row]), proofs[32 * row : 32 * row + 32], seed, k, opened, artifact, epoch
     return None
+
+
+def replication_of(connection: sqlite3.Connection, batch_id: int, position: int) -> int:
+    """What a replica showed of one commitment (`Replication` in the contract); 0 where its job was not drawn."""
+    row = connection.execute(
+        "SELECT kind FROM replications WHERE batch_id = ? AND position = ?", (batch_id, position)
+    ).fetchone()
+    return int(row[0]) if row is not None else 0
 
 
 def jobs_in(commitments: bytes, task_id: bytes) -> list[tuple[int, CommitmentRow]]:

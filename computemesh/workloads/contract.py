@@ -222,6 +222,8 @@ class Workload(Generic[P]):
     `exact`: units are integers recomputable bit for bit, so an opening carries no unit bytes.
     `binds(spec)`: the job needs its worker's binding (`bind`) before it can be executed or checked.
     `sample_size`: k, the units challenged per job.
+    `replicates`: no check says whether an answer is right, so some jobs are given to a worker of another owner, too,
+    and their unit digests must be the same. Only for types that are not exact and compare by `bytes.__eq__`.
     """
 
     name: str
@@ -246,6 +248,7 @@ class Workload(Generic[P]):
     unit_bytes: Callable[[JobSpec], int] | None = None
     preview: Callable[[P, Mapping[int, bytes]], Artifact | None] | None = None
     agree: Callable[[bytes, bytes], bool] = bytes.__eq__
+    replicates: bool = False
     execute_batch: Callable[[Sequence[JobSpec], Context], list[Outcome]] | None = None
     check_batch: Callable[[JobSpec, Sequence[Claim]], list[bytes | None]] | None = None
     recompute_batch: Callable[[Sequence[JobSpec]], list[bytes]] | None = None

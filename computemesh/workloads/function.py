@@ -8,8 +8,8 @@ reason.
 
 A unit is an item's result: canonical JSON (sorted keys, no blanks, UTF-8), at most 1 MiB. What a check verifies is its
 form, no more: the auditor has neither code nor schema of the function. Whether the answer is right is known only to
-who compares it with another worker's, which is what replicas are for; until then a function's results are worth what
-its operator's name is worth. Receipts say `function`, so nobody can take one for a recomputed result.
+who compares it with another worker's: the orchestrator gives some jobs to workers of two owners (`replicates`), and
+the others are worth what their operator's name is worth. Receipts say `function`, so nobody can take one for a recomputed result.
 
 The fixed layout of params:
 
@@ -331,5 +331,6 @@ TASK = Workload(
     output_digests=output_digests,
     output_units=output_units,
     call=call,
+    replicates=True,
     check_batch=check_batch,
 )

@@ -1,0 +1,69 @@
+"""Pays the workers whose answers were the replica of another's: transfers from this orchestrator's own account.
+
+What is owed is durable before it is sent, under an id that follows from job and attempt, so that neither a restart nor
+a repeated call pays twice. A transfer the ledger refuses (the account has too little) stays unpaid, and is said so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+import grpc
+import structlog
+
+from computemesh.service import transactions
+from computemesh.service.errors import from_rpc_error
+from computemesh.trust.identity import address_of
+from computemesh.v1 import ledger_pb2
+from orchestrator import store
+
+if TYPE_CHECKING:
+    from orchestrator.runtime import Runtime
+
+CALL_TIMEOUT_S = 10.0
+RETRY_S = 1.0
+MAX_TRANSFERS = 256
+log = structlog.get_logger("orchestrator.rewards")
+
+
+class ReplicaRewards:
+    """One loop that sends what is owed, also from before a restart."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.wake = asyncio.Event()
+        self.wake.set()
+
+    async def run(self) -> None:
+        """Pays for ever."""
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            # In a group of its own: what the core deferred is durable with it.
+            while owed := await self._runtime.group.commit(partial(store.rewards_owed, most=MAX_TRANSFERS)):
+                if not await self._pay(owed):
+                    await asyncio.sleep(RETRY_S)
+
+    async def _pay(self, owed: list[tuple[bytes, bytes, int]]) -> bool:
+        """Whether the ledger answered."""
+        runtime = self._runtime
+        signed = [
+            transactions.signed(runtime.key, runtime.config.chain_id, transactions.TRANSFER,
+                                transactions.transfer_body(address_of(worker), units), tx_id)
+            for tx_id, worker, units in owed
+        ]  # fmt: skip
+        request = ledger_pb2.SubmitTransactionsRequest(transactions=signed)
+        try:
+            outcomes = (await runtime.ledger.SubmitTransactions(request, timeout=CALL_TIMEOUT_S)).outcomes
+        except grpc.aio.AioRpcError as error:
+            log.warning("replicas wait for their pay", owed=len(owed), error=str(from_rpc_error(error))[:200])
+            return False
+        for (tx_id, worker, units), outcome in zip(owed, outcomes, strict=True):
+            paid = outcome.kind == ledger_pb2.OUTCOME_KIND_APPLIED
+            say = log.info if paid else log.warning
+            say("replica paid" if paid else "a replica stays unpaid", worker=address_of(worker), units=units,
+                tx_id=tx_id.hex(), reason=outcome.reason)
+            await runtime.group.commit(partial(store.reward_answered, tx_id=tx_id, paid=paid))
+        return True
