@@ -255,14 +255,14 @@ class SaveJudgement:
 
 @dataclass(frozen=True, slots=True)
 class SaveReplication:
-    """What became of an answer whose job was drawn for a replica, numbered as `Replication` in the contract. `tx_id`
-    and `units` are the transfer its worker is owed for having been the replica; empty where it is owed none."""
+    """What became of an answer whose job was drawn for a replica, numbered as `Replication` in the contract. Its worker
+    is owed its share of `reward_units` for having been the replica, by the transfer `tx_id`; empty where nothing is."""
 
     batch: Batch
     position: int
     kind: int
     tx_id: bytes = b""
-    units: int = 0
+    reward_units: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ the job is queued then as if nobody had answered.
 
 from __future__ import annotations
 
-from computemesh.trust.amount import split
 from computemesh.trust.digest import tagged
 from computemesh.trust.reputation import FULL
 from orchestrator import events as e
@@ -116,9 +115,8 @@ def _agreed(state: State, answers: list[Answer], now_ms: int, out: e.Effects) ->
     first = next(one for one in answers if one.lease.result_hash == replica.lease.result_hash)
     _settle(state, first)
     out.persist.append(e.SaveReplication(first.batch, first.position, e.AGREED))
-    units = split(replica.lease.task.job_units).worker
-    owed = e.SaveReplication(replica.batch, replica.position, e.REPLICA, payment_id(replica), units)
-    out.persist.append(owed)
+    reward = replica.lease.task.job_units
+    out.persist.append(e.SaveReplication(replica.batch, replica.position, e.REPLICA, payment_id(replica), reward))
     out.work.append(e.PayReplicas())
     out.send.append(e.SendVerdicts(replica.batch.session, e.SETTLED, [replica.lease.id], "REPLICA"))
     for answer in answers:

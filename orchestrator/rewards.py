@@ -49,21 +49,24 @@ class ReplicaRewards:
     async def _pay(self, owed: list[tuple[bytes, bytes, int]]) -> bool:
         """Whether the ledger answered."""
         runtime = self._runtime
-        signed = [
-            transactions.signed(runtime.key, runtime.config.chain_id, transactions.TRANSFER,
-                                transactions.transfer_body(address_of(worker), units), tx_id)
-            for tx_id, worker, units in owed
-        ]  # fmt: skip
-        request = ledger_pb2.SubmitTransactionsRequest(transactions=signed)
         try:
+            info = await runtime.ledger.GetLedger(ledger_pb2.GetLedgerRequest(), timeout=CALL_TIMEOUT_S)
+            signed = [
+                transactions.signed(
+                    runtime.key, runtime.config.chain_id, transactions.TRANSFER,
+                    transactions.transfer_body(address_of(worker), max(reward * info.worker_percent // 100, 1)), tx_id,
+                ) for tx_id, worker, reward in owed
+            ]  # fmt: skip
+            request = ledger_pb2.SubmitTransactionsRequest(transactions=signed)
             outcomes = (await runtime.ledger.SubmitTransactions(request, timeout=CALL_TIMEOUT_S)).outcomes
         except grpc.aio.AioRpcError as error:
             log.warning("replicas wait for their pay", owed=len(owed), error=str(from_rpc_error(error))[:200])
             return False
-        for (tx_id, worker, units), outcome in zip(owed, outcomes, strict=True):
-            paid = outcome.kind == ledger_pb2.OUTCOME_KIND_APPLIED
-            say = log.info if paid else log.warning
-            say("replica paid" if paid else "a replica stays unpaid", worker=address_of(worker), units=units,
-                tx_id=tx_id.hex(), reason=outcome.reason)
-            await runtime.group.commit(partial(store.reward_answered, tx_id=tx_id, paid=paid))
+        answers = {}
+        for sent, outcome in zip(signed, outcomes, strict=True):
+            paid = answers[sent.id] = outcome.kind == ledger_pb2.OUTCOME_KIND_APPLIED
+            (log.info if paid else log.warning)(
+                "replica paid" if paid else "a replica stays unpaid", worker=sent.transfer.to,
+                units=sent.transfer.amount_units, tx_id=sent.id.hex(), reason=outcome.reason)  # fmt: skip
+        await runtime.group.commit(partial(store.rewards_answered, answers=answers))
         return True

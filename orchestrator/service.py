@@ -27,6 +27,8 @@ from orchestrator.runtime import Runtime, now_ms
 
 SERVICE = "computemesh.v1.OrchestratorService"
 DEFAULT_PAGE = 50
+# Answers that passed their audit and are yet not the job's.
+_NOT_SETTLED = frozenset({e.REPLICA, e.OUTVOTED, e.NO_MAJORITY})
 
 
 class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -149,16 +151,19 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         return jobs, len(states)
 
     async def _answers(self, task_id: bytes, page: range) -> dict[int, tuple[int, str, str]]:
-        """job -> (commitments made, worker of the last, its result hash)."""
+        """job -> (commitments made, worker of the last that may count as the job's, its result hash)."""
         rows = await self._runtime.group.read(
             partial(store.commitments_of, task_id=task_id, first=page[0], last=page[-1])
         )
+        replications = await self._runtime.group.read(partial(store.replications_of, task_id=task_id))
         found: dict[int, tuple[int, str, str]] = {}
-        for _, key, commitments, _, _ in rows:
-            for _, row in store.jobs_in(commitments, task_id):
+        for batch_id, key, commitments, _, _ in rows:
+            for position, row in store.jobs_in(commitments, task_id):
                 if row[2] in page:
-                    tried = found.get(row[2], (0, "", ""))[0]
-                    found[row[2]] = (tried + 1, address_of(key), row[6].hex())
+                    tried, *before = found.get(row[2], (0, "", ""))
+                    counts = replications.get((batch_id, position)) not in _NOT_SETTLED
+                    answer = (address_of(key), row[6].hex()) if counts else before
+                    found[row[2]] = (tried + 1, answer[0], answer[1])
         return found
 
     def _holders(self, task_id: bytes) -> dict[int, str]:
@@ -182,6 +187,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
 def _transcript(connection: Any, *, task_id: bytes, job: int) -> pb.AuditTranscript | None:
     """The audit of a job's accepted commitment, or of its newest judged one."""
     rows = store.commitments_of(connection, task_id, job, job)
+    replications = store.replications_of(connection, task_id)
     lease_row = store.task_row(connection, task_id)
     if lease_row is None:
         return None
@@ -191,13 +197,15 @@ def _transcript(connection: Any, *, task_id: bytes, job: int) -> pb.AuditTranscr
             judgement = store.judgement_of(connection, batch_id, position) if row[2] == job else None
             if judgement is None:
                 continue
+            replication = replications.get((batch_id, position), 0)
+            judgement = (judgement[0] and replication not in _NOT_SETTLED, *judgement[1:])
             if best is None or judgement[0]:
-                best = (position, commitments, signature, bindings, batch_id, judgement)
+                best = (position, commitments, signature, bindings, batch_id, judgement, replication)
         if best is not None and best[5][0]:
             break
     if best is None:
         return None
-    position, commitments, signature, bindings, batch_id, judgement = best
+    position, commitments, signature, bindings, batch_id, judgement, replication = best
     accepted, digest, seed, k, openings, uploaded, epoch = judgement
     leaves = statement.leaves(commitments, statement.COMMITMENT_SIZE)
     task = dispatch.read_lease(market_pb2.TaskLease.FromString(lease_row[0]))
@@ -216,7 +224,8 @@ def _transcript(connection: Any, *, task_id: bytes, job: int) -> pb.AuditTranscr
         verdict=pb.VERDICT_KIND_SETTLED if accepted else pb.VERDICT_KIND_WRONG, digest=digest,
         output=output, unit_digests=unit_digests, env_class=env_class, openings_artifact=uploaded,
         inputs=task.inputs(spec) if task.inputs is not None else (),
-        beacon_epoch=epoch, needs=[pb.NeededResult(job=index, output=needed.get(index, b"")) for index in spec.needs],
+        beacon_epoch=epoch, replication=replication,  # type: ignore[arg-type]
+        needs=[pb.NeededResult(job=index, output=needed.get(index, b"")) for index in spec.needs],
     )  # fmt: skip
 
 

@@ -48,8 +48,8 @@ SCHEMA = (
          batch_id INTEGER NOT NULL, position INTEGER NOT NULL, kind INTEGER NOT NULL,
          PRIMARY KEY (batch_id, position)) STRICT, WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS rewards (
-         tx_id BLOB PRIMARY KEY, worker_key BLOB NOT NULL, units INTEGER NOT NULL, state INTEGER NOT NULL DEFAULT 0
-       ) STRICT, WITHOUT ROWID""",
+         tx_id BLOB PRIMARY KEY, worker_key BLOB NOT NULL, reward_units INTEGER NOT NULL,
+         state INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS rewards_owed ON rewards (tx_id) WHERE state = 0",
     "CREATE TABLE IF NOT EXISTS beacons (epoch INTEGER PRIMARY KEY) STRICT",
 )
@@ -175,10 +175,10 @@ def _save_replication(connection: sqlite3.Connection, row: e.SaveReplication) ->
     connection.execute(
         "INSERT OR REPLACE INTO replications VALUES (?, ?, ?)", (row.batch.id, row.position, row.kind)
     )
-    if row.units:
+    if row.reward_units:
         connection.execute(
-            "INSERT OR IGNORE INTO rewards (tx_id, worker_key, units) VALUES (?, ?, ?)",
-            (row.tx_id, row.batch.key, row.units),
+            "INSERT OR IGNORE INTO rewards (tx_id, worker_key, reward_units) VALUES (?, ?, ?)",
+            (row.tx_id, row.batch.key, row.reward_units),
         )
 
 
@@ -219,15 +219,17 @@ _WRITERS: dict[type[Any], Callable[[sqlite3.Connection, Any], None]] = {
 
 
 def rewards_owed(connection: sqlite3.Connection, most: int) -> list[tuple[bytes, bytes, int]]:
-    """(transfer's id, worker key, base units) of replicas whose transfer the ledger has not answered."""
+    """(transfer's id, worker key, reward of its job in base units) of replicas of whose transfer the ledger has not said
+    anything."""
     return connection.execute(
-        "SELECT tx_id, worker_key, units FROM rewards WHERE state = 0 ORDER BY tx_id LIMIT ?", (most,)
+        "SELECT tx_id, worker_key, reward_units FROM rewards WHERE state = 0 LIMIT ?", (most,)
     ).fetchall()
 
 
-def reward_answered(connection: sqlite3.Connection, tx_id: bytes, *, paid: bool) -> None:
-    """The ledger applied a replica's transfer, or refused it."""
-    connection.execute("UPDATE rewards SET state = ? WHERE tx_id = ?", (1 if paid else 2, tx_id))
+def rewards_answered(connection: sqlite3.Connection, answers: dict[bytes, bool]) -> None:
+    """The ledger applied these replicas' transfers, or refused them."""
+    rows = [(1 if paid else 2, tx_id) for tx_id, paid in answers.items()]
+    connection.executemany("UPDATE rewards SET state = ? WHERE tx_id = ?", rows)
 
 
 def owe_beacon(connection: sqlite3.Connection, epoch: int) -> None:
@@ -345,12 +347,13 @@ def judgement_of(
     return None
 
 
-def replication_of(connection: sqlite3.Connection, batch_id: int, position: int) -> int:
-    """What a replica showed of one commitment (`Replication` in the contract); 0 where its job was not drawn."""
-    row = connection.execute(
-        "SELECT kind FROM replications WHERE batch_id = ? AND position = ?", (batch_id, position)
-    ).fetchone()
-    return int(row[0]) if row is not None else 0
+def replications_of(connection: sqlite3.Connection, task_id: bytes) -> dict[tuple[int, int], int]:
+    """What replicas showed of a task's commitments (`Replication` in the contract), by batch id and position."""
+    rows = connection.execute(
+        "SELECT batch_id, position, kind FROM batch_tasks JOIN replications USING (batch_id) WHERE task_id = ?",
+        (task_id,),
+    )
+    return {(batch_id, position): kind for batch_id, position, kind in rows}
 
 
 def jobs_in(commitments: bytes, task_id: bytes) -> list[tuple[int, CommitmentRow]]:

@@ -128,6 +128,40 @@ JOB_STATUS_SETTLED: JobStatus.ValueType  # 5
 JOB_STATUS_FAILED: JobStatus.ValueType  # 6
 global___JobStatus = JobStatus
 
+class _Replication:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ReplicationEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Replication.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    REPLICATION_UNSPECIFIED: _Replication.ValueType  # 0
+    REPLICATION_AGREED: _Replication.ValueType  # 1
+    """Another owner's answer is the same: this one is settled."""
+    REPLICATION_REPLICA: _Replication.ValueType  # 2
+    """It is as an earlier one of another owner, which is settled; its worker is paid by the orchestrator."""
+    REPLICATION_NO_OTHER_OWNER: _Replication.ValueType  # 3
+    """No connected worker of another owner offered what the job needs: it is settled without a replica."""
+    REPLICATION_OUTVOTED: _Replication.ValueType  # 4
+    """Two other owners agree against it: wrong."""
+    REPLICATION_NO_MAJORITY: _Replication.ValueType  # 5
+    """No two owners agree: the job was queued anew."""
+
+class Replication(_Replication, metaclass=_ReplicationEnumTypeWrapper):
+    """What became of an answer whose job was drawn to be answered by another owner's worker, too."""
+
+REPLICATION_UNSPECIFIED: Replication.ValueType  # 0
+REPLICATION_AGREED: Replication.ValueType  # 1
+"""Another owner's answer is the same: this one is settled."""
+REPLICATION_REPLICA: Replication.ValueType  # 2
+"""It is as an earlier one of another owner, which is settled; its worker is paid by the orchestrator."""
+REPLICATION_NO_OTHER_OWNER: Replication.ValueType  # 3
+"""No connected worker of another owner offered what the job needs: it is settled without a replica."""
+REPLICATION_OUTVOTED: Replication.ValueType  # 4
+"""Two other owners agree against it: wrong."""
+REPLICATION_NO_MAJORITY: Replication.ValueType  # 5
+"""No two owners agree: the job was queued anew."""
+global___Replication = Replication
+
 @typing.final
 class WorkRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -997,6 +1031,7 @@ class AuditTranscript(google.protobuf.message.Message):
     NEEDS_FIELD_NUMBER: builtins.int
     OPENINGS_ARTIFACT_FIELD_NUMBER: builtins.int
     BEACON_EPOCH_FIELD_NUMBER: builtins.int
+    REPLICATION_FIELD_NUMBER: builtins.int
     commitment: builtins.bytes
     """The worker's commitment (118 bytes) and what proves it was signed."""
     position: builtins.int
@@ -1022,6 +1057,8 @@ class AuditTranscript(google.protobuf.message.Message):
     """Where `openings` did not fit a message: the artifact with them. It is kept for a limited time."""
     beacon_epoch: builtins.int
     """Epoch of the orchestrator's beacon that the seed is from (docs/PROTOCOL.md section 6); 0: drawn by chance."""
+    replication: global___Replication.ValueType
+    """What a worker of another owner showed; UNSPECIFIED: the job was not drawn, or its type is not replicated."""
     @property
     def commitment_path(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]: ...
     @property
@@ -1054,7 +1091,8 @@ class AuditTranscript(google.protobuf.message.Message):
         needs: collections.abc.Iterable[global___NeededResult] | None = ...,
         openings_artifact: builtins.bytes = ...,
         beacon_epoch: builtins.int = ...,
+        replication: global___Replication.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["beacon_epoch", b"beacon_epoch", "binding", b"binding", "challenge_type", b"challenge_type", "commitment", b"commitment", "commitment_path", b"commitment_path", "count", b"count", "digest", b"digest", "env_class", b"env_class", "inputs", b"inputs", "k", b"k", "needs", b"needs", "openings", b"openings", "openings_artifact", b"openings_artifact", "output", b"output", "params", b"params", "position", b"position", "seed", b"seed", "unit_digests", b"unit_digests", "units", b"units", "verdict", b"verdict", "worker_signature", b"worker_signature"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["beacon_epoch", b"beacon_epoch", "binding", b"binding", "challenge_type", b"challenge_type", "commitment", b"commitment", "commitment_path", b"commitment_path", "count", b"count", "digest", b"digest", "env_class", b"env_class", "inputs", b"inputs", "k", b"k", "needs", b"needs", "openings", b"openings", "openings_artifact", b"openings_artifact", "output", b"output", "params", b"params", "position", b"position", "replication", b"replication", "seed", b"seed", "unit_digests", b"unit_digests", "units", b"units", "verdict", b"verdict", "worker_signature", b"worker_signature"]) -> None: ...
 
 global___AuditTranscript = AuditTranscript

@@ -7,9 +7,9 @@ shorter), and validates what it returns. A bad input, an exception, a timeout an
 reason.
 
 A unit is an item's result: canonical JSON (sorted keys, no blanks, UTF-8), at most 1 MiB. What a check verifies is its
-form, no more: the auditor has neither code nor schema of the function. Whether the answer is right is known only to
-who compares it with another worker's: the orchestrator gives some jobs to workers of two owners (`replicates`), and
-the others are worth what their operator's name is worth. Receipts say `function`, so nobody can take one for a recomputed result.
+form, no more: the auditor has neither code nor schema of the function. Whether the answer is right is known only to who
+compares it with another worker's: the orchestrator gives some jobs to workers of two owners (`replicates`), the others
+are worth what their operator's name is worth. Receipts say `function`, so nobody can take one for a recomputed result.
 
 The fixed layout of params:
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 import struct
 from hashlib import sha256
 
-from computemesh.trust.amount import split
 from orchestrator import events as e
-from orchestrator import replicas
+from orchestrator import replicas, store
 from orchestrator.model import Ask, Job
 from tests.orchestrator.scene import Scene, key, task, task_id
 
@@ -50,7 +50,7 @@ def kinds(scene: Scene) -> dict[bytes, int]:
 
 def owed(scene: Scene) -> list[tuple[bytes, int]]:
     rows = [row for row in scene.persisted if isinstance(row, e.SaveReplication) and row.tx_id]
-    return [(row.batch.key, row.units) for row in rows]
+    return [(row.batch.key, row.reward_units) for row in rows]
 
 
 def paid_by_the_ledger(scene: Scene) -> list[bytes]:
@@ -87,7 +87,7 @@ def test_the_first_answer_waits_for_another_owners_and_is_settled_when_both_are_
     scene.settle()
     assert paid_by_the_ledger(scene) == [key(1)]
     assert (scene.verdicts[first], scene.verdicts[second]) == (e.SETTLED, e.SETTLED)
-    assert owed(scene) == [(key(3), split(1000).worker)]
+    assert owed(scene) == [(key(3), 1000)]
     assert kinds(scene) == {key(1): e.AGREED, key(3): e.REPLICA}
     assert scene.outcomes[task_id(1)].completed
 
@@ -98,7 +98,7 @@ def test_the_first_of_two_against_one_is_settled_the_liar_gets_nothing_and_the_j
     answer(scene, 3, b"a")
     scene.settle()
     assert paid_by_the_ledger(scene) == [key(2)]
-    assert owed(scene) == [(key(3), split(1000).worker)]
+    assert owed(scene) == [(key(3), 1000)]
     assert scene.core.state.record(key(1)).wrong == 1
     assert kinds(scene) == {key(1): e.OUTVOTED, key(2): e.AGREED, key(3): e.REPLICA}
     assert scene.accused == []
@@ -210,3 +210,30 @@ def test_the_draw_is_of_seed_and_commitment_alone() -> None:
     again = [replicas.drawn(bytes([n]) * 32, leaf, 500, 5) for n in range(256)]
     assert again == [replicas.drawn(bytes([n]) * 32, leaf, 500, 5) for n in range(256)]
     assert len(set(again)) == 2
+
+
+def test_a_replica_is_owed_once_however_often_it_is_kept_and_no_more_once_the_ledger_answered() -> None:
+    scene = two_answers(b"a", b"a")
+    database = sqlite3.connect(":memory:")
+    for statement in store.SCHEMA:
+        database.execute(statement)
+    rows = [row for row in scene.persisted if isinstance(row, e.SaveReplication)]
+    for _ in range(2):
+        store.write(database, rows)
+    ((tx_id, worker, units),) = store.rewards_owed(database, most=10)
+    assert (len(tx_id), worker, units) == (16, key(2), 1000)
+    store.rewards_answered(database, {tx_id: True})
+    store.write(database, rows)
+    assert store.rewards_owed(database, most=10) == []
+
+
+def test_every_attempt_has_a_payment_of_its_own() -> None:
+    scene = scene_of(jobs=4)
+    join(scene, 1, "ann")
+    join(scene, 2, "bob")
+    for number in (1, 2):
+        ready(scene, number)
+        scene.commit(number, scene.held(number))
+        scene.judge()
+    ids = {row.tx_id for row in scene.persisted if isinstance(row, e.SaveReplication) and row.tx_id}
+    assert len(ids) == 4
