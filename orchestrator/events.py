@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.held import PayReplicas, SaveReplication
 from orchestrator.model import FREE, Ask, Batch, Lease, Part, Task
 
 # Verdicts and nacks, numbered as in the contract.
 SETTLED, WRONG, LATE, STALE, REFUSED = 1, 2, 3, 4, 5
 RETRYABLE, POISON = 1, 2
-# What a replica showed, numbered as in the contract.
-AGREED, REPLICA, NO_OTHER_OWNER, OUTVOTED, NO_MAJORITY = 1, 2, 3, 4, 5
 
 
 # ---- events: tasks -------------------------------------------------------------------------------------------------
@@ -254,18 +253,6 @@ class SaveJudgement:
 
 
 @dataclass(frozen=True, slots=True)
-class SaveReplication:
-    """What became of an answer whose job was drawn for a replica, numbered as `Replication` in the contract. Its worker
-    is owed its share of `reward_units` for having been the replica, by the transfer `tx_id`; empty where nothing is."""
-
-    batch: Batch
-    position: int
-    kind: int
-    tx_id: bytes = b""
-    reward_units: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class SaveResult:
     """A job that somebody else settled."""
 
@@ -407,11 +394,6 @@ class Accuse:
     batch: Batch
     position: int
     transcript: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class PayReplicas:
-    """A replica's worker is owed its share; `SaveReplication` says what."""
 
 
 Persist = SaveTask | SaveBatch | SaveJudgement | SaveReplication | SaveResult | SaveAnswer | SaveOutcome | CloseTask

@@ -13,7 +13,8 @@ from computemesh.trust.errors import InvalidArgument
 from computemesh.trust.statement import COMMITMENT
 from orchestrator import answers, replicas
 from orchestrator import events as e
-from orchestrator.model import Answer, Batch, Cause, Job, Lease, Part, Task, Trouble, Worker
+from orchestrator.held import Answer
+from orchestrator.model import Batch, Cause, Job, Lease, Part, Task, Trouble, Worker
 from orchestrator.state import (
     State,
     accept,

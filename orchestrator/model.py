@@ -10,8 +10,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from computemesh.workloads.contract import JobSpec
+
+if TYPE_CHECKING:
+    from orchestrator.held import Answer, Held
 
 
 class Job(IntEnum):
@@ -305,30 +309,6 @@ class Batch:
         """SHA-256 of the output and of the list of unit digests that a commitment names; empty where it names none."""
         output = self.outputs[position] if self.outputs else b""
         return output, self.unit_digests[position] if output and self.unit_digests else b""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A commitment that passed its audit; `proof` is its transcript's digest."""
-
-    batch: Batch
-    position: int
-    proof: bytes
-
-    @property
-    def lease(self) -> Lease:
-        """The attempt it came from."""
-        lease = self.batch.leases[self.position]
-        assert lease is not None
-        return lease
-
-
-@dataclass(slots=True)
-class Held:
-    """Answers of different owners to one job that wait for another to be compared with, until a time (Unix ms)."""
-
-    until_ms: int
-    answers: list[Answer]
 
 
 @dataclass(slots=True)

@@ -12,7 +12,8 @@ from __future__ import annotations
 from computemesh.trust.digest import tagged
 from computemesh.trust.reputation import FULL
 from orchestrator import events as e
-from orchestrator.model import Answer, Cause, Held, Job, Part, Task, Trouble
+from orchestrator.held import Answer, Held, PayReplicas, Replication, SaveReplication
+from orchestrator.model import Cause, Job, Part, Task, Trouble
 from orchestrator.state import State, accept, blame, fail_task, lost, void
 
 FLOOR_PERCENT = 5
@@ -56,7 +57,7 @@ def takes(state: State, answer: Answer, now_ms: int, out: e.Effects) -> bool:
         trouble.answered.add(lease.owner)
         if not _somebody(state, task, trouble, now_ms):
             trouble.answered.clear()
-            out.persist.append(e.SaveReplication(batch, answer.position, e.NO_OTHER_OWNER))
+            out.persist.append(SaveReplication(batch, answer.position, Replication.NO_OTHER_OWNER))
             return False
         until_ms = min(now_ms + state.limits.job_limit_ms, (now_ms + task.deadline_ms) // 2)
         held = task.held[index] = Held(until_ms, [])
@@ -88,7 +89,7 @@ def overdue(state: State, now_ms: int, out: e.Effects) -> None:
                 continue
             if alone:
                 (answer,) = task.take_held(index)
-                out.persist.append(e.SaveReplication(answer.batch, answer.position, e.NO_OTHER_OWNER))
+                out.persist.append(SaveReplication(answer.batch, answer.position, Replication.NO_OTHER_OWNER))
                 _settle(state, answer)
             else:
                 _undecided(task, index, out)
@@ -114,10 +115,10 @@ def _agreed(state: State, answers: list[Answer], now_ms: int, out: e.Effects) ->
     replica = answers[-1]
     first = next(one for one in answers if one.lease.result_hash == replica.lease.result_hash)
     _settle(state, first)
-    out.persist.append(e.SaveReplication(first.batch, first.position, e.AGREED))
-    reward = replica.lease.task.job_units
-    out.persist.append(e.SaveReplication(replica.batch, replica.position, e.REPLICA, payment_id(replica), reward))
-    out.work.append(e.PayReplicas())
+    out.persist.append(SaveReplication(first.batch, first.position, Replication.AGREED))
+    owed = payment_id(replica), replica.lease.task.job_units
+    out.persist.append(SaveReplication(replica.batch, replica.position, Replication.REPLICA, *owed))
+    out.work.append(PayReplicas())
     out.send.append(e.SendVerdicts(replica.batch.session, e.SETTLED, [replica.lease.id], "REPLICA"))
     for answer in answers:
         if answer is not first and answer is not replica:
@@ -138,7 +139,7 @@ def _outvoted(state: State, answer: Answer, now_ms: int, out: e.Effects) -> None
     blame(state, record, now_ms)
     task.trouble[answer.lease.index].wrong_by.add(batch.key)
     void(batch, answer.position, out)
-    out.persist.append(e.SaveReplication(batch, answer.position, e.OUTVOTED))
+    out.persist.append(SaveReplication(batch, answer.position, Replication.OUTVOTED))
     out.send.append(e.SendVerdicts(batch.session, e.WRONG, [answer.lease.id], "OUTVOTED"))
 
 
@@ -147,7 +148,7 @@ def _undecided(task: Task, index: int, out: e.Effects) -> None:
     for answer in task.take_held(index):
         task.trouble[index].wrong_by.add(answer.batch.key)
         void(answer.batch, answer.position, out)
-        out.persist.append(e.SaveReplication(answer.batch, answer.position, e.NO_MAJORITY))
+        out.persist.append(SaveReplication(answer.batch, answer.position, Replication.NO_MAJORITY))
         out.send.append(e.SendVerdicts(answer.batch.session, e.REFUSED, [answer.lease.id], "NO_MAJORITY"))
 
 

@@ -22,13 +22,12 @@ from computemesh.v1 import market_pb2, orchestrator_pb2_grpc
 from computemesh.v1 import orchestrator_pb2 as pb
 from orchestrator import dispatch, store
 from orchestrator import events as e
+from orchestrator.held import NOT_SETTLED
 from orchestrator.model import Job
 from orchestrator.runtime import Runtime, now_ms
 
 SERVICE = "computemesh.v1.OrchestratorService"
 DEFAULT_PAGE = 50
-# Answers that passed their audit and are yet not the job's.
-_NOT_SETTLED = frozenset({e.REPLICA, e.OUTVOTED, e.NO_MAJORITY})
 
 
 class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -161,7 +160,7 @@ class OrchestratorService(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             for position, row in store.jobs_in(commitments, task_id):
                 if row[2] in page:
                     tried, *before = found.get(row[2], (0, "", ""))
-                    counts = replications.get((batch_id, position)) not in _NOT_SETTLED
+                    counts = replications.get((batch_id, position)) not in NOT_SETTLED
                     answer = (address_of(key), row[6].hex()) if counts else before
                     found[row[2]] = (tried + 1, answer[0], answer[1])
         return found
@@ -198,7 +197,7 @@ def _transcript(connection: Any, *, task_id: bytes, job: int) -> pb.AuditTranscr
             if judgement is None:
                 continue
             replication = replications.get((batch_id, position), 0)
-            judgement = (judgement[0] and replication not in _NOT_SETTLED, *judgement[1:])
+            judgement = (judgement[0] and replication not in NOT_SETTLED, *judgement[1:])
             if best is None or judgement[0]:
                 best = (position, commitments, signature, bindings, batch_id, judgement, replication)
         if best is not None and best[5][0]:

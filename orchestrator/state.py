@@ -12,20 +12,8 @@ from computemesh.trust.identity import address_of
 from computemesh.trust.reputation import FULL
 from computemesh.workloads.contract import bind, worker_seed
 from orchestrator import events as e
-from orchestrator.model import (
-    ATTEMPT_BITS,
-    LEASE_BITS,
-    Answer,
-    Batch,
-    Cause,
-    Job,
-    Lease,
-    Part,
-    Record,
-    Task,
-    Trouble,
-    Worker,
-)  # fmt: skip
+from orchestrator.held import Answer
+from orchestrator.model import ATTEMPT_BITS, LEASE_BITS, Batch, Cause, Job, Lease, Part, Record, Task, Trouble, Worker
 from orchestrator.placement import Line, Queue, Ready
 
 MAX_CHUNK = 512

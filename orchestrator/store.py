@@ -219,8 +219,8 @@ _WRITERS: dict[type[Any], Callable[[sqlite3.Connection, Any], None]] = {
 
 
 def rewards_owed(connection: sqlite3.Connection, most: int) -> list[tuple[bytes, bytes, int]]:
-    """(transfer's id, worker key, reward of its job in base units) of replicas of whose transfer the ledger has not said
-    anything."""
+    """(transfer's id, worker key, reward of its job in base units) of replicas whose transfer the ledger has
+    not answered."""
     return connection.execute(
         "SELECT tx_id, worker_key, reward_units FROM rewards WHERE state = 0 LIMIT ?", (most,)
     ).fetchall()

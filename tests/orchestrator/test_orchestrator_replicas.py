@@ -8,6 +8,7 @@ from hashlib import sha256
 
 from orchestrator import events as e
 from orchestrator import replicas, store
+from orchestrator.held import Replication, SaveReplication
 from orchestrator.model import Ask, Job
 from tests.orchestrator.scene import Scene, key, task, task_id
 
@@ -45,11 +46,11 @@ def answer(scene: Scene, number: int, says: bytes) -> int:
 
 def kinds(scene: Scene) -> dict[bytes, int]:
     """What was kept of each worker's answer."""
-    return {row.batch.key: row.kind for row in scene.persisted if isinstance(row, e.SaveReplication)}
+    return {row.batch.key: row.kind for row in scene.persisted if isinstance(row, SaveReplication)}
 
 
 def owed(scene: Scene) -> list[tuple[bytes, int]]:
-    rows = [row for row in scene.persisted if isinstance(row, e.SaveReplication) and row.tx_id]
+    rows = [row for row in scene.persisted if isinstance(row, SaveReplication) and row.tx_id]
     return [(row.batch.key, row.reward_units) for row in rows]
 
 
@@ -88,7 +89,7 @@ def test_the_first_answer_waits_for_another_owners_and_is_settled_when_both_are_
     assert paid_by_the_ledger(scene) == [key(1)]
     assert (scene.verdicts[first], scene.verdicts[second]) == (e.SETTLED, e.SETTLED)
     assert owed(scene) == [(key(3), 1000)]
-    assert kinds(scene) == {key(1): e.AGREED, key(3): e.REPLICA}
+    assert kinds(scene) == {key(1): Replication.AGREED, key(3): Replication.REPLICA}
     assert scene.outcomes[task_id(1)].completed
 
 
@@ -100,7 +101,7 @@ def test_the_first_of_two_against_one_is_settled_the_liar_gets_nothing_and_the_j
     assert paid_by_the_ledger(scene) == [key(2)]
     assert owed(scene) == [(key(3), 1000)]
     assert scene.core.state.record(key(1)).wrong == 1
-    assert kinds(scene) == {key(1): e.OUTVOTED, key(2): e.AGREED, key(3): e.REPLICA}
+    assert kinds(scene) == {key(1): Replication.OUTVOTED, key(2): Replication.AGREED, key(3): Replication.REPLICA}
     assert scene.accused == []
     assert e.WRONG in scene.verdicts.values()
 
@@ -111,7 +112,7 @@ def test_a_lying_replica_is_outvoted_by_a_third_owner() -> None:
     answer(scene, 3, b"a")
     scene.settle()
     assert paid_by_the_ledger(scene) == [key(1)]
-    assert kinds(scene)[key(2)] == e.OUTVOTED
+    assert kinds(scene)[key(2)] == Replication.OUTVOTED
 
 
 def test_three_different_answers_pay_nobody_and_others_get_the_job() -> None:
@@ -121,7 +122,7 @@ def test_three_different_answers_pay_nobody_and_others_get_the_job() -> None:
     scene.settle()
     assert paid_by_the_ledger(scene) == []
     assert owed(scene) == []
-    assert set(kinds(scene).values()) == {e.NO_MAJORITY}
+    assert set(kinds(scene).values()) == {Replication.NO_MAJORITY}
     assert [scene.core.state.record(key(n)).wrong for n in (1, 2, 3)] == [0, 0, 0]
     assert all(not scene.held(n) for n in (1, 2, 3))
     ready(scene, 4)
@@ -140,7 +141,7 @@ def test_two_that_differ_wait_for_a_third_only_so_long_and_at_most_max_attempts_
     assert state(scene) == Job.QUEUED
     assert kinds(scene) == {}
     scene.tick(2_000)
-    assert set(kinds(scene).values()) == {e.NO_MAJORITY}
+    assert set(kinds(scene).values()) == {Replication.NO_MAJORITY}
     assert not scene.outcomes[task_id(1)].completed
 
 
@@ -152,7 +153,7 @@ def test_where_no_other_owner_offers_the_function_the_answer_settles_alone_and_t
     ready(scene, 1)
     answer(scene, 1, b"a")
     scene.settle()
-    assert kinds(scene) == {key(1): e.NO_OTHER_OWNER}
+    assert kinds(scene) == {key(1): Replication.NO_OTHER_OWNER}
     assert paid_by_the_ledger(scene) == [key(1)]
 
 
@@ -166,7 +167,7 @@ def test_an_answer_whose_replica_cannot_come_any_more_settles_alone() -> None:
     scene.do(e.WorkerLeft(2))
     assert state(scene) == Job.QUEUED
     scene.tick(200)
-    assert kinds(scene) == {key(1): e.NO_OTHER_OWNER}
+    assert kinds(scene) == {key(1): Replication.NO_OTHER_OWNER}
     scene.settle()
     assert state_settled(scene)
 
@@ -217,7 +218,7 @@ def test_a_replica_is_owed_once_however_often_it_is_kept_and_no_more_once_the_le
     database = sqlite3.connect(":memory:")
     for statement in store.SCHEMA:
         database.execute(statement)
-    rows = [row for row in scene.persisted if isinstance(row, e.SaveReplication)]
+    rows = [row for row in scene.persisted if isinstance(row, SaveReplication)]
     for _ in range(2):
         store.write(database, rows)
     ((tx_id, worker, units),) = store.rewards_owed(database, most=10)
@@ -235,5 +236,5 @@ def test_every_attempt_has_a_payment_of_its_own() -> None:
         ready(scene, number)
         scene.commit(number, scene.held(number))
         scene.judge()
-    ids = {row.tx_id for row in scene.persisted if isinstance(row, e.SaveReplication) and row.tx_id}
+    ids = {row.tx_id for row in scene.persisted if isinstance(row, SaveReplication) and row.tx_id}
     assert len(ids) == 4
