@@ -13,7 +13,7 @@ from computemesh.trust.digest import tagged
 from computemesh.trust.reputation import FULL
 from orchestrator import events as e
 from orchestrator.held import Answer, Held, PayReplicas, Replication, SaveReplication
-from orchestrator.model import Cause, Job, Part, Task, Trouble
+from orchestrator.model import Cause, Part, Task, Trouble
 from orchestrator.state import State, accept, blame, fail_task, lost, void
 
 FLOOR_PERCENT = 5
@@ -82,13 +82,14 @@ def overdue(state: State, now_ms: int, out: e.Effects) -> None:
     """Decide on answers for which nobody else is there any more, or whose time is over."""
     for task in list(state.tasks.values()):
         for index, held in list(task.held.items()):
-            if task.ended or task.states[index] != Job.QUEUED:
-                continue  # somebody is at it
+            if task.ended or index not in task.returned:
+                continue  # somebody is at it, or was: then it comes back in a moment
             alone = len(held.answers) == 1
             if held.until_ms > now_ms and not (alone and not _somebody(state, task, task.trouble[index], now_ms)):
                 continue
             if alone:
                 (answer,) = task.take_held(index)
+                task.returned.remove(index)
                 out.persist.append(SaveReplication(answer.batch, answer.position, Replication.NO_OTHER_OWNER))
                 _settle(state, answer)
             else:

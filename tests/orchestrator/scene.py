@@ -96,19 +96,19 @@ class Scene:
         worker = self.core.state.workers.get(session)
         return list(worker.leases.values()) if worker else []
 
-    def commitments(self, session: int, leases: list[Lease], owner: bytes = b"") -> e.Committed:
+    def commitments(self, session: int, leases: list[Lease], owner: bytes = b"", says: bytes = b"") -> e.Committed:
         rows = [
             Commitment(
                 lease.task.id, lease.index, lease.epoch, lease.attempt, owner or key(session),
-                sha256(b"%d" % lease.index).digest(), lease.id & 0xFFFF,
+                sha256(says + b"%d" % lease.index).digest(), lease.id & 0xFFFF,
             ).pack()
             for lease in leases
         ]  # fmt: skip
         leaves = [merkle.leaf_hash(row) for row in rows]
         return e.Committed(session, [lease.id for lease in leases], b"".join(rows), bytes(64), leaves)
 
-    def commit(self, session: int, leases: list[Lease], owner: bytes = b"") -> e.Effects:
-        return self.do(self.commitments(session, leases, owner))
+    def commit(self, session: int, leases: list[Lease], owner: bytes = b"", says: bytes = b"") -> e.Effects:
+        return self.do(self.commitments(session, leases, owner, says))
 
     def judge(self, accepted: bool = True) -> None:
         """Finish every audit that was asked for."""

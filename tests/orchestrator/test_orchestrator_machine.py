@@ -16,7 +16,8 @@ pick = st.integers(0, 10**6)
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.scene = Scene(max_attempts=10**6, job_lease_ms=5_000, worker_lease_ms=9_000, opening_timeout_ms=900)
+        self.scene = Scene(
+            max_attempts=10**6, replica_percent=20, job_lease_ms=5_000, worker_lease_ms=9_000, opening_timeout_ms=900)
         self.tasks = self.sessions = 0
         self.shape: dict[int, tuple[int, bool]] = {}
         self.epochs: dict[int, int] = {}
@@ -35,8 +36,9 @@ class Machine(RuleBasedStateMachine):
     def lease(self, jobs: int, priority: int, customer: str, whole: bool) -> None:
         self.tasks += 1
         self.shape[self.tasks], self.epochs[self.tasks] = (jobs, whole), 1
-        self.scene.do(e.TaskLeased(
-            task(self.tasks, jobs, priority=priority, customer=customer, exact_whole=whole)))  # fmt: skip
+        made = task(self.tasks, jobs, priority=priority, customer=customer, exact_whole=whole)
+        made.replicates = not whole and bool(priority % 2)
+        self.scene.do(e.TaskLeased(made))
 
     @rule(n=pick)
     def lease_anew_or_revoke(self, n: int) -> None:
@@ -86,7 +88,7 @@ class Machine(RuleBasedStateMachine):
             leases += [old for old in self.scene.given.get(session, []) if old.id not in known][:2]
         if leases:
             self.committed |= {lease.id for lease in leases}
-            self.scene.commit(session, leases, owner=owner)
+            self.scene.commit(session, leases, owner=owner, says=b"a lie" if owner == key(4) else b"")
 
     @rule(n=pick, poison=st.booleans())
     def nack(self, n: int, poison: bool) -> None:

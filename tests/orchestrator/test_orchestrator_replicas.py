@@ -35,11 +35,7 @@ def ready(scene: Scene, *numbers: int) -> None:
 def answer(scene: Scene, number: int, says: bytes) -> int:
     """The worker's one job is answered and passes its form check; its lease."""
     (lease,) = scene.held(number)
-    made = scene.commitments(number, [lease])
-    row = bytearray(made.commitments)
-    at = row.index(sha256(b"%d" % lease.index).digest())
-    row[at : at + 32] = says * 32
-    scene.do(e.Committed(number, made.lease_ids, bytes(row), made.signature, made.leaves))
+    scene.commit(number, [lease], says=says)
     scene.judge()
     return lease.id
 
@@ -161,19 +157,19 @@ def test_an_answer_whose_replica_cannot_come_any_more_settles_alone() -> None:
     scene = scene_of()
     join(scene, 1, "ann")
     join(scene, 2, "bob")
-    ready(scene, 1)
+    scene.do(e.CreditsGranted(1, 1))
     answer(scene, 1, b"a")
     ready(scene, 2)
     scene.do(e.WorkerLeft(2))
     assert state(scene) == Job.QUEUED
     scene.tick(200)
     assert kinds(scene) == {key(1): Replication.NO_OTHER_OWNER}
-    scene.settle()
-    assert state_settled(scene)
-
-
-def state_settled(scene: Scene) -> bool:
-    return paid_by_the_ledger(scene) == [key(1)] and scene.outcomes[task_id(1)].completed
+    scene.settle({0: "NONCE_REPLAYED"})
+    ready(scene, 1)
+    assert len(scene.held(1)) == 1, "a refused answer is no reason to give the job out twice"
+    scene.finish(1)
+    assert paid_by_the_ledger(scene) == [key(1), key(1)]
+    assert scene.outcomes[task_id(1)].completed
 
 
 def test_a_task_that_ends_gives_up_the_answers_that_wait() -> None:
