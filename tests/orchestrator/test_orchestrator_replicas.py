@@ -8,7 +8,7 @@ from hashlib import sha256
 
 from orchestrator import events as e
 from orchestrator import replicas, store
-from orchestrator.held import Replication, SaveReplication
+from orchestrator.held import Answer, Replication, SaveReplication
 from orchestrator.model import Ask, Job
 from tests.orchestrator.scene import Scene, key, task, task_id
 
@@ -232,5 +232,9 @@ def test_every_attempt_has_a_payment_of_its_own() -> None:
         ready(scene, number)
         scene.commit(number, scene.held(number))
         scene.judge()
-    ids = {row.tx_id for row in scene.persisted if isinstance(row, SaveReplication) and row.tx_id}
-    assert len(ids) == 4
+    rows = [row for row in scene.persisted if isinstance(row, SaveReplication) and row.tx_id]
+    assert len({row.tx_id for row in rows}) == 4
+    again = Answer(rows[0].batch, rows[0].position, bytes(32))
+    assert replicas.payment_id(again) == rows[0].tx_id
+    again.lease.attempt += 1
+    assert replicas.payment_id(again) != rows[0].tx_id
