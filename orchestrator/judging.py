@@ -164,10 +164,9 @@ def judged(state: State, event: e.Judged, now_ms: int, out: e.Effects) -> None:
         if task.ended or lease.epoch != task.epoch:
             _stale(state, batch, lease, now_ms, out)
         elif accepted:
-            answer = Answer(batch, position, proof)
-            if task.replicates and replicas.takes(state, answer, now_ms, out):
+            if task.replicates and replicas.takes(state, Answer(batch, position, proof), now_ms, out):
                 continue
-            accept(state, answer)
+            accept(state, batch, position, lease)
             part.positions.append(position)
             part.proofs.append(proof)
         else:

@@ -81,8 +81,9 @@ def takes(state: State, answer: Answer, now_ms: int, out: e.Effects) -> bool:
 def overdue(state: State, now_ms: int, out: e.Effects) -> None:
     """Decide on answers for which nobody else is there any more, or whose time is over."""
     for task in list(state.tasks.values()):
+        queued = set(task.returned) if task.held else ()
         for index, held in list(task.held.items()):
-            if task.ended or index not in task.returned:
+            if task.ended or index not in queued:
                 continue  # somebody is at it, or was: then it comes back in a moment
             alone = len(held.answers) == 1
             if held.until_ms > now_ms and not (alone and not _somebody(state, task, task.trouble[index], now_ms)):
@@ -127,7 +128,7 @@ def _agreed(state: State, answers: list[Answer], now_ms: int, out: e.Effects) ->
 
 
 def _settle(state: State, answer: Answer) -> None:
-    accept(state, answer)
+    accept(state, answer.batch, answer.position, answer.lease)
     state.record(answer.batch.key).streak = 0
     state.unsettled.append(Part(answer.batch, [answer.position], [answer.proof]))
 

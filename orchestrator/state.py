@@ -12,7 +12,6 @@ from computemesh.trust.identity import address_of
 from computemesh.trust.reputation import FULL
 from computemesh.workloads.contract import bind, worker_seed
 from orchestrator import events as e
-from orchestrator.held import Answer
 from orchestrator.model import ATTEMPT_BITS, LEASE_BITS, Batch, Cause, Job, Lease, Part, Record, Task, Trouble, Worker
 from orchestrator.placement import Line, Queue, Ready
 
@@ -176,15 +175,14 @@ def fail_task(state: State, task: Task, out: e.Effects) -> None:
     out.send.append(row)
 
 
-def accept(state: State, answer: Answer) -> None:
+def accept(state: State, batch: Batch, position: int, lease: Lease) -> None:
     """An answer is good: its job waits for the ledger."""
-    batch, lease = answer.batch, answer.lease
     task = lease.task
     task.states[lease.index] = Job.SETTLING  # (AUDITING | QUEUED, ACCEPT)
     task.settling += 1
     timed(state, task, batch.arrived_ms - lease.began_ms)
     if task.leaves:
-        task.offered[lease.index, lease.result_hash] = batch.outputs[answer.position]
+        task.offered[lease.index, lease.result_hash] = batch.outputs[position]
 
 
 def void(batch: Batch, position: int, out: e.Effects) -> None:
