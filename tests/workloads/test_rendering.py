@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -257,7 +258,7 @@ def test_frames_turn_about_the_target():
     assert frames[0].mean() != pytest.approx(frames[1].mean(), rel=0.01)
 
 
-def test_a_scene_from_a_file_is_rendered_and_a_bad_one_is_named(tmp_path):
+def test_a_scene_from_a_file_is_rendered_and_a_bad_camera_is_named(tmp_path):
     files = Folder(tmp_path)
     payload = {
         **SMALL,
@@ -269,12 +270,22 @@ def test_a_scene_from_a_file_is_rendered_and_a_bad_one_is_named(tmp_path):
     outcome = TASK.execute(spec, Context())
     assert TASK.check(spec, 3, outcome.units(3), None) == outcome.digests[96:128]
     assert np.frombuffer(outcome.output, "<f4").mean() > 0.2  # lit by the sky that such files get
-    bad = files.add(glb(*triangle(accessors__0__count=10**9)))
-    with pytest.raises(InvalidArgument, match="1,000,000,000 vertices") as refused:
-        TASK.execute(jobs({**payload, "scene": bad.hex()}, files)[0], Context())
-    assert refused.value.violations[0][0] == "payload.scene"
     with pytest.raises(InvalidArgument, match="parallel"):
         TASK.execute(jobs({**payload, "camera": {"position": [0, 5, 0], "target": [0, 0, 0]}}, files)[0], Context())
+
+
+def test_a_hostile_scene_is_refused_and_the_next_job_is_done(tmp_path):
+    files = Folder(tmp_path)
+    camera = {"position": [0.3, 0.3, 2], "target": [0.3, 0.3, 0]}
+    begin = time.process_time()
+    bad = files.add(glb(*triangle(accessors__0__count=10**9)))
+    with pytest.raises(InvalidArgument, match="1,000,000,000 vertices") as refused:
+        TASK.execute(jobs({**SMALL, "scene": bad.hex()}, files)[0], Context())
+    assert refused.value.violations[0][0] == "payload.scene"
+    (spec,) = jobs({**SMALL, "scene": files.add(glb(*triangle())).hex(), "camera": camera}, files)
+    outcome = TASK.execute(spec, Context())
+    assert TASK.check(spec, 3, outcome.units(3), None) == outcome.digests[96:128]
+    assert time.process_time() - begin < 10
 
 
 @pytest.mark.long
