@@ -7,8 +7,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from computemesh import workloads
@@ -25,6 +27,9 @@ from worker.lanes import Row
 
 MAX_TEXT = 1024
 Failure = tuple[int, str, str]
+# "Out of memory allocating 99 bytes" (XLA), "Unable to allocate 7.28 TiB" (numpy).
+ALLOCATION = re.compile(r"allocat\w* ([\d.]*\d) ?(bytes|[KMGTP]iB)")
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 class Cancelled(Exception):
@@ -90,11 +95,30 @@ def failure_of(error: BaseException) -> Failure:
     return NACK_KIND_POISON, "EXECUTION_ERROR", text
 
 
+def smaller_batch(text: str, memory_bytes: int, batch: tuple[str, int] | None) -> str:
+    """What to ask less of after running out of memory, ahead of the allocator's own `text`; at most MAX_TEXT characters.
+
+    `memory_bytes` is what the device has, 0 = unknown; `batch` is what `Workload.batch` says. Memory is taken to grow
+    with the batch, and at least half of the batch to be too much: the failed allocation is not all that the job holds.
+    """
+    found = ALLOCATION.search(text)
+    asked = int(float(found[1]) * 1024 ** UNITS.index(found[2])) if found else 0
+    has = f"{memory_bytes:,} bytes" if memory_bytes else "unknown memory"
+    hint = f"asked for {f'{asked:,} bytes' if asked else 'more'} at once of a device with {has}"
+    if batch is not None and batch[1] > 1:
+        name, size = batch
+        fits = min(size // 2, size * memory_bytes // asked) if asked and memory_bytes else size // 2
+        hint += f"; {name} of {size:,} was too much, " + (f"{fits:,} may fit" if fits else "and not even 1 may fit")
+    return f"{hint}: {text}"[:MAX_TEXT]
+
+
 class Executor:
     """Runs groups of jobs of one task type on one device."""
 
-    def __init__(self, lane: int, link: Link, device: Any, scratch: str | None = None) -> None:
-        """`scratch` is a folder for what does not fit memory; None = the system's for temporary files."""
+    def __init__(self, lane: int, link: Link, device: Any, scratch: str | None = None, memory_bytes: int = 0) -> None:
+        """`scratch` is a folder for what does not fit memory; None = the system's for temporary files. `memory_bytes`
+        is what the device has, 0 = unknown."""
+        self._memory_bytes = memory_bytes
         self._lane, self._link, self._device, self._scratch = lane, link, device, scratch
 
     def run(self, group_id: int, challenge_type: str, rows: list[Row]) -> GroupDone:
@@ -113,15 +137,15 @@ class Executor:
                 for spec in specs:
                     self._one(done, challenge_type, spec, group_id)
             else:
-                for _ in specs:
-                    _failed(done, error)
+                for spec in specs:
+                    self._failed(done, challenge_type, spec, error)
         else:
             each_us = (time.perf_counter_ns() - started) // 1000 // max(len(specs), 1)
             for spec, outcome in zip(specs, outcomes, strict=True):
                 try:
                     _add(done, workload, spec, outcome, each_us, self._scratch)
                 except Exception as error:
-                    _failed(done, error)
+                    self._failed(done, challenge_type, spec, error)
         done.wall_us = (time.perf_counter_ns() - started) // 1000
         return done
 
@@ -132,7 +156,22 @@ class Executor:
             outcome = self._execute(workload, [spec], group_id)[0]
             _add(done, workload, spec, outcome, (time.perf_counter_ns() - started) // 1000, self._scratch)
         except Exception as error:
-            _failed(done, error)
+            self._failed(done, challenge_type, spec, error)
+
+    def _failed(self, done: GroupDone, challenge_type: str, spec: JobSpec, error: Exception) -> None:
+        kind, reason, text = failure_of(error)
+        if reason == "OUT_OF_MEMORY":
+            batch = None
+            with suppress(MeshError):  # params that are not the type's say nothing of a batch
+                workload = workloads.get(challenge_type)
+                batch = workload.batch(spec) if workload.batch else None
+            text = smaller_batch(text, self._memory_bytes, batch)
+        done.failures[len(done.compute_us)] = kind, reason, text
+        done.result_hashes.append(b"")
+        done.layouts.append((1, 1))
+        done.digests.append(b"")
+        done.units.append(None)
+        done.compute_us.append(0)
 
     def _execute(self, workload: Workload[Any], specs: list[JobSpec], group_id: int) -> list[Outcome]:
         def progress(_fraction: float) -> None:
@@ -171,15 +210,6 @@ def _add(
     done.compute_us.append(min(compute_us, 2**32 - 1))
 
 
-def _failed(done: GroupDone, error: BaseException) -> None:
-    done.failures[len(done.compute_us)] = failure_of(error)
-    done.result_hashes.append(b"")
-    done.layouts.append((1, 1))
-    done.digests.append(b"")
-    done.units.append(None)
-    done.compute_us.append(0)
-
-
 def main(fd: int, settings: dict[str, Any]) -> None:
     """Serve the agent at the other end of socket `fd` until it closes."""
     link = Link.inherited(fd)
@@ -193,7 +223,7 @@ def main(fd: int, settings: dict[str, Any]) -> None:
     scratch = settings["scratch_dir"]
     if scratch is not None:
         spool.begin(scratch)
-    executor = Executor(settings["lane"], link, device, scratch)
+    executor = Executor(settings["lane"], link, device, scratch, description["memory_bytes"])
     ended_ns = 0
     while True:
         waits = not link.inbox.empty()

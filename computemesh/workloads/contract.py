@@ -219,6 +219,9 @@ class Workload(Generic[P]):
     Optional, where doing several at once is cheaper: `execute_batch(specs, context)`, `check_batch(spec,
     claims)`, `recompute_batch(specs)` (every unit's digest of each job, no JAX; exact types).
 
+    `batch(spec)`: what grows the memory a job takes, as (the name a customer knows it by, how many the job has);
+    for the hint after a device ran out of memory.
+
     `exact`: units are integers recomputable bit for bit, so an opening carries no unit bytes.
     `binds(spec)`: the job needs its worker's binding (`bind`) before it can be executed or checked.
     `sample_size`: k, the units challenged per job.
@@ -247,6 +250,7 @@ class Workload(Generic[P]):
     call: Callable[[P], Call] | None = None
     unit_bytes: Callable[[JobSpec], int] | None = None
     preview: Callable[[P, Mapping[int, bytes]], Artifact | None] | None = None
+    batch: Callable[[JobSpec], tuple[str, int]] | None = None
     agree: Callable[[bytes, bytes], bool] = bytes.__eq__
     replicates: bool = False
     execute_batch: Callable[[Sequence[JobSpec], Context], list[Outcome]] | None = None

@@ -396,4 +396,5 @@ TASK = Workload(
     output_digests=output_digests,
     preview=preview,
     check_batch=check_batch,
+    batch=lambda spec: ("a batch of items", read_job(spec).size),
 )

@@ -323,4 +323,5 @@ TASK = Workload(
     unit_bytes=unit_bytes,
     preview=preview,
     check_batch=check_batch,
+    batch=lambda spec: ("a batch_size", read_job(spec).batch),
 )

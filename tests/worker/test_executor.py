@@ -16,7 +16,7 @@ from computemesh.trust.audit import JobTree, Layout
 from computemesh.v1.orchestrator_pb2 import NACK_KIND_POISON, NACK_KIND_RETRYABLE
 from computemesh.workloads import Context, JobSpec, Outcome
 from worker.devices import environments, visible_gpus
-from worker.executor import Cancelled, Executor, failure_of
+from worker.executor import Cancelled, Executor, failure_of, smaller_batch
 
 ROWS = [(bytes(32), index, bytes([index]), b"") for index in range(4)]
 
@@ -40,6 +40,54 @@ def test_no_memory_is_nobodys_fault_and_everything_else_is_the_jobs() -> None:
     assert failure_of(ValueError("x" * 5000))[:2] == (NACK_KIND_POISON, "EXECUTION_ERROR")
     assert len(failure_of(ValueError("x" * 5000))[2]) <= 1024
     assert failure_of(Cancelled())[1] == "REVOKED"
+
+
+def test_a_job_out_of_memory_says_what_may_fit_and_the_same_executor_serves_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(spec: JobSpec, context: Context) -> Outcome:
+        import jax.numpy as jnp
+
+        rows = 2**48 if spec.index == 0 else 32
+        return Outcome(bytes(jnp.full((rows,), spec.index, "uint8").tolist()))
+
+    one = executor(monkeypatch, execute=run, execute_batch=None, batch=lambda spec: ("a batch_size", 64))
+    one._memory_bytes = 2**46
+    ((kind, reason, text),) = one.run(7, "noop", ROWS[:1]).failures.values()
+    assert (kind, reason) == (NACK_KIND_RETRYABLE, "OUT_OF_MEMORY")
+    asked = "asked for 281,474,976,710,656 bytes at once of a device with 70,368,744,177,664 bytes"
+    assert text.startswith(f"{asked}; a batch_size of 64 was too much, 16 may fit: ")
+    done = one.run(8, "noop", ROWS[1:2])
+    assert (done.failures, done.digests) == ({}, [b"\1" * 32])
+
+
+@pytest.mark.parametrize(
+    ("text", "memory", "batch", "hint"),
+    [
+        ("Unable to allocate 8.00 GiB for an array", 2**30, ("a batch_size", 32),
+         "asked for 8,589,934,592 bytes at once of a device with 1,073,741,824 bytes; a batch_size of 32 was too much, 4 "),
+        ("allocating 99 bytes.", 2**30, ("a batch_size", 32), "too much, 16 may fit"),
+        ("allocating 99 bytes.", 0, ("a batch_size", 32), "asked for 99 bytes at once of a device with unknown memory; "),
+        ("allocating 4096 bytes.", 8, ("a batch_size", 32), "and not even 1 may fit"),
+        ("", 2**30, ("a batch_size", 1), "asked for more at once of a device with 1,073,741,824 bytes: "),
+        ("x" * 5000, 2**30, None, "asked for more at once"),
+    ],
+)  # fmt: skip
+def test_the_hint_fits_the_device_and_never_the_batch_that_failed(
+    text: str, memory: int, batch: tuple[str, int] | None, hint: str
+) -> None:
+    said = smaller_batch(text, memory, batch)
+    assert hint in said
+    assert len(said) <= 1024
+
+
+def test_types_with_a_batch_name_it() -> None:
+    task = workloads.get("inference")
+    payload = {"model_id": "ab" * 32, "prompts": ["one", "two"], "max_tokens": 4}
+    sizes = {"model_parameters": 10}
+    assert task.batch is not None
+    specs = task.split(task.parse({**payload, **sizes}), bytes(32))
+    assert [task.batch(spec) for spec in specs] == [("a batch of items", 1)] * 2
 
 
 def test_one_bad_job_does_not_take_its_group_along(monkeypatch: pytest.MonkeyPatch) -> None:
