@@ -96,7 +96,7 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def smaller_batch(text: str, memory_bytes: int, batch: tuple[str, int] | None) -> str:
-    """What to ask less of after running out of memory, ahead of the allocator's own `text`; at most MAX_TEXT characters.
+    """What to ask less of after running out of memory, ahead of the allocator's `text`; at most MAX_TEXT characters.
 
     `memory_bytes` is what the device has, 0 = unknown; `batch` is what `Workload.batch` says. Memory is taken to grow
     with the batch, and at least half of the batch to be too much: the failed allocation is not all that the job holds.
