@@ -98,9 +98,13 @@ class Economy(RuleBasedStateMachine):
             (found, state.records[Stake.key(found.accused)]) for (kind, _), found in state.records.items()
             if kind is Dispute.KIND and isinstance(found, Dispute) and found.status is Status.OPEN
             and found.reveal_height == state.height and Stake.key(found.accused) in state.records]  # fmt: skip
-        expected = [(found, (stake.units + stake.leaving) * SMALL.slash_percent // 100)
-                    for found, stake in deciding if isinstance(stake, Stake)]  # fmt: skip
-        accused = [found.accused for found, _ in deciding]
+        # What unbonds with this very block is gone before disputes are decided.
+        expected = [
+            (found, (stake.units + sum(units for at, units in stake.unbonding if at > state.height))
+             * SMALL.slash_percent // 100)
+            for found, stake in deciding if isinstance(stake, Stake)]  # fmt: skip
+        # Whoever is a party of two disputes that end together has its stake changed by the other one, too.
+        accused = [who for found, _ in deciding for who in (found.accused, found.contestant)]
         self.headers.append(self.world.chain.seal().header)
         self.history.append(("seal", None))
         for found, taken in expected:
