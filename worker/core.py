@@ -31,6 +31,7 @@ from worker.events import (
     LaneDown,
     LaneUp,
     Opened,
+    Partial,
     Pause,
     ProtocolViolation,
     Received,
@@ -335,6 +336,10 @@ class Core:
         for at in range(0, len(jobs), MAX_BATCH):
             self._commit(jobs[at : at + MAX_BATCH], rows[at : at + MAX_BATCH], effects)
 
+    def _partial(self, event: Partial, now_ms: int, effects: Effects) -> None:
+        for lease in self.lanes.running(event.group_id):
+            effects.send.append(pb.WorkRequest(partial=pb.Partial(lease_id=lease, text=event.text)))
+
     def _commit(
         self, jobs: list[pb.Job], rows: list[tuple[GroupDone, int]], effects: Effects,
         stored: tuple[bytes, bytes, int] | None = None,
@@ -408,6 +413,7 @@ _ON: dict[type[Any], Callable[[Core, Any, int, Effects], None]] = {
     StreamEnded: Core._ended,
     Received: Core._received,
     Finished: Core._finished,
+    Partial: Core._partial,
     LaneUp: Core._lane_up,
     LaneDown: Core._lane_down,
     Opened: Core._opened,

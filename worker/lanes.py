@@ -139,6 +139,11 @@ class Lanes:
                     most = self._group_size(challenge_type)
         return leases, challenge_type
 
+    def running(self, group_id: int) -> list[int]:
+        """The leases of a group that somebody still waits for."""
+        group = self._groups.get(group_id)
+        return [] if group is None or group.stale else [lease for lease in group.leases if lease in self.held]
+
     def finish(self, group_id: int, now_ms: int) -> Group | None:
         """The executor is through with a group. None where it is unknown: its executor was given up before."""
         group = self._groups.pop(group_id, None)
