@@ -176,7 +176,7 @@ class Engine:
             self.watchers.pop(task_id, None)
 
     def show(self, connection: int, task_id: bytes, epoch: int, partial: str) -> None:
-        """Shows those who watch at this moment a running job's text so far, if the task is leased to this orchestrator."""
+        """Shows those who watch now a running job's text so far, if this orchestrator holds the task."""
         watchers = self.watchers.get(task_id)
         if watchers and self.core.leased(connection, task_id, epoch):
             for watcher in watchers:

@@ -336,10 +336,6 @@ class Core:
         for at in range(0, len(jobs), MAX_BATCH):
             self._commit(jobs[at : at + MAX_BATCH], rows[at : at + MAX_BATCH], effects)
 
-    def _partial(self, event: Partial, now_ms: int, effects: Effects) -> None:
-        for lease in self.lanes.running(event.group_id):
-            effects.send.append(pb.WorkRequest(partial=pb.Partial(lease_id=lease, text=event.text)))
-
     def _commit(
         self, jobs: list[pb.Job], rows: list[tuple[GroupDone, int]], effects: Effects,
         stored: tuple[bytes, bytes, int] | None = None,
@@ -413,7 +409,7 @@ _ON: dict[type[Any], Callable[[Core, Any, int, Effects], None]] = {
     StreamEnded: Core._ended,
     Received: Core._received,
     Finished: Core._finished,
-    Partial: Core._partial,
+    Partial: lambda core, event, now_ms, effects: effects.send.extend(core.lanes.partials(event.group_id, event.text)),
     LaneUp: Core._lane_up,
     LaneDown: Core._lane_down,
     Opened: Core._opened,

@@ -142,7 +142,8 @@ class Resume:
 
 
 Event = (
-    Dialled | StreamEnded | Received | Finished | Partial | LaneUp | LaneDown | Opened | Fetched | Stored | Tick | Pause | Resume
+    Dialled | StreamEnded | Received | Finished | Partial | LaneUp | LaneDown | Opened | Fetched | Stored | Tick | Pause
+    | Resume
 )  # fmt: skip
 
 

@@ -194,8 +194,8 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class TaskEvent:
-    """One change of a task. `cursor` resumes the watch after it; `task` is the task right after it. `partial` is the text
-    of a single prompt that runs, from its beginning up to 4,096 bytes: unverified, and shown to who watches just then."""
+    """One change of a task. `cursor` resumes the watch after it; `task` is the task right after it. `partial` is the
+    text of a single prompt that runs, up to 4,096 bytes from its beginning: unverified, shown to who watches then."""
 
     cursor: int
     kind: str

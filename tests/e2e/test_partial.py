@@ -22,7 +22,8 @@ def test_a_running_prompts_text_is_seen_before_its_end_and_begins_the_result(tmp
         events = list(handle.watch(timeout=150))
         assert events[-1].task.status == "completed", events[-1].task
         seen = [event for event in events if event.partial]
-        assert seen and not any(event.task.ended for event in seen)
+        assert seen
+        assert not any(event.task.ended for event in seen)
         (path,) = client.download(handle.task_id, tmp_path / "files")
         text = json.loads(path.read_text("utf-8"))["text"]
         assert all(text.startswith(event.partial) for event in seen)
