@@ -210,6 +210,11 @@ class Core:
     def _heartbeat(self, event: Heartbeat) -> None:
         self._heard(event.connection)
 
+    def leased(self, connection: int, task_id: bytes, epoch: int) -> bool:
+        """Whether the orchestrator of this connection holds the task."""
+        orchestrator = self._heard(connection)
+        return orchestrator is not None and self.book.leased(orchestrator, task_id, epoch) is not None
+
     def _progress(self, event: Progress) -> None:
         orchestrator = self._heard(event.connection)
         if orchestrator is None:

@@ -164,6 +164,9 @@ class DispatchStream:
                             views.files(preview=row.preview) if row.HasField("preview") else b"", row.jobs_submitted,
                             row.jobs_verified)
                 for row in request.progress.progress)))
+            for row in request.progress.progress:
+                if row.partial:
+                    self._engine.show(self._number, bytes(row.task_id), row.epoch, row.partial)
         elif kind == "outcomes":
             self._engine.do(Outcomes(self._number, tuple(map(_outcome, request.outcomes.outcomes))))
         elif kind == "functions":

@@ -84,6 +84,7 @@ class Watcher:
     def __init__(self) -> None:
         self.queue: list[Published] = []
         self.lagging = False
+        self.partial = ""  # the newest text of a running job, unverified
         self.wake = asyncio.Event()
 
     def put(self, item: Published) -> None:
@@ -173,6 +174,14 @@ class Engine:
         watchers.discard(watcher)
         if not watchers:
             self.watchers.pop(task_id, None)
+
+    def show(self, connection: int, task_id: bytes, epoch: int, partial: str) -> None:
+        """Shows those who watch now a running job's text so far, if this orchestrator holds the task."""
+        watchers = self.watchers.get(task_id)
+        if watchers and self.core.leased(connection, task_id, epoch):
+            for watcher in watchers:
+                watcher.partial = partial
+                watcher.wake.set()
 
     def _perform(self, effects: Effects) -> None:
         for record in effects.persist:

@@ -125,7 +125,7 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         if request.cursor > state.cursor:
             raise refuse("cursor", f"{request.cursor} is beyond the task's last event, {state.cursor}")
         watcher = self._engine.watch(spec.task_id)
-        cursor, behind = request.cursor, True
+        cursor, behind, seen = request.cursor, True, views.task(spec, state)
         try:
             while True:
                 if behind:
@@ -134,7 +134,7 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
                     behind = len(changes) == _EVENTS_AT_ONCE
                     events = [views.event(spec, change) for change in changes]
                 else:
-                    if not watcher.queue and not watcher.lagging and not self._engine.stopping:
+                    if not (watcher.queue or watcher.lagging or watcher.partial or self._engine.stopping):
                         watcher.wake.clear()
                         await watcher.wake.wait()
                     if self._engine.stopping:
@@ -146,12 +146,15 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
                     watcher.queue.clear()
                 for event in events:
                     if event.cursor > cursor:
-                        cursor = event.cursor
+                        cursor, seen = event.cursor, event.task
                         yield event
                     if int(event.task.status) in TERMINAL:
                         return
                 if not events and state.status in TERMINAL:
                     return  # the terminal event itself was seen before
+                if watcher.partial and not behind:
+                    text, watcher.partial = watcher.partial, ""
+                    yield views.partial(seen, cursor, self._engine.clock(), text)
         finally:
             self._engine.unwatch(spec.task_id, watcher)
 

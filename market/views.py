@@ -102,3 +102,9 @@ def lease(item: Lease) -> market_pb2.TaskLease:
         deadline_ms=spec.deadline_ms, priority=spec.priority, customer=spec.customer, jobs=spec.jobs,
         created_ms=spec.created_ms, references=references(spec), delivery=delivery(asked), responses=asked.responses,
         memory_bytes=json.loads(spec.labels).get("memory_bytes", 0), traceparent=spec.traceparent)
+
+
+def partial(task: market_pb2.Task, cursor: int, now_ms: int, text: str) -> market_pb2.WatchTaskResponse:
+    """A running job's text so far, between the events that are kept."""
+    return market_pb2.WatchTaskResponse(
+        cursor=cursor, kind=market_pb2.TASK_EVENT_KIND_PROGRESS, time_ms=now_ms, task=task, partial=text)

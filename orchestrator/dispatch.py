@@ -177,15 +177,18 @@ class Dispatch:
             await asyncio.sleep(PROGRESS_EVERY_S)
 
     def _push_progress(self, outbox: Outbox[market_pb2.DispatchRequest]) -> None:
+        tasks = [task for task in self._runtime.core.take_progress() if not task.ended]
         rows = [
             market_pb2.TaskProgress(
                 task_id=task.id, epoch=task.epoch, jobs_settled=task.settled, jobs_running=max(task.running, 0),
                 jobs_submitted=task.settled + task.settling + task.states.count(Job.AUDITING),
                 jobs_verified=task.settled + task.settling, block_height=task.height,
-                preview=self._runtime.outputs.preview(task.id),
+                preview=self._runtime.outputs.preview(task.id), partial=task.partial,
             )
-            for task in self._runtime.core.take_progress() if not task.ended
+            for task in tasks
         ]  # fmt: skip
+        for task in tasks:
+            task.partial = ""
         for at in range(0, len(rows), MAX_ROWS):
             batch = market_pb2.ProgressBatch(progress=rows[at : at + MAX_ROWS])
             outbox.push(market_pb2.DispatchRequest(progress=batch))

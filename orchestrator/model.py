@@ -147,6 +147,7 @@ class Task:
         "opens",
         "operations",
         "outcome",
+        "partial",
         "payload",
         "priority",
         "queued",
@@ -185,6 +186,7 @@ class Task:
         self.states = bytearray([Job.QUEUED]) * count
         self.results = bytearray(32 * count)
         self.trouble: dict[int, Trouble] = {}
+        self.partial = ""  # what its only job's text has come to, unverified; until it is passed on
         self.running = self.settled = self.settling = self.height = 0
         # Accepted jobs, and the time from their assignment to their commitment, ms: how long a job may take.
         self.timed = self.took_ms = 0

@@ -33,6 +33,7 @@ FLUSH_TIMEOUT_S = 1.0
 MAX_CREDITS = 65_536
 MAX_RUNNING = 65_536
 MAX_ITEMS = 4_096
+MAX_PARTIAL = 4096  # bytes
 # At most one heartbeat in so many milliseconds, as far as leases allow.
 HEARTBEAT_SHARE_MS = 1
 log = structlog.get_logger("orchestrator.session")
@@ -245,6 +246,17 @@ def _heartbeat(session: Session, request: pb.WorkRequest) -> None:
     session.runtime.apply(e.Alive(session.number, list(beat.running_lease_ids), beat.draining))
 
 
+def _partial(session: Session, request: pb.WorkRequest) -> None:
+    if (size := len(request.partial.text.encode())) > MAX_PARTIAL:
+        raise _rule("partial.text", f"has {size:,} bytes, must have at most {MAX_PARTIAL:,}")
+    worker = session.runtime.core.state.workers.get(session.number)
+    lease = None if worker is None else worker.leases.get(request.partial.lease_id)
+    if lease is not None and len(lease.task.jobs) == 1:
+        lease.task.partial = request.partial.text
+        session.runtime.core.state.progress.add(lease.task.id)
+        session.runtime.dispatch.progress.set()
+
+
 def _goodbye(session: Session, request: pb.WorkRequest) -> bool:
     validate(request)
     log.info("goodbye", session=session.number, cause=request.goodbye.cause)
@@ -257,5 +269,6 @@ _TAKE: dict[str, Callable[[Session, pb.WorkRequest], bool | None]] = {
     "openings": _openings,
     "nacks": _nacks,
     "heartbeat": _heartbeat,
+    "partial": _partial,
     "goodbye": _goodbye,
 }

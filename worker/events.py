@@ -58,6 +58,14 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Partial:
+    """What the text of a group's only job has come to."""
+
+    group_id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class LaneUp:
     lane: int
 
@@ -134,7 +142,8 @@ class Resume:
 
 
 Event = (
-    Dialled | StreamEnded | Received | Finished | LaneUp | LaneDown | Opened | Fetched | Stored | Tick | Pause | Resume
+    Dialled | StreamEnded | Received | Finished | Partial | LaneUp | LaneDown | Opened | Fetched | Stored | Tick | Pause
+    | Resume
 )  # fmt: skip
 
 

@@ -23,9 +23,12 @@ from computemesh.v1.orchestrator_pb2 import NACK_KIND_POISON, NACK_KIND_RETRYABL
 from computemesh.workloads import Context, JobSpec, Outcome, Workload
 from worker import spool
 from worker.answers import GroupDone
+from worker.events import Partial
 from worker.lanes import Row
 
 MAX_TEXT = 1024
+MAX_PARTIAL = 4096
+PARTIAL_EVERY_S = 0.25
 Failure = tuple[int, str, str]
 # "Out of memory allocating 99 bytes" (XLA), "Unable to allocate 7.28 TiB" (numpy).
 ALLOCATION = re.compile(r"allocat\w* ([\d.]*\d) ?(bytes|[KMGTP]iB)")
@@ -178,8 +181,16 @@ class Executor:
             if group_id in self._link.cancelled:
                 raise Cancelled
 
+        shown_s = 0.0
+
+        def partial(text: str) -> None:
+            nonlocal shown_s
+            if time.monotonic() - shown_s >= PARTIAL_EVERY_S:
+                shown_s = time.monotonic()
+                self._link.send(("partial", Partial(group_id, text.encode()[:MAX_PARTIAL].decode(errors="ignore"))))
+
         progress(0.0)
-        context = Context(device=self._device, progress=progress, scratch=self._scratch)
+        context = Context(self._device, self._scratch, progress, partial if len(specs) == 1 else None)
         if len(specs) == 1 and workload.execute_batch is None:
             return [workload.execute(specs[0], context)]
         return workload.execute_all(specs, context)

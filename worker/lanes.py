@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from computemesh.v1.orchestrator_pb2 import Job
+from computemesh.v1.orchestrator_pb2 import Job, Partial, WorkRequest
 
 AHEAD = 2
 MAX_SUSPECTS = 1024
@@ -138,6 +138,12 @@ class Lanes:
                 if not alone and challenge_type in self._batchable:
                     most = self._group_size(challenge_type)
         return leases, challenge_type
+
+    def partials(self, group_id: int, text: str) -> list[WorkRequest]:
+        """What tells the text so far of a group's job that somebody still waits for."""
+        group = self._groups.get(group_id)
+        leases = () if group is None or group.stale else group.leases
+        return [WorkRequest(partial=Partial(lease_id=lease, text=text)) for lease in leases if lease in self.held]
 
     def finish(self, group_id: int, now_ms: int) -> Group | None:
         """The executor is through with a group. None where it is unknown: its executor was given up before."""

@@ -54,9 +54,9 @@ class ExecutorProcess:
             while True:
                 try:
                     while True:
-                        _, done = await self._child.receive()
+                        kind, found = await self._child.receive()
                         pause_s = FIRST_PAUSE_S
-                        self._post(Finished([done]))
+                        self._post(Finished([found]) if kind == "done" else found)
                 except LOST:
                     pass
                 code = await self._child.end()

@@ -77,9 +77,16 @@ def _line(event: TaskEvent, eta_s: float | None) -> str:
     from computemesh.cli.task import when
 
     task = event.task
+    if event.partial:
+        return f"{when(event.time_ms)}  unverified: {printable(event.partial)}"
     left = f", about {duration(eta_s)} left" if eta_s is not None else ""
     jobs = f"{task.jobs_settled}/{task.jobs_total} settled, {task.jobs_running} running{left}"
     return f"{when(event.time_ms)}  {event.cursor:>4}  {event.kind:<9} {task.status:<12} {jobs}"
+
+
+def printable(text: str) -> str:
+    """A stranger's text on one line, with nothing a terminal would obey."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 class _Jobs:
@@ -118,7 +125,7 @@ def _table(event: TaskEvent, eta_s: float | None, jobs: list[Any]) -> Any:
     for job in shown[:ROWS]:
         table.add_row(*map(Text, (str(job.index), status(job), str(job.attempts), job.worker[:16], job.detail)))
     bar = ProgressBar(total=max(task.jobs_total, 1), completed=task.jobs_settled, width=60)
-    return Group(head, bar, table)
+    return Group(head, bar, table, *([Text(f"unverified: {printable(event.partial)}")] if event.partial else []))
 
 
 def status(job: Any) -> str:

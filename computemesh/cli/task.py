@@ -141,6 +141,7 @@ def _naming(task_id: str, ended: Callable[[], bool]) -> Iterator[None]:
 
 def follow(created: Task, events: Iterable[TaskEvent]) -> None:
     """Show a task's progress until it has ended."""
+    from computemesh.cli.following import printable
     from computemesh.client.progress import label
 
     if created.ended:
@@ -150,6 +151,8 @@ def follow(created: Task, events: Iterable[TaskEvent]) -> None:
         for event in events:
             task = event.task
             bar.update(shown, description=label(task), completed=task.jobs_settled, total=max(task.jobs_total, 1))
+            if event.partial:
+                output.say(f"unverified: {printable(event.partial)}")
 
 
 def fetch(client: Client, task: Task, to: Path) -> list[Path]:

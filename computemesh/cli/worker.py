@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from computemesh.cli import output
+from computemesh.cli.following import printable
 from computemesh.cli.options import JsonOption, ProfileOption, connect
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def status(number: int) -> str:
 def shown(name: str) -> str:
     """What a worker calls itself, or its device, as one short piece of a line: whatever could steer a terminal, or
     look like another row, is written as an escape."""
-    text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
+    text = printable(name)
     return text if len(text) <= NAME_SHOWN else text[: NAME_SHOWN - 2] + ".."
 
 

@@ -194,18 +194,20 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class TaskEvent:
-    """One change of a task. `cursor` resumes the watch after it; `task` is the task right after it."""
+    """One change of a task. `cursor` resumes the watch after it; `task` is the task right after it. `partial` is the
+    text of a single prompt that runs, up to 4,096 bytes from its beginning: unverified, shown to who watches then."""
 
     cursor: int
     kind: str
     time_ms: int
     task: Task
+    partial: str = ""
 
     @classmethod
     def of(cls, message: market_pb2.WatchTaskResponse) -> TaskEvent:
         """From the wire."""
         kind = enum_word(market_pb2.TaskEventKind, message.kind, "TASK_EVENT_KIND_")
-        return cls(message.cursor, kind, message.time_ms, Task.of(message.task))
+        return cls(message.cursor, kind, message.time_ms, Task.of(message.task), message.partial)
 
 
 @dataclass(frozen=True, slots=True)

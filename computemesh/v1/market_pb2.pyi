@@ -1368,10 +1368,15 @@ class WatchTaskResponse(google.protobuf.message.Message):
     KIND_FIELD_NUMBER: builtins.int
     TIME_MS_FIELD_NUMBER: builtins.int
     TASK_FIELD_NUMBER: builtins.int
+    PARTIAL_FIELD_NUMBER: builtins.int
     cursor: builtins.int
     """Grows from event to event of one task."""
     kind: global___TaskEventKind.ValueType
     time_ms: builtins.int
+    partial: builtins.str
+    """Unverified: what a running job's text has come to, up to 4,096 bytes from its beginning. An event with it is PROGRESS,
+    repeats the cursor of the one before, and is never sent again; another attempt begins anew.
+    """
     @property
     def task(self) -> global___Task:
         """The task as it was right after the event."""
@@ -1383,9 +1388,10 @@ class WatchTaskResponse(google.protobuf.message.Message):
         kind: global___TaskEventKind.ValueType = ...,
         time_ms: builtins.int = ...,
         task: global___Task | None = ...,
+        partial: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["task", b"task"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cursor", b"cursor", "kind", b"kind", "task", b"task", "time_ms", b"time_ms"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cursor", b"cursor", "kind", b"kind", "partial", b"partial", "task", b"task", "time_ms", b"time_ms"]) -> None: ...
 
 global___WatchTaskResponse = WatchTaskResponse
 
@@ -1756,6 +1762,7 @@ class TaskProgress(google.protobuf.message.Message):
     PREVIEW_FIELD_NUMBER: builtins.int
     JOBS_SUBMITTED_FIELD_NUMBER: builtins.int
     JOBS_VERIFIED_FIELD_NUMBER: builtins.int
+    PARTIAL_FIELD_NUMBER: builtins.int
     task_id: builtins.bytes
     epoch: builtins.int
     jobs_settled: builtins.int
@@ -1764,6 +1771,8 @@ class TaskProgress(google.protobuf.message.Message):
     jobs_submitted: builtins.int
     """Jobs that workers committed an answer to, and jobs whose audit passed, settled ones included."""
     jobs_verified: builtins.int
+    partial: builtins.str
+    """Text of the task's only job so far, unverified, for those who watch at this moment; empty: nothing new."""
     @property
     def preview(self) -> global___TaskArtifact:
         """Absent: as it was."""
@@ -1779,9 +1788,10 @@ class TaskProgress(google.protobuf.message.Message):
         preview: global___TaskArtifact | None = ...,
         jobs_submitted: builtins.int = ...,
         jobs_verified: builtins.int = ...,
+        partial: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["preview", b"preview"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "epoch", b"epoch", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "jobs_submitted", b"jobs_submitted", "jobs_verified", b"jobs_verified", "preview", b"preview", "task_id", b"task_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block_height", b"block_height", "epoch", b"epoch", "jobs_running", b"jobs_running", "jobs_settled", b"jobs_settled", "jobs_submitted", b"jobs_submitted", "jobs_verified", b"jobs_verified", "partial", b"partial", "preview", b"preview", "task_id", b"task_id"]) -> None: ...
 
 global___TaskProgress = TaskProgress
 

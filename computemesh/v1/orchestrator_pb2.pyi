@@ -173,6 +173,7 @@ class WorkRequest(google.protobuf.message.Message):
     NACKS_FIELD_NUMBER: builtins.int
     HEARTBEAT_FIELD_NUMBER: builtins.int
     GOODBYE_FIELD_NUMBER: builtins.int
+    PARTIAL_FIELD_NUMBER: builtins.int
     @property
     def hello(self) -> computemesh.v1.common_pb2.Hello: ...
     @property
@@ -187,6 +188,8 @@ class WorkRequest(google.protobuf.message.Message):
     def heartbeat(self) -> global___Heartbeat: ...
     @property
     def goodbye(self) -> computemesh.v1.common_pb2.Goodbye: ...
+    @property
+    def partial(self) -> global___Partial: ...
     def __init__(
         self,
         *,
@@ -197,10 +200,11 @@ class WorkRequest(google.protobuf.message.Message):
         nacks: global___NackBatch | None = ...,
         heartbeat: global___Heartbeat | None = ...,
         goodbye: computemesh.v1.common_pb2.Goodbye | None = ...,
+        partial: global___Partial | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["commitments", b"commitments", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "nacks", b"nacks", "openings", b"openings", "ready", b"ready"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["commitments", b"commitments", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "nacks", b"nacks", "openings", b"openings", "ready", b"ready"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "ready", "commitments", "openings", "nacks", "heartbeat", "goodbye"] | None: ...
+    def HasField(self, field_name: typing.Literal["commitments", b"commitments", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "nacks", b"nacks", "openings", b"openings", "partial", b"partial", "ready", b"ready"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["commitments", b"commitments", "goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "nacks", b"nacks", "openings", b"openings", "partial", b"partial", "ready", b"ready"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["hello", "ready", "commitments", "openings", "nacks", "heartbeat", "goodbye", "partial"] | None: ...
 
 global___WorkRequest = WorkRequest
 
@@ -565,6 +569,29 @@ class NackBatch(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["nacks", b"nacks"]) -> None: ...
 
 global___NackBatch = NackBatch
+
+@typing.final
+class Partial(google.protobuf.message.Message):
+    """What a running job's text has come to so far, at most four a second: its customer may see it, unverified, and it is
+    kept nowhere. Only the job of a task that has one sends any; one of a lease that has ended is ignored.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    lease_id: builtins.int
+    text: builtins.str
+    """All of it from its beginning; a longer text ends here."""
+    def __init__(
+        self,
+        *,
+        lease_id: builtins.int = ...,
+        text: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lease_id", b"lease_id", "text", b"text"]) -> None: ...
+
+global___Partial = Partial
 
 @typing.final
 class Heartbeat(google.protobuf.message.Message):

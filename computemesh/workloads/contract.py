@@ -138,12 +138,14 @@ class Context:
 
     `device` is a jax.Device, None = JAX's default. `progress` is told the done fraction, 0..1, of the call; an
     exception it raises ends the work early (that is how a lost lease stops a long job). `scratch` is a folder on disk
-    for what may not fit memory; None = the system's for temporary files.
+    for what may not fit memory; None = the system's for temporary files. `partial` is shown the text of the only job of
+    the call so far; None = nobody looks.
     """
 
     device: Any = None
     scratch: str | None = None
     progress: Callable[[float], None] = _ignore
+    partial: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

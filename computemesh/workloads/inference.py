@@ -131,9 +131,12 @@ def _records(spec: JobSpec, job: Job, loaded: Loaded, context: Context) -> Itera
     else:
         texts, memory = _begun(job, loaded, items)
         numbers = range(job.first, job.first + job.size)
+        shown = context.partial if job.size == 1 else None
         tokens, logs = loaded.generator.generate(
-            texts, numbers, _sampling(job), job.max_tokens, memory, context.progress
-        )
+            texts, numbers, _sampling(job), job.max_tokens, memory, context.progress,
+            # A character that is not whole yet reads as U+FFFD.
+            shown and (lambda tokens: shown(loaded.decode(tokens).rstrip("\ufffd"))),
+        )  # fmt: skip
         for row, log in zip(tokens, logs, strict=True):
             yield row.astype("<i4").tobytes() + log.astype("<f4").tobytes() + loaded.decode(row).encode()
 

@@ -136,9 +136,11 @@ class Generator:
     def generate(
         self, texts: Sequence[Sequence[int]], prompts: Sequence[int], sampling: Sampling, max_tokens: int,
         memory: Any = None, progress: Callable[[float], None] = lambda _: None,
+        partial: Callable[[np.ndarray], None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """texts: token ids; prompts: their numbers, for the noise -> tokens int32 and log-probabilities float32,
         both (len(texts), max_tokens). `memory` has its leading axis padded as `rows(len(texts))` says.
+        `partial` gets the first text's tokens so far, between spans.
         """
         spans = -(-max_tokens // SPAN)
         count, rows = len(texts), self.rows(len(texts))
@@ -163,6 +165,8 @@ class Generator:
                 progress((span + 1) / spans)
                 if np.asarray(done).all():
                     break
+                if partial is not None:
+                    partial(found[0, : min((span + 1) * SPAN, max_tokens)])
         return found[:count, :max_tokens], logs[:count, :max_tokens]
 
     @staticmethod
