@@ -161,16 +161,14 @@ def downgrade(trials: int) -> dict[str, float]:
 def other_class(jobs: int) -> dict[str, Any]:
     """Honest jobs of another env_class, judged here: (refused, largest share of the allowance used)."""
     code = ("import pickle, sys; from bench.rows.simulation import SMALL, TASK, Context, job\n"
-            "out = []\n"
             "for system, payload in SMALL.items():\n"
             "    for seed in range(int(sys.argv[1])):\n"
             "        spec = job(system, payload, seed); o = TASK.execute(spec, Context())\n"
             "        units = [o.units(i) for i in range(TASK.layout(spec).count)]\n"
-            "        out.append((system, seed, o.digests, units))\n"
-            "sys.stdout.buffer.write(pickle.dumps(out))")  # fmt: skip
+            "        pickle.dump((system, seed, o.digests, units), sys.stdout.buffer)")  # fmt: skip
     flags = f"{os.environ.get('XLA_FLAGS', '')} {OTHER_CLASS}".strip()
-    ran = subprocess.run([sys.executable, "-c", code, str(jobs)], env={**os.environ, "XLA_FLAGS": flags},
-                         stdout=subprocess.PIPE, check=True)  # fmt: skip
+    ran = subprocess.Popen([sys.executable, "-c", code, str(jobs)], env={**os.environ, "XLA_FLAGS": flags},
+                           stdout=subprocess.PIPE)  # fmt: skip
     from computemesh.kernels.simulation import metric
 
     measured, used = metric.usage, dict.fromkeys(SMALL, 0.0)
@@ -183,7 +181,9 @@ def other_class(jobs: int) -> dict[str, Any]:
     refused, same, units_seen = 0, dict.fromkeys(SMALL, 0), dict.fromkeys(SMALL, 0)
     metric.usage = usage  # type: ignore[assignment]
     try:
-        for system, seed, digests, units in pickle.loads(ran.stdout):
+        assert ran.stdout is not None
+        for _ in range(jobs * len(SMALL)):  # one at a time: together they are gigabytes
+            system, seed, digests, units = pickle.load(ran.stdout)
             spec = job(system, SMALL[system], seed)
             mine = TASK.execute(spec, Context()).digests
             same[system] += sum(mine[at : at + 32] == digests[at : at + 32] for at in range(0, len(mine), 32))
@@ -191,6 +191,8 @@ def other_class(jobs: int) -> dict[str, Any]:
             refused += not accepted(spec, Outcome(digests, units.__getitem__), os.urandom(32))
     finally:
         metric.usage = measured
+        ran.kill()
+        ran.wait()
     return {"jobs": jobs * len(SMALL), "refused": refused,
             "equal_bytes": {name: round(same[name] / units_seen[name], 3) for name in SMALL},
             "largest_allowance_used": {name: round(value, 4) for name, value in used.items()}}  # fmt: skip
