@@ -35,7 +35,7 @@ def s3() -> Iterator[str]:
         }.items():  # fmt: skip
             patch.setenv(name, value)
         boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="artifacts")
-        yield "s3://artifacts/mesh"
+        yield f"s3://artifacts/{os.urandom(8).hex()}"  # what the server holds outlives a test
     server.stop()
 
 

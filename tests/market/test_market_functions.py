@@ -57,7 +57,7 @@ async def offering(bench: Bench) -> AsyncIterator[Offering]:
         beating.append(asyncio.create_task(one.beat()))
         await one.write(functions=pb.FunctionOffers(functions=given))
         while not {it.function.name for it in given} <= {it.function.name for it in (await listed(bench)).functions}:
-            pass
+            await asyncio.sleep(0.02)
         return one
 
     yield offers
@@ -110,16 +110,16 @@ async def test_what_is_offered_goes_with_the_stream_that_reported_it(bench: Benc
     one = await offering(offer("measure", workers=2), offer("other"))
     await offering(offer("measure", workers=3), name="two")
     while [it.workers for it in (await listed(bench)).functions] != [5, 1]:
-        pass
+        await asyncio.sleep(0.02)
     await one.write(functions=pb.FunctionOffers(functions=[offer("third")]))
     while [it.function.name for it in (await listed(bench)).functions] != ["measure", "third"]:
-        pass
+        await asyncio.sleep(0.02)
     await one.write(functions=pb.FunctionOffers(functions=[offer("more")], adds=True))
     while [it.function.name for it in (await listed(bench)).functions] != ["measure", "more", "third"]:
-        pass
+        await asyncio.sleep(0.02)
     one.call.cancel()
     while [it.workers for it in (await listed(bench)).functions] != [3]:
-        pass
+        await asyncio.sleep(0.02)
 
 
 async def test_functions_are_listed_in_pages_by_name(bench: Bench, offering: Offering) -> None:
