@@ -56,7 +56,7 @@ async def offering(bench: Bench) -> AsyncIterator[Offering]:
         await one.dial()
         beating.append(asyncio.create_task(one.beat()))
         await one.write(functions=pb.FunctionOffers(functions=given))
-        while not {it.function.name for it in given} <= {it.function.name for it in (await listed(bench)).functions}:
+        while not {it.function.name for it in given} <= {it.function.name for it in (await listed(bench)).functions}:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         return one
 
@@ -109,16 +109,16 @@ async def test_an_unknown_function_is_refused_with_what_is_near_it(bench: Bench,
 async def test_what_is_offered_goes_with_the_stream_that_reported_it(bench: Bench, offering: Offering) -> None:
     one = await offering(offer("measure", workers=2), offer("other"))
     await offering(offer("measure", workers=3), name="two")
-    while [it.workers for it in (await listed(bench)).functions] != [5, 1]:
+    while [it.workers for it in (await listed(bench)).functions] != [5, 1]:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     await one.write(functions=pb.FunctionOffers(functions=[offer("third")]))
-    while [it.function.name for it in (await listed(bench)).functions] != ["measure", "third"]:
+    while [it.function.name for it in (await listed(bench)).functions] != ["measure", "third"]:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     await one.write(functions=pb.FunctionOffers(functions=[offer("more")], adds=True))
-    while [it.function.name for it in (await listed(bench)).functions] != ["measure", "more", "third"]:
+    while [it.function.name for it in (await listed(bench)).functions] != ["measure", "more", "third"]:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     one.call.cancel()
-    while [it.workers for it in (await listed(bench)).functions] != [3]:
+    while [it.workers for it in (await listed(bench)).functions] != [3]:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
 
 
