@@ -113,6 +113,7 @@ class Orchestrator:
     def __init__(self, bench: Bench, key: PrivateKey) -> None:
         self.bench = bench
         self.key = key
+        self._writing = asyncio.Lock()  # a stream takes one write at a time, and heartbeats are written beside the test
 
     async def dial(self, held: list[tuple[bytes, int]] | None = None, signature: bytes | None = None) -> None:
         self.call = self.bench.stub.Dispatch()
@@ -126,7 +127,8 @@ class Orchestrator:
         self.welcome = (await self.read()).welcome
 
     async def write(self, **message: object) -> None:
-        await self.call.write(market_pb2.DispatchRequest(**message))
+        async with self._writing:
+            await self.call.write(market_pb2.DispatchRequest(**message))
 
     async def read(self, timeout_s: float = 5) -> market_pb2.DispatchResponse:
         async with asyncio.timeout(timeout_s):
