@@ -717,7 +717,9 @@ class Worker(google.protobuf.message.Message):
     eight) and gives the worker its turn earlier.
     """
     @property
-    def capabilities(self) -> computemesh.v1.common_pb2.Capabilities: ...
+    def capabilities(self) -> computemesh.v1.common_pb2.Capabilities:
+        """Only while it is connected."""
+
     @property
     def utilisation(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,11 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from computemesh.cli.cluster import Cluster
+from computemesh.client import Client
 from computemesh.trust.receipt import Receipt, accepted, verify
+from computemesh.v1 import orchestrator_pb2 as pb
 from tests.edge.conftest import ROOT
+from tests.orchestrator.scripted import ScriptedWorker
 from tests.page.conftest import Visit
 
 PARAMETERS = {"width": 32, "height": 32, "feed": [0.022, 0.03, 0.0367, 0.05], "kill": [0.051, 0.058, 0.0649, 0.062]}
@@ -61,8 +66,6 @@ def test_a_task_is_published_watched_looked_at_verified_and_not_forged(visit: Vi
 
 
 def test_a_receipt_file_is_judged_by_the_key_its_reader_trusts(visit: Visit, cluster: Cluster, tmp_path: Path) -> None:
-    from computemesh.client import Client
-
     with Client(cluster.profile) as client:
         handle = client.submit("synthetic", {"matrix_size": 64}, "1.0")
         handle.wait(120)
@@ -101,12 +104,32 @@ def test_no_view_has_a_serious_violation_of_accessibility(visit: Visit, scheme: 
     visit.page.set_viewport_size({"width": 390, "height": 844} if scheme == "dark" else {"width": 1280, "height": 860})
     for view in VIEWS:
         page = visit.go(view)
-        page.wait_for_selector("main table, main form, main .empty, main dl")
+        page.wait_for_selector("main table, main form, main .empty, main dl, main [role=alert]")
+        assert page.locator("main [role=alert]").all_inner_texts() == [], view
         found = axe.run(page).response["violations"]
         serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
         assert serious == [], view
         wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0, f"{view} scrolls sideways by {wide} px"
+
+
+def test_a_worker_that_left_is_still_listed(visit: Visit, cluster: Cluster, client: Client) -> None:
+    def listed(address: str) -> bool:
+        workers = client.orchestrator("ListWorkers", pb.ListWorkersRequest(page_size=1000)).workers
+        return address in [one.address for one in workers]
+
+    async def join_and_leave() -> str:
+        async with ScriptedWorker(cluster.profile.orchestrator, cluster.profile.chain_id) as worker:
+            address = (await worker.join()).key.address
+            while not await asyncio.to_thread(listed, address):
+                await asyncio.sleep(0.05)
+            return address
+
+    # This thread has a running loop already: the browser's.
+    with ThreadPoolExecutor(1) as pool:
+        address = pool.submit(asyncio.run, join_and_leave()).result(60)
+    page = visit.go("workers")
+    expect(page.locator(f"tr:has(a[href$='{address}'])")).to_contain_text("gone")
 
 
 def test_everything_is_reached_by_keyboard(visit: Visit) -> None:

@@ -14,9 +14,9 @@ export async function workers(place, signal) {
       await Promise.all([call(`/ledger/accounts/${one.address}`, { signal }), call(`/ledger/stakes/${one.address}`, { signal })])])));
     const said = (one, field) => { const [money, trust] = accounts.get(one.address) || []; return money ? field(money.account, trust.stake) : '–'; };
     show(list, card([many(total, 'worker')], table('Workers', [
-      ['Worker', (one) => el('div', {}, el('div', {}, one.capabilities.display_name || 'unnamed'), link(`#/account/${one.address}`, hash(one.address, 12)))],
+      ['Worker', (one) => el('div', {}, el('div', {}, one.capabilities?.display_name || 'unnamed'), link(`#/account/${one.address}`, hash(one.address, 12)))],
       ['Status', (one) => status(one.status)],
-      ['Devices', (one) => one.capabilities.devices.map((device) => el('div', {}, device.kind, device.memory_bytes !== '0' ? el('span', { class: 'soft small' }, ` ${bytes(device.memory_bytes)}`) : null))],
+      ['Devices', (one) => (one.capabilities?.devices || []).map((device) => el('div', {}, device.kind, device.memory_bytes !== '0' ? el('span', { class: 'soft small' }, ` ${bytes(device.memory_bytes)}`) : null))],
       ['Busy', (one) => (one.utilisation.length ? `${Math.round(100 * one.utilisation.reduce((sum, part) => sum + part, 0) / one.utilisation.length)} %` : '–'), true],
       ['Running', (one) => count(one.jobs_running), true], ['Settled', (one) => count(one.jobs_settled), true],
       ['Audits failed', (one) => count(one.jobs_wrong), true], ['Late', (one) => count(one.jobs_late), true], ['Passed', passed, true],
