@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -114,15 +115,15 @@ def test_no_view_has_a_serious_violation_of_accessibility(visit: Visit, scheme: 
 
 
 def test_a_worker_that_left_is_still_listed(visit: Visit, cluster: Cluster, client: Client) -> None:
-    def listed(address: str) -> bool:
-        workers = client.orchestrator("ListWorkers", pb.ListWorkersRequest(page_size=1000)).workers
-        return address in [one.address for one in workers]
+    def wait_until_listed(address: str) -> None:
+        every = pb.ListWorkersRequest(page_size=1000)
+        while address not in [one.address for one in client.orchestrator("ListWorkers", every).workers]:
+            time.sleep(0.05)
 
     async def join_and_leave() -> str:
         async with ScriptedWorker(cluster.profile.orchestrator, cluster.profile.chain_id) as worker:
             address = (await worker.join()).key.address
-            while not await asyncio.to_thread(listed, address):
-                await asyncio.sleep(0.05)
+            await asyncio.to_thread(wait_until_listed, address)
             return address
 
     # This thread has a running loop already: the browser's.
