@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from computemesh import workloads
-from computemesh.service.server import calm_collector
+from computemesh.service.pauses import shorten_pauses
 from computemesh.trust.errors import InvalidArgument, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1.common_pb2 import Ask, Capabilities, Device
@@ -401,7 +401,7 @@ async def run(config: WorkerConfig, stop: asyncio.Event | None = None) -> None:
             await asyncio.gather(starting, return_exceptions=True)
             return
         starting.result()
-        calm_collector()
+        shorten_pauses()
         await agent.run(stop)
         log.info("left", done=agent.describe().jobs_done, settled=agent.describe().jobs_settled)
     except DeviceUnavailable as error:

@@ -15,9 +15,10 @@ from worker.spool import Spooled
 MAX_OPENING_BYTES = 1024 * 1024
 RETAINED_BYTES = 256 * 1024 * 1024
 SPOOLED_BYTES = 16 << 30
-# The ledger refuses a nonce 4,096 or more below the highest it saw (PROTOCOL section 4). With a quarter of that
-# kept back, a job whose audit is slow is settled before younger ones can push it out of the window.
-NONCE_SPAN = 3072
+# The ledger refuses a nonce more than 4,096 below the highest it saw (PROTOCOL section 4). Whatever is committed to and
+# not settled, or still to be committed to, stays within that: a slow audit stops the worker, it never voids a job. It
+# is also what bounds the rate, two workers' 8,192 jobs in the time from commitment to verdict.
+NONCE_SPAN = 4096
 
 
 Units = list[bytes] | Spooled | None

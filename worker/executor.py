@@ -16,6 +16,7 @@ from typing import Any
 from computemesh import workloads
 from computemesh.service.child import Link
 from computemesh.service.job_files import JobFiles
+from computemesh.service.pauses import shorten_pauses
 from computemesh.trust.audit import JobTree
 from computemesh.trust.errors import MeshError
 from computemesh.trust.merkle import leaf_hash
@@ -236,6 +237,7 @@ def main(fd: int, settings: dict[str, Any]) -> None:
         spool.begin(scratch)
     executor = Executor(settings["lane"], link, device, scratch, description["memory_bytes"])
     ended_ns = 0
+    shorten_pauses()
     while True:
         waits = not link.inbox.empty()
         _, group_id, challenge_type, rows = link.inbox.get()

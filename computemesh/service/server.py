@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -18,6 +17,7 @@ from computemesh.service.access import Gate, Identify, nobody
 from computemesh.service.exposure import DEFAULT, Exposure
 from computemesh.service.interceptors import Boundary
 from computemesh.service.limits import Rates
+from computemesh.service.pauses import shorten_pauses
 from computemesh.service.tls import PLAIN, Trust, server_credentials
 from computemesh.trust.errors import InvalidArgument
 
@@ -118,14 +118,6 @@ def stop_on_signals(stop: asyncio.Event) -> None:
         loop.add_signal_handler(number, stop.set)
 
 
-def calm_collector() -> None:
-    """What a service loaded to start with is never garbage, and most of what it makes later has no cycles: collections
-    leave the former alone and come less often, or they would stop it for tens of milliseconds now and then."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
-
-
 async def serve(
     server: grpc.aio.Server,
     stop: asyncio.Event,
@@ -137,7 +129,7 @@ async def serve(
     nothing), then open calls have `grace_s` seconds."""
     await server.start()
     await set_serving(server, True)
-    calm_collector()
+    shorten_pauses()
     try:
         await stop.wait()
     finally:
