@@ -17,8 +17,8 @@ RETAINED_BYTES = 256 * 1024 * 1024
 SPOOLED_BYTES = 16 << 30
 # The ledger refuses a nonce more than 4,096 below the highest it saw (PROTOCOL section 4). Whatever is committed to and
 # not settled, or still to be committed to, stays within that: a slow audit stops the worker, it never voids a job. It
-# is also what bounds the rate, two workers' 8,192 jobs in the time from commitment to verdict.
-NONCE_SPAN = 4096
+# is also what bounds the rate, some 8,000 jobs of two workers in the time from commitment to verdict.
+NONCE_SPAN = 4095
 
 
 Units = list[bytes] | Spooled | None
