@@ -58,14 +58,12 @@ class Accusations:
         """Whether this accusation needs no other try."""
         runtime = self._runtime
         signed = transactions.signed(runtime.key, runtime.config.chain_id, acts.Accuse.KIND, _act(work).pack())
-        request = ledger_pb2.SubmitTransactionsRequest(transactions=[signed])
-        try:
-            outcome = (await runtime.ledger.SubmitTransactions(request, timeout=CALL_TIMEOUT_S)).outcomes[0]
-            if outcome.reason == "INSUFFICIENT_STAKE":
-                return await self._without_stake(outcome.message)
-        except grpc.aio.AioRpcError as error:
-            log.warning("an accusation waits for the ledger", error=str(from_rpc_error(error))[:200])
+        outcomes = await runtime.submit([signed], "an accusation waits")
+        if not outcomes:
             return False
+        outcome = outcomes[0]
+        if outcome.reason == "INSUFFICIENT_STAKE":
+            return await self._without_stake(outcome.message)
         if outcome.kind == ledger_pb2.OUTCOME_KIND_APPLIED:
             log.info("worker accused", worker=work.batch.key.hex(), accusation=signed.id.hex())
             return True
@@ -74,11 +72,14 @@ class Accusations:
 
     async def _without_stake(self, message: str) -> bool:
         """Bonds of earlier accusations may come back in a moment; whoever has no stake at all stays silent a while."""
-        address = self._runtime.key.address
-        stake = (await self._runtime.ledger.GetStake(
-            ledger_pb2.GetStakeRequest(address=address), timeout=CALL_TIMEOUT_S)).stake
-        open_ = (await self._runtime.ledger.ListDisputes(
-            ledger_pb2.ListDisputesRequest(open_only=True), timeout=CALL_TIMEOUT_S)).disputes
+        ledger, address = self._runtime.ledger, self._runtime.key.address
+        asked, listed = ledger_pb2.GetStakeRequest(address=address), ledger_pb2.ListDisputesRequest(open_only=True)
+        try:
+            stake = (await ledger.GetStake(asked, timeout=CALL_TIMEOUT_S)).stake
+            open_ = (await ledger.ListDisputes(listed, timeout=CALL_TIMEOUT_S)).disputes
+        except grpc.aio.AioRpcError as error:
+            log.warning("an accusation waits for the ledger", error=str(from_rpc_error(error))[:200])
+            return False
         if stake.units or any(dispute.contestant == address for dispute in open_):
             return False
         self._silent_until = time.monotonic() + WITHOUT_STAKE_S

@@ -14,11 +14,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-import grpc
-import structlog
-
 from computemesh.service import transactions
-from computemesh.service.errors import from_rpc_error
 from computemesh.trust import acts
 from computemesh.trust.digest import tagged
 from computemesh.v1 import ledger_pb2
@@ -28,11 +24,9 @@ from orchestrator.model import Batch
 if TYPE_CHECKING:
     from orchestrator.runtime import Runtime
 
-CALL_TIMEOUT_S = 5.0
 RETRY_S = 1.0
 REVEAL_AFTER = 2
 """Epochs between a secret's last use and its revelation: what was challenged with it has been answered by then."""
-log = structlog.get_logger("orchestrator.beacons")
 
 
 class Beacons:
@@ -90,10 +84,5 @@ class Beacons:
         """Whether the ledger has it now."""
         runtime = self._runtime
         signed = transactions.signed(runtime.key, runtime.config.chain_id, act.KIND, act.pack())
-        request = ledger_pb2.SubmitTransactionsRequest(transactions=[signed])
-        try:
-            outcome = (await runtime.ledger.SubmitTransactions(request, timeout=CALL_TIMEOUT_S)).outcomes[0]
-        except grpc.aio.AioRpcError as error:
-            log.warning("a beacon is not on the ledger", kind=act.KIND, error=str(from_rpc_error(error))[:200])
-            return False
-        return outcome.kind == ledger_pb2.OUTCOME_KIND_APPLIED or outcome.reason == "WRONG_BEACON"
+        outcomes = await runtime.submit([signed], f"a {act.KIND} waits")
+        return any(one.kind == ledger_pb2.OUTCOME_KIND_APPLIED or one.reason == "WRONG_BEACON" for one in outcomes)

@@ -51,16 +51,17 @@ class ReplicaRewards:
         runtime = self._runtime
         try:
             info = await runtime.ledger.GetLedger(ledger_pb2.GetLedgerRequest(), timeout=CALL_TIMEOUT_S)
-            signed = [
-                transactions.signed(
-                    runtime.key, runtime.config.chain_id, transactions.TRANSFER,
-                    transactions.transfer_body(address_of(worker), max(reward * info.worker_percent // 100, 1)), tx_id,
-                ) for tx_id, worker, reward in owed
-            ]  # fmt: skip
-            request = ledger_pb2.SubmitTransactionsRequest(transactions=signed)
-            outcomes = (await runtime.ledger.SubmitTransactions(request, timeout=CALL_TIMEOUT_S)).outcomes
         except grpc.aio.AioRpcError as error:
             log.warning("replicas wait for their pay", owed=len(owed), error=str(from_rpc_error(error))[:200])
+            return False
+        signed = [
+            transactions.signed(
+                runtime.key, runtime.config.chain_id, transactions.TRANSFER,
+                transactions.transfer_body(address_of(worker), max(reward * info.worker_percent // 100, 1)), tx_id,
+            ) for tx_id, worker, reward in owed
+        ]  # fmt: skip
+        outcomes = await runtime.submit(signed, "replicas' pay waits")
+        if not outcomes:
             return False
         answers = {}
         for sent, outcome in zip(signed, outcomes, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,11 @@ import grpc
 import structlog
 
 from computemesh.service.artifacts import Artifacts
+from computemesh.service.errors import from_rpc_error
 from computemesh.service.store import GroupCommit
 from computemesh.trust import merkle
 from computemesh.trust.identity import PrivateKey
-from computemesh.v1 import common_pb2, ledger_pb2_grpc
+from computemesh.v1 import common_pb2, ledger_pb2, ledger_pb2_grpc
 from computemesh.v1 import orchestrator_pb2 as pb
 from orchestrator import audit, store
 from orchestrator import events as e
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 TICK_S = 0.2
 ROOT_IN_LOOP = 4096
+CALL_TIMEOUT_S = 10.0
 log = structlog.get_logger("orchestrator")
 
 
@@ -111,6 +113,15 @@ class Runtime:
     def do(self, work: e.Work) -> None:
         """Begin what the core wants computed or asked."""
         _WORK[type(work)](self, work)
+
+    async def submit(self, transactions: Sequence[ledger_pb2.Transaction], what: str) -> Sequence[ledger_pb2.Outcome]:
+        """What the ledger made of each; nothing where it does not answer: `what` is in the warning then."""
+        request = ledger_pb2.SubmitTransactionsRequest(transactions=transactions)
+        try:
+            return (await self.ledger.SubmitTransactions(request, timeout=CALL_TIMEOUT_S)).outcomes
+        except grpc.aio.AioRpcError as error:
+            log.warning(f"{what} for the ledger", error=str(from_rpc_error(error))[:200])
+            return ()
 
     def spawn(self, coroutine: Any) -> None:
         """Run something beside the loop; its failure is logged, and it is cancelled at the end."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Sequence
 
 from computemesh.trust import merkle, statement
@@ -17,14 +15,6 @@ from orchestrator.model import Batch, Lease, Part, Task
 # The ledger takes no more in one settle transaction; bytes leave room below a message's 4 MiB.
 MAX_RESULTS = 4096
 MAX_BYTES = 3 * 1024 * 1024
-
-
-def new_tx_id() -> bytes:
-    """A UUIDv7 (RFC 9562 section 5.7): 48 bits of Unix milliseconds, then randomness."""
-    raw = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
-    raw[6] = raw[6] & 0x0F | 0x70
-    raw[8] = raw[8] & 0x3F | 0x80
-    return bytes(raw)
 
 
 def build(key: PrivateKey, chain: str, tx_id: bytes, parts: Sequence[Part]) -> bytes:

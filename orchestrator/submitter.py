@@ -19,6 +19,7 @@ import structlog
 
 from computemesh.service import tracing
 from computemesh.service.errors import from_rpc_error
+from computemesh.service.transactions import uuid7
 from computemesh.trust.errors import MeshError
 from computemesh.v1 import ledger_pb2
 from orchestrator import events as e
@@ -53,7 +54,7 @@ class Submitter:
             await self.wake.wait()
             self.wake.clear()
             while runtime.core.state.unsettled:
-                tx_id = settlement.new_tx_id()
+                tx_id = uuid7()
                 runtime.apply(e.SettleStarted(tx_id, settlement.MAX_RESULTS, settlement.MAX_BYTES))
                 work, self._next = self._next, None
                 if work is None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from computemesh import workloads
+from computemesh.service.transactions import uuid7
 from computemesh.trust import audit as rules
 from computemesh.trust import envelope, merkle, statement
 from computemesh.trust.errors import InvalidArgument, Unauthorized
@@ -144,7 +145,7 @@ def test_settle_transaction_is_signed_over_its_results(positions: list[int]) -> 
     batch = Batch(1, KEY.public, 0, rows, signature, leaves, [None] * 4)
     batch.root = merkle.root(leaves)
     proofs = [bytes([n]) * 32 for n in positions]
-    tx_id = settlement.new_tx_id()
+    tx_id = uuid7()
     transaction = ledger_pb2.Transaction.FromString(
         settlement.build(KEY, CHAIN, tx_id, [Part(batch, positions, proofs)])
     )
@@ -163,7 +164,7 @@ def test_settle_transaction_is_signed_over_its_results(positions: list[int]) -> 
 
 
 def test_transaction_ids_are_uuid7_and_new() -> None:
-    ids = [settlement.new_tx_id() for _ in range(100)]
+    ids = [uuid7() for _ in range(100)]
     assert len(set(ids)) == 100
     assert all(raw[6] >> 4 == 7 and raw[8] >> 6 == 2 for raw in ids)
     assert all(a[:6] <= b[:6] for a, b in itertools.pairwise(ids))
