@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import os
 import random
-import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +21,7 @@ import grpc
 from computemesh.service import spliced
 from computemesh.service.blobs import CHUNK_BYTES, WINDOW_BYTES
 from computemesh.service.errors import from_rpc_error
+from computemesh.service.sinks import BLOCK_BYTES, BytesSink, FileSink
 from computemesh.trust.errors import (
     DigestMismatch,
     InvalidArgument,
@@ -34,7 +33,6 @@ from computemesh.trust.errors import (
 from computemesh.v1 import artifact_pb2 as pb
 from computemesh.v1 import artifact_pb2_grpc
 
-BLOCK_BYTES = 4 << 20
 END: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 RETRY_FOR_S = 30.0
 SILENCE_S = 60.0
@@ -164,7 +162,7 @@ class Transfer:
         part = to.with_name(f".{to.name[:100]}.{digest[:16]}.part")
         try:
             to.parent.mkdir(parents=True, exist_ok=True)
-            sink = await asyncio.to_thread(_FileSink.open, part)
+            sink = await asyncio.to_thread(FileSink.open, part)
         except OSError as error:
             raise InvalidArgument(f"cannot write {part}: {error.strerror}") from None
         try:
@@ -179,12 +177,12 @@ class Transfer:
 
     async def read(self, digest: str, max_bytes: int) -> bytes:
         """An artifact's bytes, at most `max_bytes`. Raises as `get`."""
-        sink = _BytesSink()
+        sink = BytesSink()
         await self._fetch(digest, sink, max_bytes, _silent)
         return b"".join(sink.chunks)
 
     async def _fetch(
-        self, digest: str, sink: _FileSink | _BytesSink, max_bytes: int | None, progress: Progress
+        self, digest: str, sink: FileSink | BytesSink, max_bytes: int | None, progress: Progress
     ) -> None:
         retry = _Retry(self._retry_for)
         begun = sink.size > 0  # by somebody else: if it turns out wrong, the whole is fetched
@@ -207,7 +205,7 @@ class Transfer:
                 raise failure
 
     async def _fetch_once(
-        self, digest: str, sink: _FileSink | _BytesSink, max_bytes: int | None, retry: _Retry, progress: Progress
+        self, digest: str, sink: FileSink | BytesSink, max_bytes: int | None, retry: _Retry, progress: Progress
     ) -> None:
         request = pb.DownloadArtifactRequest(digest=digest, offset=sink.size)
         call = self._download(request, metadata=await self._metadata())
@@ -353,77 +351,3 @@ class _Retry:
             return False
         await asyncio.sleep(pause)
         return True
-
-
-class _BytesSink:
-    """Received bytes in memory."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.chunks: list[memoryview] = []
-        self.size = 0
-        self._hash = hashlib.sha256()
-
-    def write(self, chunks: Sequence[memoryview]) -> None:
-        for chunk in chunks:
-            self._hash.update(chunk)
-            self.chunks.append(chunk)
-            self.size += len(chunk)
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-
-class _FileSink:
-    """Received bytes in a file that may hold the beginning already; one process at a time writes it."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path, self._file = path, descriptor
-        self._hash = hashlib.sha256()
-        self.size = 0
-        self._whole = False
-
-    @classmethod
-    def open(cls, path: Path) -> _FileSink:
-        """Continues the file at `path`, or begins another beside it where somebody else writes that one."""
-        sink = cls(path, os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
-        try:
-            fcntl.flock(sink._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(sink._file)
-            path = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-            sink = cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
-        while block := os.read(sink._file, BLOCK_BYTES):
-            sink._hash.update(block)
-            sink.size += len(block)
-        return sink
-
-    def restart(self) -> None:
-        os.ftruncate(self._file, 0)
-        self.size, self._hash = 0, hashlib.sha256()
-
-    def write(self, chunks: Sequence[memoryview]) -> None:
-        for chunk in chunks:
-            at = 0
-            while at < len(chunk):
-                at += os.pwrite(self._file, chunk[at:], self.size + at)
-            self._hash.update(chunk)
-            self.size += len(chunk)
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-    def move(self, to: Path) -> None:
-        """Makes the file durable and gives it its name."""
-        os.fsync(self._file)
-        os.replace(self._path, to)
-        self._whole = True
-
-    def close(self) -> None:
-        """An empty beginning is not worth keeping."""
-        if not self._whole and not self.size:
-            with contextlib.suppress(FileNotFoundError):
-                self._path.unlink()
-        os.close(self._file)
