@@ -62,13 +62,13 @@ def touched_root(state: State, touched: Touched) -> bytes:
 class SealedBlock:
     """A block and what it added to the log tree. `last_tx` is the number of the last transaction up to here.
 
-    `leaves` are the result leaf hashes in order, `nodes` the log tree's new perfect nodes (level, index, hash),
+    `leaves` are the result leaf hashes in order, joined, `nodes` the log tree's new perfect nodes (level, index, hash),
     `touched` is what changed because the block closed.
     """
 
     height: int
     header: bytes
-    leaves: tuple[bytes, ...]
+    leaves: bytes
     nodes: tuple[tuple[int, int, bytes], ...]
     checkpoint: Checkpoint
     last_tx: int
@@ -102,7 +102,7 @@ class Chain:
 
     def _begin(self) -> None:
         self._transactions: list[bytes] = []
-        self._leaves: list[bytes] = []
+        self._leaves = bytearray()
         self._touched = Touched()
         self._burned, self._minted = self.state.burned, self.state.minted
 
@@ -114,7 +114,7 @@ class Chain:
     @property
     def results(self) -> int:
         """Results in the open block."""
-        return len(self._leaves)
+        return len(self._leaves) // 32
 
     @property
     def dirty(self) -> bool:
@@ -130,7 +130,7 @@ class Chain:
         effects = core.apply(self.state, examined)
         if effects.number:
             self._transactions.append(merkle.leaf_hash(examined.digest + examined.transaction.signature))
-            self._leaves.extend(effects.leaves)
+            self._leaves += effects.leaves
         return effects
 
     def collect(self) -> Touched:
@@ -141,18 +141,19 @@ class Chain:
 
     def seal(self) -> SealedBlock:
         """Ends the open block and begins the next."""
-        state, compute_root = self.state, merkle.root(self._leaves)
-        core.close_block(state, compute_root, len(self._leaves))
+        state, leaves, results = self.state, bytes(self._leaves), self.results
+        compute_root = merkle.root(leaves)
+        core.close_block(state, compute_root, results)
         touched = self.collect()
         self.state_root = statement.state_root(self.state_root, touched_root(state, self._touched))
         header = statement.Header(
             self._chain_hash, self.height, self.previous, state.time_ms, merkle.root(self._transactions),
-            compute_root, self.state_root, len(self._transactions), len(self._leaves)).pack()  # fmt: skip
+            compute_root, self.state_root, len(self._transactions), results).pack()  # fmt: skip
         self.previous = merkle.leaf_hash(header)
         height, nodes = self.height, appended_nodes(self.tree, self.previous)
         self.tree.append(self.previous)
         sealed = SealedBlock(
-            height, header, tuple(self._leaves), tuple(nodes), Checkpoint(self._origin, self.tree.size, self.tree.root),
+            height, header, leaves, tuple(nodes), Checkpoint(self._origin, self.tree.size, self.tree.root),
             state.next_tx - 1, state.burned - self._burned, state.minted - self._minted, touched)  # fmt: skip
         self._begin()
         return sealed

@@ -6,19 +6,14 @@ Layouts are docs/PROTOCOL.md section 4.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 
-from computemesh.trust import acts, envelope, identity, merkle, statement
+from computemesh.trust import acts, envelope, identity, merkle, results, statement
 from computemesh.trust.statement import COMMITMENT_SIZE, RESULT_SIZE
 
 MAX_RESULTS = 4096
 """Results one settlement may hold: as many as a block."""
-
-_U32 = struct.Struct(">I")
-_AUTHORISATION_TAG = sha256(b"computemesh.v1/authorisation").digest() * 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +93,26 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class BatchEvidence:
-    """One worker batch, examined: rows of commitments, leaf hashes of the results, and what was signed.
+    """One worker batch, examined: packed commitments, leaf hashes of the results (joined), and what was signed.
 
     `included[i]` says whether commitment i stands at its position in the signed batch; None: all do, by construction.
     """
 
     worker_key: bytes
     signed: bool
-    rows: list[statement.CommitmentRow]
+    commitments: bytes
     included: list[bool] | None
-    leaves: list[bytes]
+    leaves: bytes
+
+    @property
+    def count(self) -> int:
+        """Results in it."""
+        return len(self.commitments) // COMMITMENT_SIZE
+
+    @property
+    def rows(self) -> list[statement.CommitmentRow]:
+        """The commitments, read."""
+        return list(statement.iter_commitments(self.commitments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,50 +129,37 @@ class Examined:
     @property
     def results(self) -> int:
         """Results a settlement asks to settle; 0 for everything else."""
-        return sum(len(batch.rows) for batch in self.batches)
+        return sum(batch.count for batch in self.batches)
 
 
 def batch_tree(batch: Batch) -> tuple[list[bytes], list[bytes]]:
     """(leaf hashes of the settled commitments, leaf hashes of the whole batch the worker signed)."""
     own = statement.leaves(batch.commitments, COMMITMENT_SIZE)
-    if not batch.leaf_hashes:
-        return own, own
-    everything = batch.leaf_hashes
-    return own, [everything[at : at + 32] for at in range(0, len(everything), 32)]
+    return own, merkle.split(batch.leaf_hashes) if batch.leaf_hashes else own
 
 
-def result_statements(batch: Batch, orchestrator_key: bytes, commitment_root: bytes) -> Iterator[bytes]:
-    """The 174-byte result statement of each commitment: spliced, because this runs once per result.
+def result_statements(batch: Batch, orchestrator_key: bytes, commitment_root: bytes) -> list[bytes]:
+    """The 174-byte result statement of each commitment."""
+    joined = results.result_statements(
+        orchestrator_key, commitment_root, batch.commitments, _positions(batch), batch.proof_hashes)
+    return [joined[at : at + RESULT_SIZE] for at in range(0, len(joined), RESULT_SIZE)]
 
-    Same bytes as statement.Result(..., statement.authorisation(...)).pack().
-    """
-    bound = sha256(_AUTHORISATION_TAG + orchestrator_key + commitment_root)
-    count = len(batch.commitments) // COMMITMENT_SIZE
-    commitments, proofs = batch.commitments, batch.proof_hashes
-    at = 0
-    for index, position in enumerate(batch.positions or range(count)):
-        authorisation = bound.copy()
-        authorisation.update(_U32.pack(position))
-        yield (
-            commitments[at : at + 37]  # version, task id, job
-            + commitments[at + 45 : at + 110]  # worker key, result hash
-            + proofs[index * 32 : index * 32 + 32]
-            + commitments[at + 110 : at + 118]  # nonce
-            + authorisation.digest()
-        )
-        at += COMMITMENT_SIZE
+
+def _positions(batch: Batch) -> Sequence[int]:
+    return batch.positions or range(len(batch.commitments) // COMMITMENT_SIZE)
 
 
 def _batch_evidence(batch: Batch, chain: str, orchestrator_key: bytes) -> BatchEvidence:
-    own, everything = batch_tree(batch)
+    own = statement.joined_leaves(batch.commitments, COMMITMENT_SIZE)
+    everything = batch.leaf_hashes or own
     root = merkle.root(everything)
-    signed = statement.verify_commitments(batch.worker_key, chain, len(everything), root, batch.worker_signature)
+    signed = statement.verify_commitments(batch.worker_key, chain, len(everything) // 32, root, batch.worker_signature)
     included = None
     if batch.leaf_hashes:
-        included = [everything[p] == leaf for p, leaf in zip(batch.positions, own, strict=True)]
-    leaves = [sha256(b"\x00" + result).digest() for result in result_statements(batch, orchestrator_key, root)]
-    rows = list(statement.iter_commitments(batch.commitments))
-    return BatchEvidence(batch.worker_key, signed, rows, included, leaves)
+        places = zip(batch.positions, merkle.split(own), strict=True)
+        included = [everything[32 * at : 32 * at + 32] == leaf for at, leaf in places]
+    leaves = results.result_leaves(orchestrator_key, root, batch.commitments, _positions(batch), batch.proof_hashes)
+    return BatchEvidence(batch.worker_key, signed, batch.commitments, included, leaves)
 
 
 def examine(chain: str, transaction: Transaction) -> Examined:
@@ -193,14 +185,11 @@ def examine(chain: str, transaction: Transaction) -> Examined:
             digest = _digest("refund", chain, transaction, statement.refund_body(task_id, cause))
         case Settle(columns):
             batches = tuple(_batch_evidence(batch, chain, transaction.public_key) for batch in columns)
-            leaves = [leaf for batch in batches for leaf in batch.leaves]
-            digest = _digest("settle", chain, transaction, statement.settle_body(len(leaves), merkle.root(leaves)))
+            leaves = b"".join([batch.leaves for batch in batches])
+            digest = _digest("settle", chain, transaction, statement.settle_body(len(leaves) // 32, merkle.root(leaves)))
     signed = identity.verify(transaction.public_key, digest, transaction.signature)
     return Examined(transaction, digest, signed, batches, orders)
 
 
 def _digest(kind: str, chain: str, transaction: Transaction, body: bytes) -> bytes:
     return statement.transaction_digest(kind, chain, transaction.id, body)
-
-
-assert RESULT_SIZE == 37 + 65 + 32 + 8 + 32

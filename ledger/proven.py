@@ -29,7 +29,7 @@ class _SignedBatch:
     def __init__(self, batch: Batch, orchestrator_key: bytes) -> None:
         self.batch = batch
         self.tree = merkle.Tree(batch_tree(batch)[1])
-        self.results = list(result_statements(batch, orchestrator_key, self.tree.root))
+        self.results = result_statements(batch, orchestrator_key, self.tree.root)
 
     def commitment(self, index: int) -> bytes:
         """The packed commitment of the batch's result `index`."""
@@ -108,8 +108,7 @@ class Library:
         return Settlement(pb.Transaction.FromString(body), refusals, first_leaf)
 
     def _load_block_tree(self, height: int) -> merkle.Tree:
-        leaves = store.block_leaves(self._connection, height)
-        return merkle.Tree([leaves[at : at + 32] for at in range(0, len(leaves), 32)])
+        return merkle.Tree(store.block_leaves(self._connection, height))
 
     def _load_tx_tree(self, first_tx: int, last_tx: int) -> merkle.Tree:
         rows = store.transaction_leaves(self._connection, first_tx, last_tx)

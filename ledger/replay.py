@@ -98,7 +98,7 @@ def block_row(sealed: SealedBlock, signer: NoteSigner) -> store.Row:
     """A sealed block as its table has it, with its signed checkpoint (Ed25519 is deterministic)."""
     note = sign_note(sealed.checkpoint.body(), signer)
     return (
-        sealed.height, sealed.last_tx, sealed.header, b"".join(sealed.leaves), note, sealed.burned, sealed.minted)
+        sealed.height, sealed.last_tx, sealed.header, sealed.leaves, note, sealed.burned, sealed.minted)
 
 
 class Replay:
@@ -164,11 +164,11 @@ class Replay:
         return ""
 
     def _new_results(self, touched: Touched) -> str:
-        self._results += len(touched.results)
-        if self._thorough:
-            for escrow, job, place in touched.results:
+        for escrow, jobs, places in touched.results:
+            self._results += len(jobs)
+            for job, place in zip(jobs, places, strict=True) if self._thorough else ():
                 if store.place(self._connection, escrow, job) != place:
-                    return (f"transaction {place // PLACES}: the table `results` has job {job} of escrow {escrow} "
+                    return (f"transaction {place // PLACES}: the table `places` has job {job} of escrow {escrow} "
                             "elsewhere")  # fmt: skip
         return ""
 
@@ -213,8 +213,9 @@ class Replay:
         records = [(*key, found.pack()) for key, found in sorted(state.records.items())]
         if list(store.record_rows(connection)) != records:
             yield "table records: differs"
-        sizes = {"accounts": len(state.accounts), "escrows": len(state.escrows), "results": self._results,
-                 "nodes": self._nodes}  # fmt: skip
+        if store.results_count(connection) != self._results:
+            yield f"table places: {store.results_count(connection)} results, the replay gives {self._results}"
+        sizes = {"accounts": len(state.accounts), "escrows": len(state.escrows), "nodes": self._nodes}
         for table, size in sizes.items():
             if store.count(connection, table) != size:
                 yield f"table {table}: {store.count(connection, table)} rows, the replay gives {size}"

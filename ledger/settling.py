@@ -7,7 +7,8 @@ import heapq
 from computemesh.trust import amount, identity, statement
 from computemesh.trust.acts import Confirm
 from computemesh.trust.amount import Shares, job_reward
-from ledger import money
+from computemesh.trust.statement import COMMITMENT_SIZE
+from ledger import columns, money
 from ledger.escrows import MAX_JOBS, answers_of, require_customer, step
 from ledger.evidence import BatchEvidence, Examined
 from ledger.records import Answer, Answers, Parts
@@ -43,14 +44,14 @@ class _Pay:
         self.burn = self.worker = self.validator = self.treasury = 0
         self.royalties: dict[bytes, int] = {}
 
-    def add(self, parts: Parts, owner: bytes) -> None:
-        """One job more."""
-        self.burn += parts.burn
-        self.worker += parts.worker
-        self.validator += parts.validator
-        self.treasury += parts.treasury
+    def add(self, parts: Parts, owner: bytes, jobs: int = 1) -> None:
+        """`jobs` more, each divided so."""
+        self.burn += parts.burn * jobs
+        self.worker += parts.worker * jobs
+        self.validator += parts.validator * jobs
+        self.treasury += parts.treasury * jobs
         if parts.royalty:
-            self.royalties[owner] = self.royalties.get(owner, 0) + parts.royalty
+            self.royalties[owner] = self.royalties.get(owner, 0) + parts.royalty * jobs
 
     def post(self, state: State, worker: bytes, validator: bytes) -> None:
         """Out of escrow, into the open block's bucket."""
@@ -62,49 +63,30 @@ def settle(state: State, examined: Examined) -> Effects:
     """Judges a settlement result by result. Refused whole where nothing of it holds."""
     signer, number = examined.transaction.public_key, state.next_tx
     refusals: list[Refusal] = []
-    leaves: list[bytes] = []
+    leaves = bytearray()
     offset = 0
     for batch in examined.batches:
         _settle_batch(state, batch, signer, offset, refusals, leaves)
-        offset += len(batch.rows)
+        offset += batch.count
     if not leaves:
         first = refusals[0]
         message = f"none of {offset} results was settled; result {first.position}: {first.reason}"
         return Effects(0, first.reason, message, tuple(refusals))
     state.next_tx += 1
-    return Effects(number, None, "", tuple(refusals), tuple(leaves))
+    return Effects(number, None, "", tuple(refusals), bytes(leaves))
 
 
 def _settle_batch(
-    state: State, batch: BatchEvidence, signer: bytes, offset: int, refusals: list[Refusal], leaves: list[bytes]
+    state: State, batch: BatchEvidence, signer: bytes, offset: int, refusals: list[Refusal], leaves: bytearray
 ) -> None:
     """Settles what it can of one worker batch: state changes per result, money is posted once."""
     window = state.workers.get(batch.worker_key) or Window()
-    shares, results, base = state.shares, state.touched.results, state.next_tx * PLACES + offset
-    pay, before = _Pay(), len(leaves)
-    current, escrow, customer, paid = b"", None, Account(), 0
-    divided, parts = (-1, -1), Parts()
-    for index, row in enumerate(batch.rows):
-        _, task_id, job, _, _, _, _, nonce = row
-        if task_id != current:
-            current, escrow = task_id, state.escrows.get(task_id)
-            if escrow is not None:
-                customer = state.accounts[escrow.customer]
-        reason = _result_refusal(state, batch, index, row, escrow, window, signer)
-        if reason is not None or escrow is None:
-            refusals.append(Refusal(offset + index, reason or Reason.UNKNOWN_TASK))
-            continue
-        window.take(nonce)
-        leaves.append(batch.leaves[index])
-        if escrow.terms.delivery == statement.DELIVERY_MANUAL:
-            _respond(state, escrow, job, Answer(batch.worker_key, signer, base + index))
-            continue
-        units = _mark_paid(state, escrow, customer, job)
-        if (units, escrow.royalty_bps) != divided:  # jobs of one task are worth the same, give or take one unit
-            divided, parts = (units, escrow.royalty_bps), parts_of(units, shares, escrow.royalty_bps)
-        pay.add(parts, escrow.royalty_to)
-        results.append((escrow.no, job, base + index))
-        paid += 1
+    pay, before, paid = _Pay(), len(leaves), 0
+    for first, end in columns.runs(batch.commitments):
+        whole = _settle_whole(state, batch, first, end, signer, offset, window, pay) if end - first > columns.FEW else 0
+        if whole:
+            leaves += batch.leaves[32 * first : 32 * end]
+        paid += whole or _settle_rows(state, batch, first, end, signer, offset, window, pay, refusals, leaves)
     if len(leaves) > before:
         state.workers[batch.worker_key] = window
         state.touched.workers.add(batch.worker_key)
@@ -116,11 +98,74 @@ def _settle_batch(
             pay.post(state, worker, identity.address_bytes(signer))
 
 
+def _settle_whole(
+    state: State, batch: BatchEvidence, first: int, end: int, signer: bytes, offset: int, window: Window, pay: _Pay
+) -> int:
+    """Settles results first..end - 1, all of one task, if nothing speaks against any of them; returns how many."""
+    packed = batch.commitments[COMMITMENT_SIZE * first : COMMITMENT_SIZE * end]
+    escrow, run = state.escrows.get(packed[1:33]), columns.Run.read(packed, batch.worker_key)
+    if escrow is None or run is None or not batch.signed or not all((batch.included or ())[first:end]):
+        return 0
+    if escrow.phase is not Phase.ASSIGNED or escrow.terms.delivery == statement.DELIVERY_MANUAL:
+        return 0
+    if (signer, run.epoch) != (escrow.orchestrator, escrow.epoch):
+        return 0
+    if not run.new_in(escrow) or not run.ahead_of(window):
+        return 0
+    run.take(window)
+    run.mark(escrow)
+    count, least, more = end - first, escrow.reward // escrow.jobs, run.one_unit_more(escrow)
+    for units, jobs in ((least, count - more), (least + 1, more)):
+        pay.add(parts_of(units, state.shares, escrow.royalty_bps), escrow.royalty_to, jobs)
+    _spend(state, escrow, state.accounts[escrow.customer], count, least * count + more)
+    base = state.next_tx * PLACES + offset
+    state.touched.results.append((escrow.no, run.jobs.tolist(), range(base + first, base + end)))
+    return count
+
+
+def _settle_rows(
+    state: State, batch: BatchEvidence, first: int, end: int, signer: bytes, offset: int, window: Window, pay: _Pay,
+    refusals: list[Refusal], leaves: bytearray,
+) -> int:  # fmt: skip
+    """Judges results first..end - 1 one by one; returns how many were paid."""
+    shares, results, base = state.shares, state.touched.results, state.next_tx * PLACES + offset
+    current, escrow, customer, paid = b"", None, Account(), 0
+    divided, parts = (-1, -1), Parts()
+    for index, row in enumerate(batch.rows[first:end], first):
+        _, task_id, job, _, _, _, _, nonce = row
+        if task_id != current:
+            current, escrow = task_id, state.escrows.get(task_id)
+            if escrow is not None:
+                customer = state.accounts[escrow.customer]
+        reason = _result_refusal(state, batch, index, row, escrow, window, signer)
+        if reason is not None or escrow is None:
+            refusals.append(Refusal(offset + index, reason or Reason.UNKNOWN_TASK))
+            continue
+        window.take(nonce)
+        leaves += batch.leaves[32 * index : 32 * index + 32]
+        if escrow.terms.delivery == statement.DELIVERY_MANUAL:
+            _respond(state, escrow, job, Answer(batch.worker_key, signer, base + index))
+            continue
+        units = _mark_paid(state, escrow, customer, job)
+        if (units, escrow.royalty_bps) != divided:  # jobs of one task are worth the same, give or take one unit
+            divided, parts = (units, escrow.royalty_bps), parts_of(units, shares, escrow.royalty_bps)
+        pay.add(parts, escrow.royalty_to)
+        results.append((escrow.no, [job], [base + index]))
+        paid += 1
+    return paid
+
+
 def _mark_paid(state: State, escrow: Escrow, customer: Account, job: int) -> int:
     """The job is settled for good; returns its reward, which leaves the customer's escrow."""
     escrow.mark(job)
-    escrow.jobs_settled += 1
     units = job_reward(escrow.reward, job, escrow.jobs)
+    _spend(state, escrow, customer, 1, units)
+    return units
+
+
+def _spend(state: State, escrow: Escrow, customer: Account, jobs: int, units: int) -> None:
+    """`units` for so many jobs leave the customer's escrow."""
+    escrow.jobs_settled += jobs
     escrow.settled += units
     customer.held -= units
     customer.spent += units
@@ -128,7 +173,6 @@ def _mark_paid(state: State, escrow: Escrow, customer: Account, job: int) -> int
         escrow.phase = step(escrow, Event.PAY_LAST, escrow.task_id)
     state.touched.escrows.add(escrow.task_id)
     state.touched.accounts.add(escrow.customer)
-    return units
 
 
 def _respond(state: State, escrow: Escrow, job: int, answer: Answer) -> None:
@@ -177,7 +221,7 @@ def _pay_answer(state: State, escrow: Escrow, job: int, answer: Answer) -> None:
     worker = identity.address_bytes(answer.worker)
     state.account(worker).results += 1
     pay.post(state, worker, identity.address_bytes(answer.orchestrator))
-    state.touched.results.append((escrow.no, job, answer.place))
+    state.touched.results.append((escrow.no, [job], [answer.place]))
 
 
 def _result_refusal(

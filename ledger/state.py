@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, StrEnum
 
@@ -13,7 +14,7 @@ from ledger.records import Bucket, Key, Record
 WINDOW = 4096
 """Nonces below a key's highest that may still arrive (RFC 4303 section 3.4.3)."""
 
-_WINDOW_MASK = (1 << WINDOW) - 1
+WINDOW_MASK = (1 << WINDOW) - 1
 
 PLACES = 4096
 """A result's place is its transaction's number * PLACES + its position there."""
@@ -177,7 +178,7 @@ class Window:
         if ahead < 0:
             self.below |= 1 << (-ahead - 1)
         else:
-            self.below = (self.below << ahead | 1 << (ahead - 1)) & _WINDOW_MASK if ahead <= WINDOW else 0
+            self.below = (self.below << ahead | 1 << (ahead - 1)) & WINDOW_MASK if ahead <= WINDOW else 0
             self.highest = nonce
 
 
@@ -227,13 +228,14 @@ class Escrow:
 
 @dataclass(slots=True)
 class Touched:
-    """Keys of what changed since whoever asks last looked, and the (escrow, job, place) of new results."""
+    """Keys of what changed since whoever asks last looked, and where new results stand: (escrow's number, jobs, places)
+    of some at a time."""
 
     accounts: set[bytes] = field(default_factory=set)
     escrows: set[bytes] = field(default_factory=set)
     workers: set[bytes] = field(default_factory=set)
     records: set[Key] = field(default_factory=set)
-    results: list[tuple[int, int, int]] = field(default_factory=list)
+    results: list[tuple[int, Sequence[int], Sequence[int]]] = field(default_factory=list)
 
     def update(self, other: Touched) -> None:
         """Adds what `other` holds."""
@@ -333,11 +335,11 @@ class Refusal:
 class Effects:
     """What became of a transaction. `number` is its place among all applied ones, 0 where it was refused.
 
-    `leaves` are the result leaf hashes it adds to the block, in order.
+    `leaves` are the result leaf hashes it adds to the block, in order, joined.
     """
 
     number: int
     reason: Reason | None = None
     message: str = ""
     refusals: tuple[Refusal, ...] = ()
-    leaves: tuple[bytes, ...] = ()
+    leaves: bytes = b""

@@ -1,16 +1,22 @@
 """The ledger's named SQL. `log` and `transactions` are the truth; everything else is a projection of them.
 
-A transaction is one row and so is a group of them; a result is one narrow row, found by (escrow, job).
+A transaction is one row and so is a group of them; of results there is a row for each 256 jobs of an escrow.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 Row = tuple[Any, ...]
+Places = tuple[int, Sequence[int], Sequence[int]]
+"""(escrow's number, jobs, where their results stand)."""
+
+PAGE = 256
+_PLACE = struct.Struct(">Q")
 
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
@@ -45,10 +51,11 @@ SCHEMA = (
     """CREATE TABLE IF NOT EXISTS assignments (
         escrow INTEGER NOT NULL, epoch INTEGER NOT NULL, tx INTEGER NOT NULL,
         PRIMARY KEY (escrow, epoch)) STRICT, WITHOUT ROWID""",
-    # place = transaction number * 4096 + position in the transaction
-    """CREATE TABLE IF NOT EXISTS results (
-        escrow INTEGER NOT NULL, job INTEGER NOT NULL, place INTEGER NOT NULL,
-        PRIMARY KEY (escrow, job)) STRICT, WITHOUT ROWID""",
+    # Where the results of jobs 256 * page .. 256 * page + 255 stand: u64 big-endian each, 0 for none yet;
+    # place = transaction number * 4096 + position in the transaction.
+    """CREATE TABLE IF NOT EXISTS places (
+        escrow INTEGER NOT NULL, page INTEGER NOT NULL, places BLOB NOT NULL,
+        PRIMARY KEY (escrow, page)) STRICT, WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS supply (
         one INTEGER PRIMARY KEY CHECK (one = 1), minted INTEGER NOT NULL, escrowed INTEGER NOT NULL,
         burned INTEGER NOT NULL, maturing INTEGER NOT NULL, staked INTEGER NOT NULL, paused INTEGER NOT NULL) STRICT""",
@@ -66,7 +73,7 @@ class Rows:
     accounts: list[Row] = field(default_factory=list)
     escrows: list[Row] = field(default_factory=list)
     assignments: list[Row] = field(default_factory=list)
-    results: list[Row] = field(default_factory=list)
+    results: list[Places] = field(default_factory=list)
     supply: list[Row] = field(default_factory=list)
     records: list[Row] = field(default_factory=list)
     gone: list[Row] = field(default_factory=list)
@@ -80,7 +87,6 @@ _WRITES = (
     ("accounts", "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"),
     ("escrows", "INSERT OR REPLACE INTO escrows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"),
     ("assignments", "INSERT INTO assignments VALUES (?, ?, ?)"),
-    ("results", "INSERT INTO results VALUES (?, ?, ?)"),
     ("supply", "INSERT OR REPLACE INTO supply VALUES (1, ?, ?, ?, ?, ?, ?)"),
     ("records", "INSERT OR REPLACE INTO records VALUES (?, ?, ?)"),
     ("gone", "DELETE FROM records WHERE kind = ? AND key = ?"),
@@ -93,6 +99,16 @@ def write(connection: sqlite3.Connection, rows: Rows) -> None:
         batch = getattr(rows, name)
         if batch:
             connection.executemany(statement, batch)
+    pages: dict[tuple[int, int], bytearray] = {}
+    for escrow_no, jobs, places in rows.results:
+        for job, where in zip(jobs, places, strict=True):
+            key = escrow_no, job // PAGE
+            page = pages.get(key)
+            if page is None:
+                page = pages[key] = bytearray(page_of(connection, *key))
+            _PLACE.pack_into(page, 8 * (job % PAGE), where)
+    connection.executemany(
+        "INSERT OR REPLACE INTO places VALUES (?, ?, ?)", [(*key, bytes(page)) for key, page in pages.items()])
 
 
 def open_reader(path: str) -> sqlite3.Connection:
@@ -286,14 +302,33 @@ def assignment_rows(connection: sqlite3.Connection) -> Iterator[Row]:
     return connection.execute("SELECT * FROM assignments")
 
 
+def page_of(connection: sqlite3.Connection, escrow_no: int, page: int) -> bytes:
+    """Where the results of jobs PAGE * page .. PAGE * page + PAGE - 1 stand, u64 each, 0 for none yet."""
+    row = _one(connection, "SELECT places FROM places WHERE escrow = ? AND page = ?", escrow_no, page)
+    return bytes(8 * PAGE) if row is None else bytes(row[0])
+
+
 def place(connection: sqlite3.Connection, escrow_no: int, job: int) -> int | None:
     """Where a job's result stands; None until settled."""
-    row = _one(connection, "SELECT place FROM results WHERE escrow = ? AND job = ?", escrow_no, job)
-    return None if row is None else int(row[0])
+    (found,) = _PLACE.unpack_from(page_of(connection, escrow_no, job // PAGE), 8 * (job % PAGE))
+    return int(found) or None
 
 
 def places_after(connection: sqlite3.Connection, escrow_no: int, job: int, limit: int) -> list[Row]:
     """(job, place) of an escrow's results with jobs above `job`, in job order."""
-    return connection.execute(
-        "SELECT job, place FROM results WHERE escrow = ? AND job > ? ORDER BY job LIMIT ?",
-        (escrow_no, job, limit)).fetchall()
+    found: list[Row] = []
+    for page, places in connection.execute(
+        "SELECT page, places FROM places WHERE escrow = ? AND page >= ? ORDER BY page",
+        (escrow_no, (job + 1) // PAGE)):  # fmt: skip
+        at = PAGE * page
+        found += [(at + slot, where) for slot, (where,) in enumerate(_PLACE.iter_unpack(places))
+                  if where and at + slot > job]  # fmt: skip
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def results_count(connection: sqlite3.Connection) -> int:
+    """Results of all escrows that have a place."""
+    return sum(PAGE - list(_PLACE.iter_unpack(row[0])).count((0,))
+               for row in connection.execute("SELECT places FROM places"))  # fmt: skip

@@ -33,7 +33,7 @@ class Telemetry:
     def durable(self, rows: Rows, queued_bytes: int) -> None:
         """A group was committed."""
         _TRANSACTIONS.inc(len(rows.transactions))
-        _RESULTS.inc(len(rows.results))
+        _RESULTS.inc(sum(len(jobs) for _, jobs, _ in rows.results))
         _QUEUED.set(queued_bytes)
         if rows.supply:
             _show(rows.supply[-1])

@@ -20,21 +20,21 @@ MAX_BYTES = 3 * 1024 * 1024
 def build(key: PrivateKey, chain: str, tx_id: bytes, parts: Sequence[Part]) -> bytes:
     """The serialised Transaction that settles these parts, signed by the orchestrator."""
     settle = ledger_pb2.Settle()
-    leaves: list[bytes] = []
+    leaves = b""
     for part in parts:
         batch = part.batch
-        whole = len(part.positions) == batch.count
+        whole, proofs = len(part.positions) == batch.count, b"".join(part.proofs)
         commitments = batch.commitments if whole else _chosen(batch.commitments, part.positions)
         settle.batches.add(
             worker_key=batch.key,
             worker_signature=batch.signature,
             commitments=commitments,
-            proof_hashes=b"".join(part.proofs),
+            proof_hashes=proofs,
             positions=() if whole else part.positions,
             leaf_hashes=b"" if whole else b"".join(batch.leaves),
         )
-        leaves += result_leaves(key.public, batch.root, commitments, part.positions, part.proofs)
-    body = statement.settle_body(len(leaves), merkle.root(leaves))
+        leaves += result_leaves(key.public, batch.root, commitments, part.positions, proofs)
+    body = statement.settle_body(len(leaves) // 32, merkle.root(leaves))
     signature = key.sign(statement.transaction_digest("settle", chain, tx_id, body))
     transaction = ledger_pb2.Transaction(id=tx_id, public_key=key.public, signature=signature, settle=settle)
     return transaction.SerializeToString()

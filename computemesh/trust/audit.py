@@ -202,10 +202,7 @@ class JobTree:
         """
         if len(digests) != layout.count * DIGEST_BYTES:
             raise InvalidArgument(f"{len(digests)} bytes are not the digests of {layout.count} units")
-        hashes = [
-            sha256(b"\x00" + digests[at : at + DIGEST_BYTES]).digest()
-            for at in range(0, len(digests), DIGEST_BYTES)
-        ]
+        hashes = merkle.split(merkle.leaf_hashes(digests, DIGEST_BYTES))
         units, padding = layout.units, [PADDING_LEAF] * (layout.padded - layout.units)
         if padding:
             hashes = [h for at in range(0, layout.count, units) for h in (*hashes[at : at + units], *padding)]

@@ -46,11 +46,6 @@ def tagged(tag: str, data: bytes) -> bytes:
     return state.digest()
 
 
-def tagged_state(tag: str) -> _Hash:
-    """A SHA-256 that has taken in the prefix of `tagged`, where much of the data is the same many times."""
-    return _tag_state(tag).copy()
-
-
 def payload_digest(value: Mapping[str, Any]) -> bytes:
     """The 32-byte digest of a payload's values, whatever order or encoding they came in.
 

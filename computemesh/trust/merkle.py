@@ -16,6 +16,8 @@ from computemesh.trust.errors import InvalidProof
 
 HASH_BYTES = 32
 EMPTY_ROOT = sha256(b"").digest()
+_MANY = 32
+"""Hashes from which on `lanes` costs less than as many calls of hashlib."""
 
 
 def leaf_hash(data: bytes) -> bytes:
@@ -28,22 +30,39 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return sha256(b"\x01" + left + right).digest()
 
 
-def _next_level(level: Sequence[bytes]) -> list[bytes]:
-    pairs = iter(level)
-    nodes = [sha256(b"\x01" + left + right).digest() for left, right in zip(pairs, pairs, strict=False)]
-    if len(level) & 1:
-        nodes.append(level[-1])
-    return nodes
+def hash_each(data: bytes, size: int, prefix: bytes = b"") -> bytes:
+    """SHA-256 of `prefix` before each `size` bytes of `data`, 32 bytes each, joined. `len(data)` is a multiple."""
+    if len(data) >= _MANY * size:
+        from computemesh.trust import lanes  # here: it needs numpy and LLVM, and a command line tool neither
+
+        return lanes.digests(data, size, prefix)
+    return b"".join([sha256(prefix + data[at : at + size]).digest() for at in range(0, len(data), size)])
 
 
-def root(hashes: Sequence[bytes]) -> bytes:
-    """MTH of these leaf hashes (section 2.1.1); SHA-256 of nothing for no leaves."""
+def leaf_hashes(data: bytes, size: int) -> bytes:
+    """`leaf_hash` of each `size` bytes of `data`, joined."""
+    return hash_each(data, size, b"\x00")
+
+
+def split(hashes: bytes) -> list[bytes]:
+    """Joined hashes one by one."""
+    return [hashes[at : at + HASH_BYTES] for at in range(0, len(hashes), HASH_BYTES)]
+
+
+def _next_level(level: bytes) -> bytes:
+    single = len(level) % (2 * HASH_BYTES)  # the last node has no sibling
+    pairs = len(level) - single
+    return hash_each(level[:pairs], 2 * HASH_BYTES, b"\x01") + level[pairs:]
+
+
+def root(hashes: Sequence[bytes] | bytes) -> bytes:
+    """MTH of these leaf hashes, one by one or joined (section 2.1.1); SHA-256 of nothing for no leaves."""
     if not hashes:
         return EMPTY_ROOT
-    level = hashes
-    while len(level) > 1:
+    level = hashes if isinstance(hashes, bytes) else b"".join(hashes)
+    while len(level) > HASH_BYTES:
         level = _next_level(level)
-    return level[0]
+    return level
 
 
 def inclusion_path(hashes: Sequence[bytes], index: int) -> list[bytes]:
@@ -133,11 +152,14 @@ class Tree:
 
     __slots__ = ("levels", "size")
 
-    def __init__(self, hashes: Sequence[bytes]) -> None:
-        self.size = len(hashes)
-        self.levels: list[Sequence[bytes]] = [hashes]
-        while len(self.levels[-1]) > 1:
-            self.levels.append(_next_level(self.levels[-1]))
+    def __init__(self, hashes: Sequence[bytes] | bytes) -> None:
+        """`hashes` are the leaf hashes, one by one or joined."""
+        level = hashes if isinstance(hashes, bytes) else b"".join(hashes)
+        self.levels = [split(level)]
+        self.size = len(self.levels[0])
+        while len(level) > HASH_BYTES:
+            level = _next_level(level)
+            self.levels.append(split(level))
 
     @property
     def root(self) -> bytes:

@@ -297,8 +297,8 @@ def chain_hash(chain: str) -> bytes:
     return sha256(chain.encode()).digest()
 
 
-def leaves(batch: bytes, size: int, kind: str = "commitments") -> list[bytes]:
-    """The leaf hashes of a batch of `size`-byte statements. Raises InvalidProof on a ragged or mixed
+def joined_leaves(batch: bytes, size: int, kind: str = "commitments") -> bytes:
+    """The leaf hashes of a batch of `size`-byte statements, joined. Raises InvalidProof on a ragged or mixed
     batch.
     """
     count, rest = divmod(len(batch), size)
@@ -306,7 +306,12 @@ def leaves(batch: bytes, size: int, kind: str = "commitments") -> list[bytes]:
         raise _bad(kind, f"has {len(batch)} bytes, not a multiple of {size}")
     if batch[::size] != bytes([VERSION]) * count:
         raise _bad(f"{kind}.version", f"is not {VERSION} throughout")
-    return [sha256(b"\x00" + batch[at : at + size]).digest() for at in range(0, len(batch), size)]
+    return merkle.leaf_hashes(batch, size)
+
+
+def leaves(batch: bytes, size: int, kind: str = "commitments") -> list[bytes]:
+    """The same one by one."""
+    return merkle.split(joined_leaves(batch, size, kind))
 
 
 def iter_commitments(batch: bytes) -> Iterator[CommitmentRow]:
@@ -323,7 +328,7 @@ def iter_commitments(batch: bytes) -> Iterator[CommitmentRow]:
 
 def commitment_root(batch: bytes) -> bytes:
     """The root of the tree over a batch of packed commitments, in order. Raises InvalidProof."""
-    return merkle.root(leaves(batch, COMMITMENT_SIZE))
+    return merkle.root(joined_leaves(batch, COMMITMENT_SIZE))
 
 
 def commitments_body(count: int, root: bytes) -> bytes:

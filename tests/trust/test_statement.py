@@ -217,4 +217,4 @@ def test_spliced_result_leaves_are_those_of_the_statements() -> None:
             statement.authorisation(KEY.public, root, position)).pack())
         for row, position, proof in zip(rows, positions, proofs, strict=True)
     ]  # fmt: skip
-    assert result_leaves(KEY.public, root, batch, positions, proofs) == expected
+    assert result_leaves(KEY.public, root, batch, positions, b"".join(proofs)) == b"".join(expected)
