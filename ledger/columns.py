@@ -30,6 +30,8 @@ def runs(commitments: bytes) -> list[tuple[int, int]]:
     if count <= FEW:
         return [(0, count)]
     tasks = np.frombuffer(commitments, np.uint8).reshape(count, COMMITMENT_SIZE)[:, _TASK]
+    if tasks.tobytes() == commitments[_TASK] * count:
+        return [(0, count)]
     edges = (np.flatnonzero((tasks[1:] != tasks[:-1]).any(axis=1)) + 1).tolist()
     return list(zip([0, *edges], [*edges, count], strict=True))
 
@@ -46,7 +48,7 @@ class Run:
     def read(cls, commitments: bytes, worker_key: bytes) -> Run | None:
         """The run that these commitments of one task are, if they are by `worker_key`; else None."""
         packed = np.frombuffer(commitments, np.uint8).reshape(-1, COMMITMENT_SIZE)
-        if (packed[:, _WORKER] != np.frombuffer(worker_key, np.uint8)).any():
+        if packed[:, _WORKER].tobytes() != worker_key * len(packed):
             return None
         rows = np.frombuffer(commitments, _NUMBERS)
         jobs, nonces, epochs = rows["job"].astype(np.int64), rows["nonce"].astype(np.uint64), rows["epoch"]

@@ -119,7 +119,7 @@ def _settle_whole(
         pay.add(parts_of(units, state.shares, escrow.royalty_bps), escrow.royalty_to, jobs)
     _spend(state, escrow, state.accounts[escrow.customer], count, least * count + more)
     base = state.next_tx * PLACES + offset
-    state.touched.results.append((escrow.no, run.jobs.tolist(), range(base + first, base + end)))
+    state.touched.results.append((escrow.no, run.jobs, range(base + first, base + end)))
     return count
 
 

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 Row = tuple[Any, ...]
 Places = tuple[int, Sequence[int], Sequence[int]]
-"""(escrow's number, jobs, where their results stand)."""
+"""(escrow's number, jobs, where their results stand: consecutive places)."""
 
 PAGE = 256
 _PLACE = struct.Struct(">Q")
@@ -51,8 +53,8 @@ SCHEMA = (
     """CREATE TABLE IF NOT EXISTS assignments (
         escrow INTEGER NOT NULL, epoch INTEGER NOT NULL, tx INTEGER NOT NULL,
         PRIMARY KEY (escrow, epoch)) STRICT, WITHOUT ROWID""",
-    # Where the results of jobs 256 * page .. 256 * page + 255 stand: u64 big-endian each, 0 for none yet;
-    # place = transaction number * 4096 + position in the transaction.
+    # Where the results of jobs 256 * page .. 256 * page + 255 stand: u64 big-endian each, 0 for none yet, the last ones
+    # left out; place = transaction number * 4096 + position in the transaction.
     """CREATE TABLE IF NOT EXISTS places (
         escrow INTEGER NOT NULL, page INTEGER NOT NULL, places BLOB NOT NULL,
         PRIMARY KEY (escrow, page)) STRICT, WITHOUT ROWID""",
@@ -99,16 +101,24 @@ def write(connection: sqlite3.Connection, rows: Rows) -> None:
         batch = getattr(rows, name)
         if batch:
             connection.executemany(statement, batch)
-    pages: dict[tuple[int, int], bytearray] = {}
-    for escrow_no, jobs, places in rows.results:
-        for job, where in zip(jobs, places, strict=True):
-            key = escrow_no, job // PAGE
-            page = pages.get(key)
-            if page is None:
-                page = pages[key] = bytearray(page_of(connection, *key))
-            _PLACE.pack_into(page, 8 * (job % PAGE), where)
-    connection.executemany(
-        "INSERT OR REPLACE INTO places VALUES (?, ?, ?)", [(*key, bytes(page)) for key, page in pages.items()])
+    _write_places(connection, rows.results)
+
+
+def _write_places(connection: sqlite3.Connection, results: Sequence[Places]) -> None:
+    by_escrow: dict[int, list[Places]] = {}
+    for one in results:
+        by_escrow.setdefault(one[0], []).append(one)
+    rows: list[Row] = []
+    for escrow_no, some in by_escrow.items():
+        jobs = np.concatenate([np.asarray(jobs, np.int64) for _, jobs, _ in some])
+        places = np.concatenate([np.arange(places[0], places[-1] + 1) for _, _, places in some])
+        numbers = jobs // PAGE
+        for number in np.unique(numbers).tolist():
+            here = numbers == number
+            page = np.frombuffer(page_of(connection, escrow_no, number), ">u8").copy()
+            page[jobs[here] % PAGE] = places[here]
+            rows.append((escrow_no, number, page[: int(np.flatnonzero(page)[-1]) + 1].tobytes()))
+    connection.executemany("INSERT OR REPLACE INTO places VALUES (?, ?, ?)", rows)
 
 
 def open_reader(path: str) -> sqlite3.Connection:
@@ -305,7 +315,7 @@ def assignment_rows(connection: sqlite3.Connection) -> Iterator[Row]:
 def page_of(connection: sqlite3.Connection, escrow_no: int, page: int) -> bytes:
     """Where the results of jobs PAGE * page .. PAGE * page + PAGE - 1 stand, u64 each, 0 for none yet."""
     row = _one(connection, "SELECT places FROM places WHERE escrow = ? AND page = ?", escrow_no, page)
-    return bytes(8 * PAGE) if row is None else bytes(row[0])
+    return (b"" if row is None else bytes(row[0])).ljust(8 * PAGE, b"\0")
 
 
 def place(connection: sqlite3.Connection, escrow_no: int, job: int) -> int | None:
@@ -330,5 +340,5 @@ def places_after(connection: sqlite3.Connection, escrow_no: int, job: int, limit
 
 def results_count(connection: sqlite3.Connection) -> int:
     """Results of all escrows that have a place."""
-    return sum(PAGE - list(_PLACE.iter_unpack(row[0])).count((0,))
-               for row in connection.execute("SELECT places FROM places"))  # fmt: skip
+    rows = connection.execute("SELECT places FROM places")
+    return sum(int(np.count_nonzero(np.frombuffer(row[0], ">u8"))) for row in rows)

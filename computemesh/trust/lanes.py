@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from math import isqrt
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 LANES = 16
 _BLOCK = 64
@@ -25,18 +26,24 @@ Kernel = Callable[[int, int, int, int], None]
 
 def digests(data: bytes, size: int, prefix: bytes = b"") -> bytes:
     """SHA-256 of `prefix` before each `size` bytes of `data`, 32 bytes each, joined. `len(data)` is a multiple."""
-    kernel, count, length = _kernel(), len(data) // size, len(prefix) + size
+    kernel, count = _kernel(), len(data) // size
     if kernel is None:
         return b"".join([sha256(prefix + data[at : at + size]).digest() for at in range(0, len(data), size)])
-    groups, blocks = -(-count // LANES), (length + 8) // _BLOCK + 1
-    padded = np.zeros((groups * LANES, blocks * _BLOCK), np.uint8)
-    padded[:, : len(prefix)] = np.frombuffer(prefix, np.uint8)
-    padded[:count, len(prefix) : length] = np.frombuffer(data, np.uint8).reshape(count, size)
-    padded[:, length] = 0x80
-    padded[:, -8:] = np.frombuffer((8 * length).to_bytes(8, "big"), np.uint8)
+    groups, empty = -(-count // LANES), _padded(size, prefix)
+    messages = np.empty((groups * LANES, len(empty)), np.uint8)
+    messages[:] = empty
+    messages[:count, len(prefix) : len(prefix) + size] = np.frombuffer(data, np.uint8).reshape(count, size)
     words = np.empty((groups, 8, LANES), np.uint32)
-    kernel(padded.ctypes.data, words.ctypes.data, groups, blocks)
+    kernel(messages.ctypes.data, words.ctypes.data, groups, len(empty) // _BLOCK)
     return words.transpose(0, 2, 1).tobytes()[: 32 * count]
+
+
+@lru_cache(maxsize=64)
+def _padded(size: int, prefix: bytes) -> NDArray[np.uint8]:
+    """A message of whole blocks (section 5.1.1) with `size` zeros after `prefix`."""
+    length = len(prefix) + size
+    whole = prefix + bytes(size) + b"\x80" + bytes(-(length + 9) % _BLOCK) + (8 * length).to_bytes(8, "big")
+    return np.frombuffer(whole, np.uint8)
 
 
 @cache
@@ -45,11 +52,11 @@ def _kernel() -> Kernel | None:
         kernel = _compiled()
     except (ImportError, RuntimeError, OSError):  # no wheel for this platform, or no executable memory to be had
         return None
-    messages = np.random.default_rng(1).integers(0, 256, (2 * LANES, 2 * _BLOCK), np.uint8)
-    words = np.empty((2, 8, LANES), np.uint32)
-    messages[:, -9:] = np.frombuffer(b"\x80" + (8 * 119).to_bytes(8, "big"), np.uint8)
-    kernel(messages.ctypes.data, words.ctypes.data, 2, 2)
-    expected = b"".join(sha256(row[:119].tobytes()).digest() for row in messages)
+    messages = np.random.default_rng(1).integers(0, 256, (2 * LANES, 119), np.uint8)
+    padded, words = np.tile(_padded(119, b""), (2 * LANES, 1)), np.empty((2, 8, LANES), np.uint32)
+    padded[:, :119] = messages
+    kernel(padded.ctypes.data, words.ctypes.data, 2, 2)
+    expected = b"".join(sha256(message.tobytes()).digest() for message in messages)
     return kernel if words.transpose(0, 2, 1).tobytes() == expected else None
 
 

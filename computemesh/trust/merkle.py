@@ -16,7 +16,7 @@ from computemesh.trust.errors import InvalidProof
 
 HASH_BYTES = 32
 EMPTY_ROOT = sha256(b"").digest()
-_MANY = 32
+_MANY = 16
 """Hashes from which on `lanes` costs less than as many calls of hashlib."""
 
 

@@ -107,8 +107,9 @@ async def test_a_changed_row_is_found_at_start_and_by_fsck(config: Config, state
 
 async def test_only_fsck_looks_up_every_result(config: Config) -> None:
     await some_history(config)
-    change(config, "UPDATE results SET place = place + 1 WHERE escrow = 1 AND job = 2")
-    assert "table `results`" in startup.fsck(config)[0]
+    moved = "CAST(substr(places, 1, 23) || x'7f' || substr(places, 25) AS BLOB)"  # the lowest byte of job 2
+    change(config, f"UPDATE places SET places = {moved} WHERE escrow = 1")
+    assert "table `places`" in startup.fsck(config)[0]
 
 
 async def test_a_chains_settings_cannot_change_after_its_first_start(config: Config, tmp_path: Path) -> None:
