@@ -92,6 +92,8 @@ class Library:
         self._block_tree = lru_cache(maxsize=16)(self._load_block_tree)
         self._tx_tree = lru_cache(maxsize=16)(self._load_tx_tree)
         self._assigned = lru_cache(maxsize=64)(self._load_assigned)
+        self._sealed = lru_cache(maxsize=64)(self._load_sealed)
+        self._assignment = lru_cache(maxsize=64)(self._find_assignment)
         self._statements = lru_cache(maxsize=4)(self._load_statements)
 
     def _row(self, number: int) -> store.Row:
@@ -162,28 +164,35 @@ class Library:
         Raises NotFound where its block is not among them.
         """
         number, position = divmod(place, PLACES)
+        height, sealed = self._sealed(number, log_size)
+        settlement = self._settlement(number)
+        batch, index = settlement.find(position)
+        commitment, commitment_position = batch.commitment(index), batch.position(index)
+        leaf_index = settlement.leaf_index(position)
+        proven = pb.ProvenResult(
+            result=batch.results[index], commitment=commitment, commitment_position=commitment_position,
+            commitment_count=batch.tree.size, commitment_path=batch.tree.path(commitment_position),
+            worker_signature=batch.batch.worker_signature, settle_position=position,
+            settle_path=settlement.tree.path(position), leaf_index=leaf_index,
+            compute_path=self._block_tree(height).path(leaf_index))
+        proven.MergeFrom(sealed)
+        _, task_id, _, epoch, *_ = statement.COMMITMENT.unpack(commitment)
+        proven.MergeFrom(self._assigned(self._assignment(task_id, epoch), log_size))
+        return proven
+
+    def _load_sealed(self, number: int, log_size: int) -> tuple[int, pb.ProvenResult]:
+        """(height, the part of a proven result that is the same for all results of its settlement)."""
         height = store.height_of(self._connection, number)
         if height is None or height >= log_size:
             raise NotFound("the result is not in a sealed block yet", reason="RESULT_NOT_FOUND")
-        settlement = self._settlement(number)
-        batch, index = settlement.find(position)
-        commitment_position = batch.position(index)
-        leaf_index = settlement.leaf_index(position)
-        block = store.block(self._connection, height)
+        settlement, block = self._settlement(number), store.block(self._connection, height)
         assert block is not None
         settle_index, settle_tx_path = self._tx_place(number, height)
-        proven = pb.ProvenResult(
-            result=batch.results[index], commitment=batch.commitment(index),
-            commitment_position=commitment_position, commitment_count=batch.tree.size,
-            commitment_path=batch.tree.path(commitment_position), worker_signature=batch.batch.worker_signature,
+        return height, pb.ProvenResult(
             orchestrator_key=settlement.transaction.public_key, settle_id=settlement.transaction.id,
-            settle_position=position, settle_count=settlement.count, settle_path=settlement.tree.path(position),
-            settle_signature=settlement.transaction.signature, header=block[2], leaf_index=leaf_index,
-            compute_path=self._block_tree(height).path(leaf_index),
-            header_path=paths.inclusion(self.node, height, log_size),
-            settle_index=settle_index, settle_tx_path=settle_tx_path)
-        proven.MergeFrom(self._assigned(self._assignment(batch.commitment(index)), log_size))
-        return proven
+            settle_count=settlement.count, settle_signature=settlement.transaction.signature, header=block[2],
+            header_path=paths.inclusion(self.node, height, log_size), settle_index=settle_index,
+            settle_tx_path=settle_tx_path)
 
     def _tx_place(self, number: int, height: int) -> tuple[int, list[bytes]]:
         """A transaction's index under its block's transaction root, and its path there."""
@@ -202,13 +211,12 @@ class Library:
             assignment_header=block[2], assignment_index=index, assignment_tx_path=path,
             assignment_header_path=paths.inclusion(self.node, height, log_size))
 
-    def _assignment(self, commitment: bytes) -> int:
-        """Number of the assignment in force at its settlement: that of the commitment's epoch, or it was refused."""
-        parsed = statement.Commitment.unpack(commitment)
-        escrow = store.escrow(self._connection, parsed.task_id)
-        number = None if escrow is None else store.assignment_tx(self._connection, escrow[0], parsed.task_epoch)
+    def _find_assignment(self, task_id: bytes, epoch: int) -> int:
+        """Number of the assignment in force at a settlement: that of its commitments' epoch, or it was refused."""
+        escrow = store.escrow(self._connection, task_id)
+        number = None if escrow is None else store.assignment_tx(self._connection, escrow[0], epoch)
         if number is None:
-            raise Internal(f"the assignment of task {parsed.task_id.hex()} epoch {parsed.task_epoch} is missing")
+            raise Internal(f"the assignment of task {task_id.hex()} epoch {epoch} is missing")
         return number
 
     def block_results(self, first_tx: int, last_tx: int) -> Iterator[pb.Result]:
