@@ -79,17 +79,31 @@ class Run:
         rest = escrow.reward % escrow.jobs  # below 2^20, as the jobs are: products stay below 2^40
         return int((rest * (self.jobs + 1) // escrow.jobs - rest * self.jobs // escrow.jobs).sum())
 
-    def ahead_of(self, window: Window) -> bool:
-        """Whether all nonces are above the highest so far."""
-        return int(self.nonces[0]) > window.highest
+    def unseen(self, window: Window) -> bool:
+        """Whether `window` would take all nonces."""
+        ages = np.uint64(window.highest) - self.nonces[: self._behind(window)]
+        if not len(ages):
+            return True
+        return bool(0 < ages[-1] and ages[0] <= WINDOW) and not window.below & _mask(ages.astype(np.int64) - 1)
 
     def take(self, window: Window) -> None:
-        """Marks nonces that are all above the highest so far: `Window.take` of each in order."""
-        last = int(self.nonces[-1])
-        ages = (self.nonces[-1] - self.nonces[:-1]).astype(np.int64) - 1
-        bits = np.zeros(WINDOW, np.uint8)
-        bits[ages[(ages >= 0) & (ages < WINDOW)]] = 1
-        ahead = last - window.highest
-        below = (window.below << ahead | 1 << (ahead - 1)) & WINDOW_MASK if ahead <= WINDOW else 0
-        window.below = below | int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little")
-        window.highest = last
+        """Marks nonces that are all unseen: `Window.take` of each in order."""
+        behind, last = self._behind(window), int(self.nonces[-1])
+        if behind:
+            window.below |= _mask((np.uint64(window.highest) - self.nonces[:behind]).astype(np.int64) - 1)
+        if behind < len(self.nonces):
+            ahead = last - window.highest
+            below = (window.below << ahead | 1 << (ahead - 1)) & WINDOW_MASK if ahead <= WINDOW else 0
+            window.below = below | _mask((self.nonces[-1] - self.nonces[behind:-1]).astype(np.int64) - 1)
+            window.highest = last
+
+    def _behind(self, window: Window) -> int:
+        """How many nonces are not above the highest so far: the first ones, as they ascend."""
+        return int(np.searchsorted(self.nonces, np.uint64(window.highest), side="right"))
+
+
+def _mask(bits: NDArray[np.int64]) -> int:
+    """The integer with these bits, those outside the window left out."""
+    marked = np.zeros(WINDOW, np.uint8)
+    marked[bits[(bits >= 0) & (bits < WINDOW)]] = 1
+    return int.from_bytes(np.packbits(marked, bitorder="little").tobytes(), "little")

@@ -110,7 +110,7 @@ def _settle_whole(
         return 0
     if (signer, run.epoch) != (escrow.orchestrator, escrow.epoch):
         return 0
-    if not run.new_in(escrow) or not run.ahead_of(window):
+    if not run.new_in(escrow) or not run.unseen(window):
         return 0
     run.take(window)
     run.mark(escrow)

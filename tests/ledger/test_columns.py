@@ -114,18 +114,34 @@ def test_columns_are_used_where_nothing_is_refused(monkeypatch: pytest.MonkeyPat
     assert len(places) == JOBS
 
 
-@given(st.integers(0, 3 * WINDOW), st.lists(st.sampled_from((1, 1, 2, 7, WINDOW - 1, WINDOW, WINDOW + 1)), min_size=1))
-@settings(max_examples=60, deadline=None)
-def test_nonces_taken_at_once_are_those_taken_one_by_one(highest: int, steps: list[int]) -> None:
-    one, other = Window(highest, highest & 0b1011), Window(highest, highest & 0b1011)
-    nonces, at = [], highest
+STEPS = st.lists(st.sampled_from((1, 1, 2, 7, WINDOW - 1, WINDOW, WINDOW + 1)), min_size=1)
+
+
+@given(st.integers(0, 3 * WINDOW), st.sampled_from((0, 0, 1, 9, 200, WINDOW, WINDOW + 2)), STEPS)
+@settings(max_examples=100, deadline=None)
+def test_nonces_taken_at_once_are_those_taken_one_by_one(highest: int, back: int, steps: list[int]) -> None:
+    below = highest * 0x9E3779B97F4A7C15 % 2 ** min(highest, 300)
+    one, other = Window(highest, below), Window(highest, below)
+    nonces, at, unseen = [], max(highest - back, 0), True
     for step in steps:
         at += step
         nonces.append(at)
-        one.take(at)
+        unseen = unseen and not one.seen(at)
+        if unseen:
+            one.take(at)
     packed = b"".join(parties.commitment(bytes(32), job, nonce) for job, nonce in enumerate(nonces))
     run_ = columns.Run.read(packed, WORKER.public)
     assert run_ is not None
-    assert run_.ahead_of(other)
-    run_.take(other)
-    assert one == other
+    assert run_.unseen(other) is unseen
+    if unseen:
+        run_.take(other)
+        assert one == other
+
+
+def test_batches_of_a_worker_may_come_in_any_order() -> None:
+    (task,), before = history(700, JOBS)
+    packed = [parties.commitment(task, job, job + 1, epoch=2) for job in range(60)]
+    messages = [parties.settle([parties.batch(packed[at : at + 20])]) for at in (40, 0, 20, 40)]
+    _, effects, _, places = same_both_ways(before, messages)
+    assert [bool(one.number) for one in effects] == [True, True, True, False]
+    assert len(places) == 60
