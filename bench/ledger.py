@@ -1,10 +1,11 @@
 """Settled results per second through gRPC, durable: worker-signed batches, each settlement signed by its orchestrator.
 
-    python bench/ledger.py [--results 131072] [--batch 128] [--batches 4] [--in-flight 4] [--sealed] [--memory 1200000]
+    python bench/ledger.py [--results 1000000] [--batch 128] [--batches 4] [--in-flight 4] [--sealed]
 
 A ledger process of its own, real SQLite with synchronous=FULL. With it also: settlements of a single result, one in
 flight, and from their acceptance to their inclusion proof; inclusion proofs per second of the ledger's processor time;
-its memory as results grow; the replay of all of them when it starts again. Beside it, in the same run: the same
+its memory as results grow, at every power of ten; the replay of all of them when it starts again. Rates are those of the
+first 131,072 results. Beside it, in the same run: the same
 transactions applied by the fold alone (`fold`), the requests' bytes written to a file with one fsync each (`disk`),
 and the same requests answered by a server that does nothing (`transport`). Everything is signed before the clock
 starts. The last line is one JSON object.
@@ -32,6 +33,7 @@ import psutil  # noqa: E402
 from computemesh.service.server import dial  # noqa: E402
 from computemesh.trust import envelope, identity, merkle, statement  # noqa: E402
 from computemesh.trust.identity import PrivateKey  # noqa: E402
+from computemesh.trust.results import result_leaves  # noqa: E402
 from computemesh.v1 import ledger_pb2 as pb  # noqa: E402
 from computemesh.v1.ledger_pb2_grpc import LedgerServiceStub  # noqa: E402
 
@@ -43,6 +45,10 @@ LIMITS = {
     "results_per_s": 50_000, "provable_p99_ms": 250, "single_p50_ms": 5, "proofs_per_core_s": 10_000,
     "replay_results_per_s": 200_000,
 }  # fmt: skip
+RATED = 131_072
+"""Results whose rates are measured."""
+TASK = 4096
+"""Jobs of each task beyond them."""
 METHOD = "/computemesh.v1.LedgerService/SubmitTransactions"
 
 
@@ -71,23 +77,17 @@ def funding(jobs: int) -> tuple[bytes, list[pb.Transaction]]:
     ]
 
 
-def batch(task: bytes, first: int, size: int, worker: PrivateKey) -> tuple[pb.ResultBatch, list[bytes]]:
-    """A signed batch of `size` results from job `first` on, and the leaf hashes of its results."""
-    rows = [
-        statement.Commitment(task, job, 1, 1, worker.public, job.to_bytes(32, "big"), next(NONCES))
+def batch(task: bytes, first: int, size: int, worker: PrivateKey) -> tuple[pb.ResultBatch, bytes]:
+    """A signed batch of `size` results from job `first` on, and the leaf hashes of its results, joined."""
+    packed = b"".join([
+        statement.COMMITMENT.pack(1, task, job, 1, 1, worker.public, job.to_bytes(32, "big"), next(NONCES))
         for job in range(first, first + size)
-    ]
-    packed = b"".join(row.pack() for row in rows)
-    root, proof = statement.commitment_root(packed), bytes(32)
-    leaves = [
-        merkle.leaf_hash(statement.Result(
-            task, row.job, row.worker_key, row.result_hash, proof, row.nonce,
-            statement.authorisation(ORCHESTRATOR.public, root, at)).pack())
-        for at, row in enumerate(rows)
-    ]  # fmt: skip
-    signature = statement.sign_commitments(worker, CHAIN, packed)
+    ])  # fmt: skip
+    root, proofs = statement.commitment_root(packed), bytes(32 * size)
+    leaves = result_leaves(ORCHESTRATOR.public, root, packed, range(size), proofs)
     return pb.ResultBatch(
-        worker_key=worker.public, worker_signature=signature, commitments=packed, proof_hashes=proof * size), leaves
+        worker_key=worker.public, worker_signature=statement.sign_commitments(worker, CHAIN, packed),
+        commitments=packed, proof_hashes=proofs), leaves
 
 
 def settlements(task: bytes, results: int, size: int, batches: int) -> list[pb.Transaction]:
@@ -96,8 +96,8 @@ def settlements(task: bytes, results: int, size: int, batches: int) -> list[pb.T
     for start in range(0, results, size * batches):
         firsts = range(start, min(start + size * batches, results), size)
         parts = [batch(task, at, min(size, results - at), WORKERS[at // size % len(WORKERS)]) for at in firsts]
-        leaves = [leaf for _, some in parts for leaf in some]
-        body = statement.settle_body(len(leaves), merkle.root(leaves))
+        leaves = b"".join(some for _, some in parts)
+        body = statement.settle_body(len(leaves) // 32, merkle.root(leaves))
         made.append(pb.Transaction(
             **signed("settle", body, ORCHESTRATOR), settle=pb.Settle(batches=[part for part, _ in parts])))  # fmt: skip
     return made
@@ -265,52 +265,51 @@ async def proofs(ledger: Served, task: bytes, jobs: int, count: int) -> dict[str
 
 
 async def memory(ledger: Served, options: argparse.Namespace, settled: int) -> dict[int, float]:
-    """Resident MiB of the ledger at `settled` results and at every doubling up to `--memory`."""
+    """Resident MiB of the ledger at every power of ten from `settled` to `--results` results, and there."""
     found = {settled: ledger.rss_mib()}
-    goal = settled * 2
-    while goal <= options.memory:
+    goals = sorted({*(10**power for power in range(4, 9) if settled < 10**power < options.results), options.results})
+    for goal in goals:
         while settled < goal:
-            more = min(options.results, goal - settled)
+            more = min(TASK, goal - settled)
             made = settlements(await ledger.open(more), more, options.batch, options.batches)
             requests = [pb.SubmitTransactionsRequest(transactions=[one]) for one in made]
             await timed(ledger.stub.SubmitTransactions, list(requests), options.in_flight)
             settled += more
         found[settled] = ledger.rss_mib()
-        goal *= 2
     return found
 
 
 async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """The figures of one run."""
-    served = Served(folder)
+    served, rated = Served(folder), min(options.results, RATED)
     async with served as ledger:
-        task, first = funding(options.results)
-        made = settlements(task, options.results, options.batch, options.batches)
+        task, first = funding(rated)
+        made = settlements(task, rated, options.batch, options.batches)
         wait = pb.WAIT_SEALED if options.sealed else pb.WAIT_ACCEPTED
         requests = [pb.SubmitTransactionsRequest(transactions=[one], wait=wait) for one in made]
         reply = await ledger.stub.SubmitTransactions(pb.SubmitTransactionsRequest(transactions=first))
         assert all(one.kind == pb.OUTCOME_KIND_APPLIED for one in reply.outcomes), reply
         cpu = ledger.cpu_s()
         seconds, latencies = await timed(ledger.stub.SubmitTransactions, list(requests), options.in_flight)
-        cpu_us = 1e6 * (ledger.cpu_s() - cpu) / options.results
+        cpu_us = 1e6 * (ledger.cpu_s() - cpu) / rated
         supply = await ledger.stub.GetSupply(pb.GetSupplyRequest())
         alone = await singles(ledger, options.singles)
-        shown = await proofs(ledger, task, options.results, options.proofs)
-        grown = await memory(ledger, options, options.results + options.singles)
+        shown = await proofs(ledger, task, rated, options.proofs)
+        grown = await memory(ledger, options, rated + options.singles)
     assert supply.escrowed_units == 0
     async with served:
         replayed = max(grown) / max(served.replay_s, 1e-3)
     raw = [request.SerializeToString() for request in requests]
     bare = await transport(raw, options.in_flight)
     folded, written = fold([*first, *made]), disk(raw, folder)
-    rate = options.results / seconds
+    rate = rated / seconds
     return {
         "bench": "ledger", "results": options.results, "batch": options.batch, "batches_per_settlement":
         options.batches, "in_flight": options.in_flight, "wait": "sealed" if options.sealed else "accepted",
         "results_per_s": round(rate), "cpu_us_per_result": round(cpu_us, 2),
-        "fold_results_per_s": round(options.results / folded),
-        "transport_results_per_s": round(options.results / bare),
-        "disk_results_per_s": round(options.results / written),
+        "fold_results_per_s": round(rated / folded),
+        "transport_results_per_s": round(rated / bare),
+        "disk_results_per_s": round(rated / written),
         "ratio_to_fold": round(folded / seconds, 3), "ratio_to_transport": round(bare / seconds, 3),
         "p50_ms": percentile(latencies, 0.5), "p95_ms": percentile(latencies, 0.95),
         "p99_ms": percentile(latencies, 0.99), **alone, **shown, "rss_mib_at_results": grown,
@@ -321,14 +320,13 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, object
 def main() -> None:
     """Measures once and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=int, default=131072)
+    parser.add_argument("--results", type=int, default=1_000_000, help="results in all; memory is observed up to them")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--in-flight", type=int, default=4)
     parser.add_argument("--sealed", action="store_true")
     parser.add_argument("--singles", type=int, default=200, help="settlements of one result, one in flight")
     parser.add_argument("--proofs", type=int, default=5000, help="inclusion proofs asked for")
-    parser.add_argument("--memory", type=int, default=1_200_000, help="results up to which memory is observed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = asyncio.run(measure(options, Path(folder)))

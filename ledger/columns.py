@@ -1,5 +1,5 @@
-"""Commitments of one task as columns: whether all of them may be settled, and what that changes, without a Python object
-for each.
+"""Commitments of one task as columns: whether all of them may be settled, and what that changes, without an object for
+each.
 
 This only ever says yes where `settling`, going result by result, would refuse none. PURE.
 """
@@ -84,7 +84,7 @@ class Run:
         ages = np.uint64(window.highest) - self.nonces[: self._behind(window)]
         if not len(ages):
             return True
-        return bool(0 < ages[-1] and ages[0] <= WINDOW) and not window.below & _mask(ages.astype(np.int64) - 1)
+        return bool(ages[-1] > 0 and ages[0] <= WINDOW) and not window.below & _mask(ages.astype(np.int64) - 1)
 
     def take(self, window: Window) -> None:
         """Marks nonces that are all unseen: `Window.take` of each in order."""

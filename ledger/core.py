@@ -14,7 +14,7 @@ from typing import Any
 from computemesh.trust import acts
 from ledger import disputes, escrows, money, registry, settling, staking
 from ledger.evidence import Assign, Deposit, Examined, Open, Refund, Settle, Transaction, Transfer
-from ledger.state import OPEN_PHASES, Due, Effects, Event, Reason, Refusal, Refused, State
+from ledger.state import Due, Effects, Event, Reason, Refusal, Refused, State
 
 
 def advance(state: State, time_ms: int) -> int:
@@ -27,13 +27,13 @@ def advance(state: State, time_ms: int) -> int:
     count = 0
     while state.confirmations and state.confirmations[0][0] <= state.time_ms:
         _, task_id, job = heapq.heappop(state.confirmations)
-        escrow = state.escrows[task_id]
-        if job in escrow.answered:
+        escrow = state.escrows.open_(task_id)
+        if escrow is not None and job in escrow.answered:
             settling.confirm_first(state, escrow, job)
             count += 1
     while state.deadlines and state.deadlines[0][0] <= state.time_ms:
-        escrow = state.escrows[heapq.heappop(state.deadlines)[2]]
-        if escrow.phase in OPEN_PHASES:
+        escrow = state.escrows.open_(heapq.heappop(state.deadlines)[2])
+        if escrow is not None:
             escrows.close(state, escrow, Event.DEADLINE)
             count += 1
     return count
@@ -41,11 +41,24 @@ def advance(state: State, time_ms: int) -> int:
 
 def next_deadline(state: State) -> int | None:
     """The earliest time at which `advance` has something to do, Unix ms."""
-    while state.deadlines and state.escrows[state.deadlines[0][2]].phase not in OPEN_PHASES:
+    while state.deadlines and state.escrows.open_(state.deadlines[0][2]) is None:
         heapq.heappop(state.deadlines)
-    while state.confirmations and state.confirmations[0][2] not in state.escrows[state.confirmations[0][1]].answered:
+    while state.confirmations and not _answered(state, *state.confirmations[0][1:]):
         heapq.heappop(state.confirmations)
     return min((queue[0][0] for queue in (state.deadlines, state.confirmations) if queue), default=None)
+
+
+def _answered(state: State, task_id: bytes, job: int) -> bool:
+    escrow = state.escrows.open_(task_id)
+    return escrow is not None and job in escrow.answered
+
+
+def put_away(state: State, task_id: bytes) -> None:
+    """Forgets an escrow that ended: `state.escrows.archived` gives it back where somebody asks."""
+    state.escrows.pop(task_id, None)
+    if len(state.deadlines) > 2 * len(state.escrows) + 1024:  # mostly deadlines of what ended long before
+        state.deadlines = [entry for entry in state.deadlines if state.escrows.open_(entry[2])]
+        heapq.heapify(state.deadlines)
 
 
 _DUE: dict[Due, Callable[[State, bytes], None]] = {

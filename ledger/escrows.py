@@ -46,8 +46,9 @@ def open_(state: State, task_id: bytes, signer: bytes, order: statement.Order) -
     require_funds(state, payer, order.reward_units, "order.reward_units")
     post(state, ((payer, -order.reward_units), (Book.ESCROWED, order.reward_units)))
     state.account(payer).held += order.reward_units
+    state.opened += 1
     escrow = Escrow(
-        len(state.escrows) + 1, task_id, payer, order.market_key, order.reward_units, order.deadline_ms,
+        state.opened, task_id, payer, order.market_key, order.reward_units, order.deadline_ms,
         state.next_tx, phase, opened_ms=state.time_ms, publisher=signer, terms=order.terms, royalty_to=royalty_to,
         royalty_bps=royalty_bps)  # fmt: skip
     state.escrows[task_id] = escrow

@@ -186,7 +186,8 @@ def examine(chain: str, transaction: Transaction) -> Examined:
         case Settle(columns):
             batches = tuple(_batch_evidence(batch, chain, transaction.public_key) for batch in columns)
             leaves = b"".join([batch.leaves for batch in batches])
-            digest = _digest("settle", chain, transaction, statement.settle_body(len(leaves) // 32, merkle.root(leaves)))
+            body_bytes = statement.settle_body(len(leaves) // 32, merkle.root(leaves))
+            digest = _digest("settle", chain, transaction, body_bytes)
     signed = identity.verify(transaction.public_key, digest, transaction.signature)
     return Examined(transaction, digest, signed, batches, orders)
 

@@ -14,10 +14,12 @@ from computemesh.trust.checkpoint import NoteSigner, sign_note
 from computemesh.trust.errors import InvalidState, MeshError
 from computemesh.v1 import ledger_pb2 as pb
 from ledger import store, wire
+from ledger.archive import Archive
 from ledger.block import Chain, SealedBlock
 from ledger.config import Config
+from ledger.core import put_away
 from ledger.evidence import Assign, Examined, examine
-from ledger.state import PLACES, Account, Effects, Escrow, Rules, State, Touched
+from ledger.state import OPEN_PHASES, PLACES, Account, Effects, Escrow, Phase, Rules, State, Touched
 
 
 class Corrupt(InvalidState):
@@ -71,7 +73,21 @@ def escrow_row(escrow: Escrow) -> store.Row:
     return (
         escrow.no, escrow.task_id, escrow.customer, int(escrow.phase), escrow.reward, escrow.settled, escrow.refunded,
         escrow.deadline_ms, escrow.jobs, escrow.jobs_settled, escrow.epoch, escrow.orchestrator, escrow.open_tx,
-        escrow.assign_tx, escrow.royalty_bps)  # fmt: skip
+        escrow.assign_tx, escrow.royalty_bps, escrow.market_key, escrow.opened_ms, escrow.publisher,
+        escrow.terms.pack(), escrow.royalty_to, b"" if escrow.phase in OPEN_PHASES else bytes(escrow.seen))  # fmt: skip
+
+
+def ended_escrow(row: store.Row | None) -> Escrow | None:
+    """The escrow of a row of one that ended; None for no row."""
+    if row is None:
+        return None
+    (no, task_id, customer, phase, reward, settled, refunded, deadline_ms, jobs, jobs_settled, epoch, orchestrator,
+     open_tx, assign_tx, royalty_bps, market_key, opened_ms, publisher, terms, royalty_to, seen) = row  # fmt: skip
+    assert phase not in OPEN_PHASES, task_id.hex()
+    return Escrow(
+        no, task_id, customer, market_key, reward, deadline_ms, open_tx, Phase(phase), settled, refunded, jobs,
+        jobs_settled, epoch, orchestrator, assign_tx, opened_ms, publisher, statement.Terms.unpack(terms), royalty_to,
+        royalty_bps, seen=bytearray(seen))  # fmt: skip
 
 
 def supply_row(state: State) -> store.Row:
@@ -112,6 +128,10 @@ class Replay:
         self._blocks = store.block_rows(connection)
         self._assignments: set[store.Row] = set()
         self._results = self._nodes = 0
+        # Ended escrows as of this point of the replay: the ledger's own table has them as of the end.
+        self._escrows = sqlite3.connect("", isolation_level=None)
+        self._escrows.execute(store.ESCROWS)
+        self._archive = Archive(self.chain, lambda task_id: ended_escrow(store.escrow(self._escrows, task_id)))
 
     def run(self) -> Iterator[str]:
         """Yields what differs between log, headers and tables; nothing for a sound ledger.
@@ -129,10 +149,13 @@ class Replay:
                 if problem:
                     yield self._at(problem)
                     return
-            problem = self._new_results(self.chain.collect())
+            touched = self.chain.collect()
+            problem = self._new_results(touched)
             if not problem and seal:
                 sealed = self.chain.seal()
+                touched.update(sealed.touched)
                 problem = self._block(sealed) or self._new_results(sealed.touched)
+            self._keep(touched)
             if problem:
                 yield self._at(problem)
                 return
@@ -162,6 +185,14 @@ class Replay:
         if assignment:
             self._assignments.add(assignment)
         return ""
+
+    def _keep(self, touched: Touched) -> None:
+        escrows = [self.chain.state.escrows[task_id] for task_id in touched.escrows]
+        rows = [escrow_row(escrow) for escrow in escrows if escrow.phase not in OPEN_PHASES]
+        self._escrows.executemany(store.PUT_ESCROW, rows)
+        self._archive.written(touched.escrows)
+        self._archive.durable()
+        self._archive.put_away()
 
     def _new_results(self, touched: Touched) -> str:
         for escrow, jobs, places in touched.results:
@@ -206,6 +237,8 @@ class Replay:
             escrow = state.escrows.get(row[1])
             if escrow is None or escrow_row(escrow) != row:
                 yield f"table escrows: task {row[1].hex()} differs"
+            elif escrow.phase not in OPEN_PHASES:
+                put_away(state, row[1])
         if set(store.assignment_rows(connection)) != self._assignments:
             yield "table assignments: differs"
         if store.supply(connection) != supply_row(state):
@@ -215,7 +248,7 @@ class Replay:
             yield "table records: differs"
         if store.results_count(connection) != self._results:
             yield f"table places: {store.results_count(connection)} results, the replay gives {self._results}"
-        sizes = {"accounts": len(state.accounts), "escrows": len(state.escrows), "nodes": self._nodes}
+        sizes = {"accounts": len(state.accounts), "escrows": state.opened, "nodes": self._nodes}
         for table, size in sizes.items():
             if store.count(connection, table) != size:
                 yield f"table {table}: {store.count(connection, table)} rows, the replay gives {size}"

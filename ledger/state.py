@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, StrEnum
+from typing import Any
 
 from computemesh.trust import statement
 from computemesh.trust.amount import Shares
@@ -226,6 +227,32 @@ class Escrow:
         self.seen[at] |= 1 << (job & 7)
 
 
+class Escrows(dict[bytes, Escrow]):
+    """Escrows by task id: those in memory, and through `archived` those that ended and were put away."""
+
+    archived: Callable[[bytes], Escrow | None] | None = None
+
+    def get(self, task_id: bytes, default: Any = None) -> Any:
+        """The escrow of a task, or `default`; one that was put away is in memory again afterwards."""
+        found = super().get(task_id)
+        if found is None and self.archived is not None:
+            found = self.archived(task_id)
+            if found is not None:
+                self[task_id] = found
+        return default if found is None else found
+
+    def open_(self, task_id: bytes) -> Escrow | None:
+        """The escrow, if it is open: those are always in memory."""
+        found = super().get(task_id)
+        return found if found is not None and found.phase in OPEN_PHASES else None
+
+    def __missing__(self, task_id: bytes) -> Escrow:
+        found: Escrow | None = self.get(task_id)
+        if found is None:
+            raise KeyError(task_id)
+        return found
+
+
 @dataclass(slots=True)
 class Touched:
     """Keys of what changed since whoever asks last looked, and where new results stand: (escrow's number, jobs, places)
@@ -274,7 +301,8 @@ class State:
     maturing: int = 0
     staked: int = 0
     accounts: dict[bytes, Account] = field(default_factory=dict)
-    escrows: dict[bytes, Escrow] = field(default_factory=dict)
+    opened: int = 0
+    escrows: Escrows = field(default_factory=Escrows)
     workers: dict[bytes, Window] = field(default_factory=dict)
     records: dict[Key, Record] = field(default_factory=dict)
     deadlines: list[tuple[int, int, bytes]] = field(default_factory=list)

@@ -20,6 +20,17 @@ Places = tuple[int, Sequence[int], Sequence[int]]
 PAGE = 256
 _PLACE = struct.Struct(">Q")
 
+ESCROWS = """CREATE TABLE IF NOT EXISTS escrows (
+        no INTEGER PRIMARY KEY, task_id BLOB NOT NULL UNIQUE, customer BLOB NOT NULL, phase INTEGER NOT NULL,
+        reward INTEGER NOT NULL, settled INTEGER NOT NULL, refunded INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
+        jobs INTEGER NOT NULL, jobs_settled INTEGER NOT NULL, epoch INTEGER NOT NULL, orchestrator BLOB NOT NULL,
+        open_tx INTEGER NOT NULL, assign_tx INTEGER NOT NULL, royalty_bps INTEGER NOT NULL, market_key BLOB NOT NULL,
+        opened_ms INTEGER NOT NULL, publisher BLOB NOT NULL, terms BLOB NOT NULL, royalty_to BLOB NOT NULL,
+        seen BLOB NOT NULL) STRICT"""
+"""`seen` are the bits of the settled jobs, empty until the escrow has ended."""
+
+PUT_ESCROW = "INSERT OR REPLACE INTO escrows VALUES (" + ", ".join("?" * 21) + ")"
+
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
     # Groups in order: block time, whether a block was sealed after it, and how many transactions it holds.
@@ -45,11 +56,7 @@ SCHEMA = (
     """CREATE TABLE IF NOT EXISTS records (
         kind INTEGER NOT NULL, key BLOB NOT NULL, body BLOB NOT NULL,
         PRIMARY KEY (kind, key)) STRICT, WITHOUT ROWID""",
-    """CREATE TABLE IF NOT EXISTS escrows (
-        no INTEGER PRIMARY KEY, task_id BLOB NOT NULL UNIQUE, customer BLOB NOT NULL, phase INTEGER NOT NULL,
-        reward INTEGER NOT NULL, settled INTEGER NOT NULL, refunded INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
-        jobs INTEGER NOT NULL, jobs_settled INTEGER NOT NULL, epoch INTEGER NOT NULL, orchestrator BLOB NOT NULL,
-        open_tx INTEGER NOT NULL, assign_tx INTEGER NOT NULL, royalty_bps INTEGER NOT NULL) STRICT""",
+    ESCROWS,
     """CREATE TABLE IF NOT EXISTS assignments (
         escrow INTEGER NOT NULL, epoch INTEGER NOT NULL, tx INTEGER NOT NULL,
         PRIMARY KEY (escrow, epoch)) STRICT, WITHOUT ROWID""",
@@ -87,7 +94,7 @@ _WRITES = (
     ("blocks", "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)"),
     ("nodes", "INSERT INTO nodes VALUES (?, ?, ?)"),
     ("accounts", "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"),
-    ("escrows", "INSERT OR REPLACE INTO escrows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"),
+    ("escrows", PUT_ESCROW),
     ("assignments", "INSERT INTO assignments VALUES (?, ?, ?)"),
     ("supply", "INSERT OR REPLACE INTO supply VALUES (1, ?, ?, ?, ?, ?, ?)"),
     ("records", "INSERT OR REPLACE INTO records VALUES (?, ?, ?)"),

@@ -94,7 +94,7 @@ def _signed_in_a_batch(view: pb.Escrow, opened: pb.Transaction, task_id: bytes, 
 def escrow(row: Row, opened: pb.Transaction, assigned: pb.Transaction | None, chain: str) -> pb.Escrow:
     """An escrow's row with the transactions that opened and last assigned it."""
     (_, task_id, customer, phase, reward, settled, refunded, deadline_ms, jobs, jobs_settled, epoch, orchestrator,
-     _, _, _) = row  # fmt: skip
+     *_) = row  # fmt: skip
     status, cause = _STATUS[Phase(phase)]
     view = pb.Escrow(
         task_id=task_id.hex(), customer=identity.encode_address(customer), status=status, refund_cause=cause,

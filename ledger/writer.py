@@ -20,6 +20,7 @@ from computemesh.trust.checkpoint import NoteSigner
 from computemesh.trust.errors import ResourceExhausted, Unavailable
 from ledger import replay, store, wire
 from ledger.anchor import Anchor
+from ledger.archive import Archive
 from ledger.block import Chain
 from ledger.core import next_deadline
 from ledger.evidence import Examined
@@ -87,6 +88,7 @@ class Writer:
         self._slots = asyncio.Semaphore(_MAX_COMMITS)
         self._waiting: list[tuple[int, Submission, list[Verdict]]] = []
         self._telemetry = Telemetry(replay.supply_row(chain.state))
+        self._archive = Archive(chain, lambda task_id: replay.ended_escrow(store.escrow(reader, task_id)))
         self.news = asyncio.Event()
         """Set once another block is sealed, durable and anchored, or the writer closes; then there is a new one."""
         newest = store.newest_block(reader)
@@ -168,6 +170,7 @@ class Writer:
 
     async def _cycle(self, final: bool) -> None:
         """Folds what is queued and hands it to the disk. Takes a commit slot that is given back once it is durable."""
+        self._archive.put_away()
         rows, touched = store.Rows(), Touched()
         done: list[tuple[Submission, list[Verdict]]] = []
         results = 0
@@ -228,6 +231,7 @@ class Writer:
         state = self._chain.state
         rows.accounts = [replay.account_row(key, state.accounts[key]) for key in touched.accounts]
         rows.escrows = [replay.escrow_row(state.escrows[key]) for key in touched.escrows]
+        self._archive.written(touched.escrows)
         rows.supply = [replay.supply_row(state)]
         rows.results = touched.results
         for key in touched.records:
@@ -243,6 +247,8 @@ class Writer:
 
     def _durable(self, rows: store.Rows, done: list[tuple[Submission, list[Verdict]]]) -> None:
         self._slots.release()
+        if rows.log:
+            self._archive.durable()
         self._telemetry.durable(rows, self._queued_bytes)
         for row in rows.transactions:
             self._pending.pop(row[1], None)

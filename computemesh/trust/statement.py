@@ -114,6 +114,16 @@ class Terms:
     payer: bytes = NO_ADDRESS
     model: bytes = ZERO_HASH
 
+    def pack(self) -> bytes:
+        """The 58 bytes in which an order of version 2 goes on. Raises InvalidArgument."""
+        payer, model = _exact("order.payer", self.payer, 20), _exact("order.model", self.model, 32)
+        return _packed(ORDER_TERMS.pack, self.delivery, self.responses, self.confirm_window_s, payer, model)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Terms:
+        """What `pack` packed."""
+        return cls(*ORDER_TERMS.unpack(data))
+
     def problem(self) -> tuple[str, str] | None:
         """The first field that is out of range, and why."""
         manual = self.delivery == DELIVERY_MANUAL
@@ -152,10 +162,7 @@ class Order:
         packed = _pack(ORDER, "order", _ORDER_WIDTHS, self)
         if self.terms == PLAIN:
             return packed
-        terms = self.terms
-        values = (terms.delivery, terms.responses, terms.confirm_window_s, _exact("order.payer", terms.payer, 20),
-                  _exact("order.model", terms.model, 32))  # fmt: skip
-        return b"\x02" + packed[1:] + _packed(ORDER_TERMS.pack, *values)
+        return b"\x02" + packed[1:] + self.terms.pack()
 
     @classmethod
     def unpack(cls, data: bytes) -> Order:
@@ -164,7 +171,7 @@ class Order:
         if data[:1] == b"\x02":
             if len(data) != ORDER_TERMS_SIZE:
                 raise _bad("order", f"has {len(data)} bytes, not {ORDER_TERMS_SIZE} as version 2 has")
-            terms = Terms(*ORDER_TERMS.unpack(data[ORDER_SIZE:]))
+            terms = Terms.unpack(data[ORDER_SIZE:])
             if terms == PLAIN:
                 raise _bad("order.version", "is 2 for plain terms, which version 1 says")
             data = bytes([VERSION]) + data[1:ORDER_SIZE]

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LAWS = ("tests/ledger/test_economy.py", "tests/ledger/test_core.py", "tests/ledger/test_economy_model.py")
+LAWS = ("tests/ledger/test_economy.py", "tests/ledger/test_core.py", "tests/ledger/test_economy_model.py",
+        "tests/ledger/test_columns.py", "tests/ledger/test_archive.py")  # fmt: skip
 
 MUTANTS = {
     "a reward is burned at once, before its window closes": (
@@ -43,6 +44,16 @@ MUTANTS = {
     "one worker gives all the responses": (
         "settling.py", " or any(row.worker == worker_key for row in rows)", ""),
     "unstaking is immediate": ("staking.py", "state.height + state.rules.unbonding_blocks", "state.height"),
+    "a settled job is settled again, by columns": (
+        "columns.py", "return not (seen[inside >> 3] >> (inside & 7) & 1).any()", "return True"),
+    "a job twice in a batch is paid twice, by columns": (
+        "columns.py", "(jobs[1:] <= jobs[:-1]).any() and len(np.unique(jobs)) != len(jobs)", "False"),
+    "a nonce is used again, by columns": (
+        "columns.py", "not window.below & _mask(ages.astype(np.int64) - 1)", "True"),
+    "the rest of a division is lost, by columns": (
+        "columns.py", "rest * (self.jobs + 1) // escrow.jobs - rest * self.jobs // escrow.jobs", "rest * self.jobs * 0"),
+    "an escrow is put away before its row is durable": (
+        "archive.py", "ended[0][0] <= self._durable and ", ""),
     "a contest without a quorum costs its bond": ("disputes.py", "    if not judged:\n", "    if False:\n"),
 }  # fmt: skip
 
