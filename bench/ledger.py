@@ -4,11 +4,10 @@
 
 A ledger process of its own, real SQLite with synchronous=FULL. With it also: settlements of a single result, one in
 flight, and from their acceptance to their inclusion proof; inclusion proofs per second of the ledger's processor time;
-its memory as results grow, at every power of ten; the replay of all of them when it starts again. Rates are those of the
-first 131,072 results. Beside it, in the same run: the same
-transactions applied by the fold alone (`fold`), the requests' bytes written to a file with one fsync each (`disk`),
-and the same requests answered by a server that does nothing (`transport`). Everything is signed before the clock
-starts. The last line is one JSON object.
+its memory as results grow, at every power of ten; the replay of all of them when it starts again. Rates are those of
+the first 131,072 results. Beside it, in the same run: the same transactions applied by the fold alone (`fold`), the
+requests' bytes written to a file with one fsync each (`disk`), and the same requests answered by a server that does
+nothing (`transport`). Everything is signed before the clock starts. The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Running:
     def __init__(self, config: Config, clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
         """Recovers, without serving yet. Raises InvalidArgument on the configuration, Corrupt on the store."""
         check(config)
-        merkle.hash_each(bytes(4096), 64)  # makes its machine code now, and not while the first batch waits
+        merkle.prepare()
         path, signer = database_path(config), load_signer(config)
         self._lock = _lock(path)
         connection = open_sqlite(path, store.SCHEMA)

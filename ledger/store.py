@@ -29,7 +29,10 @@ ESCROWS = """CREATE TABLE IF NOT EXISTS escrows (
         seen BLOB NOT NULL) STRICT"""
 """`seen` are the bits of the settled jobs, empty until the escrow has ended."""
 
-PUT_ESCROW = "INSERT OR REPLACE INTO escrows VALUES (" + ", ".join("?" * 21) + ")"
+_ESCROW = ("task_id customer phase reward settled refunded deadline_ms jobs jobs_settled epoch orchestrator open_tx "
+           "assign_tx royalty_bps market_key opened_ms publisher terms royalty_to seen")  # fmt: skip
+PUT_ESCROW = (f"INSERT INTO escrows VALUES ({', '.join('?' * 21)}) ON CONFLICT (no) DO UPDATE SET "
+              + ", ".join(f"{name} = excluded.{name}" for name in _ESCROW.split()))  # fmt: skip
 
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
@@ -125,7 +128,8 @@ def _write_places(connection: sqlite3.Connection, results: Sequence[Places]) -> 
             page = np.frombuffer(page_of(connection, escrow_no, number), ">u8").copy()
             page[jobs[here] % PAGE] = places[here]
             rows.append((escrow_no, number, page[: int(np.flatnonzero(page)[-1]) + 1].tobytes()))
-    connection.executemany("INSERT OR REPLACE INTO places VALUES (?, ?, ?)", rows)
+    connection.executemany(
+        "INSERT INTO places VALUES (?, ?, ?) ON CONFLICT (escrow, page) DO UPDATE SET places = excluded.places", rows)
 
 
 def open_reader(path: str) -> sqlite3.Connection:
@@ -334,18 +338,28 @@ def place(connection: sqlite3.Connection, escrow_no: int, job: int) -> int | Non
 def places_after(connection: sqlite3.Connection, escrow_no: int, job: int, limit: int) -> list[Row]:
     """(job, place) of an escrow's results with jobs above `job`, in job order."""
     found: list[Row] = []
-    for page, places in connection.execute(
-        "SELECT page, places FROM places WHERE escrow = ? AND page >= ? ORDER BY page",
-        (escrow_no, (job + 1) // PAGE)):  # fmt: skip
-        at = PAGE * page
-        found += [(at + slot, where) for slot, (where,) in enumerate(_PLACE.iter_unpack(places))
-                  if where and at + slot > job]  # fmt: skip
-        if len(found) >= limit:
-            break
+    page = (job + 1) // PAGE - 1
+    while len(found) < limit and (rows := _pages_after(connection, escrow_no, page, limit // PAGE + 2)):
+        page = rows[-1][1]
+        for _, number, places in rows:
+            at = PAGE * number
+            found += [(at + slot, where) for slot, (where,) in enumerate(_PLACE.iter_unpack(places))
+                      if where and at + slot > job]  # fmt: skip
     return found[:limit]
+
+
+def _pages_after(connection: sqlite3.Connection, escrow_no: int, page: int, limit: int) -> list[Row]:
+    return connection.execute(
+        "SELECT escrow, page, places FROM places WHERE escrow = ? AND page > ? ORDER BY page LIMIT ?",
+        (escrow_no, page, limit)).fetchall()
 
 
 def results_count(connection: sqlite3.Connection) -> int:
     """Results of all escrows that have a place."""
-    rows = connection.execute("SELECT places FROM places")
-    return sum(int(np.count_nonzero(np.frombuffer(row[0], ">u8"))) for row in rows)
+    count, after = 0, (0, -1)
+    while rows := connection.execute(
+        "SELECT escrow, page, places FROM places WHERE (escrow, page) > (?, ?) ORDER BY escrow, page LIMIT 1000",
+        after).fetchall():  # fmt: skip
+        count += sum(int(np.count_nonzero(np.frombuffer(row[2], ">u8"))) for row in rows)
+        after = rows[-1][:2]
+    return count

@@ -14,6 +14,7 @@ from computemesh.service import artifacts as artifact_service
 from computemesh.service import server as servers
 from computemesh.service.artifacts import Artifacts
 from computemesh.service.store import GroupCommit, open_sqlite
+from computemesh.trust import merkle
 from computemesh.trust.errors import InvalidArgument, MeshError
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import ledger_pb2, ledger_pb2_grpc, market_pb2
@@ -112,6 +113,7 @@ async def run(config: Config) -> None:
     pending, outcomes = restore(core, connection, now_ms())
     log.info("started", boot=boot, address=key.address, tasks=len(core.state.tasks), unanswered=len(pending))
     group = GroupCommit(connection)
+    merkle.prepare()
     channel = servers.dial(config.ledger, config.trust)
     runtime = Runtime(config, key, core, group, ledger_pb2_grpc.LedgerServiceStub(channel))  # type: ignore[no-untyped-call]
     if config.artifacts:

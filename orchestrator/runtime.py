@@ -272,7 +272,7 @@ def _write(records: list[e.Persist], connection: Any) -> None:
 
 def _task_root(results: bytes) -> bytes:
     """The task's result hash: RFC 9162 root over the jobs' result hashes in job order."""
-    return merkle.root([merkle.leaf_hash(results[at : at + 32]) for at in range(0, len(results), 32)])
+    return merkle.root(merkle.leaf_hashes(results, 32))
 
 
 _WORK: dict[type[Any], Callable[[Runtime, Any], None]] = {

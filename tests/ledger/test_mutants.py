@@ -51,7 +51,7 @@ MUTANTS = {
     "a nonce is used again, by columns": (
         "columns.py", "not window.below & _mask(ages.astype(np.int64) - 1)", "True"),
     "the rest of a division is lost, by columns": (
-        "columns.py", "rest * (self.jobs + 1) // escrow.jobs - rest * self.jobs // escrow.jobs", "rest * self.jobs * 0"),
+        "columns.py", "rest * (self.jobs + 1) // escrow.jobs - rest * self.jobs // escrow.jobs", "0 * self.jobs"),
     "an escrow is put away before its row is durable": (
         "archive.py", "ended[0][0] <= self._durable and ", ""),
     "a contest without a quorum costs its bond": ("disputes.py", "    if not judged:\n", "    if False:\n"),
