@@ -15,7 +15,6 @@ from pathlib import Path
 
 from computemesh import workloads
 from computemesh.trust import audit, merkle, statement
-from computemesh.trust.digest import tagged
 from computemesh.trust.errors import InvalidArgument, MeshError, Unauthorized
 from computemesh.workloads.contract import JobSpec, Workload
 from computemesh.workloads.openings import prove
@@ -23,6 +22,9 @@ from computemesh.workloads.outputs import Shown, bound
 
 MAX_BATCH = 4096
 _NO_OPENINGS = sha256(b"").digest()
+# What `digest.tagged` puts before a transcript of this length.
+_TRANSCRIPT = sha256(b"computemesh.v1/transcript").digest() * 2
+_BODY_BYTES = 32 + 32 + 4 + 8 + 32 + 1
 
 
 def read_batch(
@@ -53,20 +55,22 @@ def recompute(
     rows: Sequence[tuple[str, JobSpec, bytes, int]],
 ) -> tuple[list[bool], list[bytes]]:
     """Do jobs again: (task type, spec, committed result hash, k) of each -> verdicts and transcript digests."""
-    accepted, proofs = [], []
+    accepted: list[bool] = []
+    bodies: list[bytes] = []
     for name, same in groupby(rows, key=itemgetter(0)):
         group = list(same)
         workload = workloads.get(name)
         found = workload.recompute([row[1] for row in group])
-        for (_, spec, result_hash, k), digests in zip(group, found, strict=True):
-            if len(digests) == audit.DIGEST_BYTES:
-                good, units = merkle.leaf_hash(digests) == result_hash, 1
-            else:
-                layout = workload.layout(spec)
-                good, units = audit.JobTree(layout, digests).result_hash == result_hash, layout.count
-            accepted.append(good)
-            proofs.append(tagged("computemesh.v1/transcript", result_hash + _whole(k, units, good)))
-    return accepted, proofs
+        if all(len(digests) == audit.DIGEST_BYTES for digests in found):
+            roots, counts = merkle.split(merkle.leaf_hashes(b"".join(found), audit.DIGEST_BYTES)), [1] * len(group)
+        else:
+            layouts = [workload.layout(row[1]) for row in group]
+            roots = [audit.JobTree(*of).result_hash for of in zip(layouts, found, strict=True)]
+            counts = [layout.count for layout in layouts]
+        for (_, _, result_hash, k), root, units in zip(group, roots, counts, strict=True):
+            accepted.append(root == result_hash)
+            bodies.append(result_hash + _whole(k, units, root == result_hash))
+    return accepted, merkle.split(merkle.hash_each(b"".join(bodies), _BODY_BYTES, _TRANSCRIPT))
 
 
 @lru_cache(maxsize=1024)

@@ -11,6 +11,7 @@ from hashlib import sha256
 from blake3 import blake3
 from pydantic import Field
 
+from computemesh.trust import merkle
 from computemesh.trust.audit import Layout
 from computemesh.trust.errors import InvalidArgument
 from computemesh.workloads.contract import (
@@ -77,12 +78,20 @@ def _digest(spec: JobSpec) -> bytes:
     return blake3(sha256(spec.params).digest()).digest()
 
 
+def _digests(specs: Sequence[JobSpec]) -> list[bytes]:
+    size = len(specs[0].params)
+    if not size or any(len(spec.params) != size for spec in specs):
+        return [_digest(spec) for spec in specs]
+    units = merkle.hash_each(b"".join([spec.params for spec in specs]), size)
+    return [blake3(unit).digest() for unit in merkle.split(units)]
+
+
 def execute(spec: JobSpec, context: Context) -> Outcome:
     return Outcome(_digest(spec))
 
 
 def execute_batch(specs: Sequence[JobSpec], context: Context) -> list[Outcome]:
-    return [Outcome(blake3(sha256(spec.params).digest()).digest()) for spec in specs]
+    return [Outcome(digest) for digest in _digests(specs)]
 
 
 def check(spec: JobSpec, index: int, unit: bytes, previous_root: bytes | None) -> bytes:
@@ -95,7 +104,7 @@ def check_batch(spec: JobSpec, claims: Sequence[Claim]) -> list[bytes | None]:
 
 
 def recompute_batch(specs: Sequence[JobSpec]) -> list[bytes]:
-    return [blake3(sha256(spec.params).digest()).digest() for spec in specs]
+    return _digests(specs)
 
 
 def assemble(params: Params, results: Sequence[JobResult]) -> list[Artifact]:
