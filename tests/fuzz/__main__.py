@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,37 +55,42 @@ def guided(runs: int, seed: int) -> dict[str, tuple[int, int]]:
     return {name: (int(count), int(accepted)) for name, count, accepted in rows}
 
 
-def measured(name: str, report: Report, began: float) -> dict[str, Any]:
-    found = {"inputs": report.inputs, "codes": dict(report.codes.most_common()), "writes": dict(report.writes),
-             "compared": report.compared, "seconds": round(time.monotonic() - began)}  # fmt: skip
-    print(f"{name}: {json.dumps(found)}", flush=True)
-    return found
+def fed(runs: int, seed: int) -> dict[str, Any]:
+    """The parsers' part."""
+    began = time.monotonic()
+    fuzz = guided if importlib.util.find_spec("atheris") else plain
+    rows = fuzz(runs, seed)
+    for name, (inputs, accepted) in sorted(rows.items()):
+        print(f"{name:24} {inputs:10,} inputs {accepted / inputs:6.1%} accepted")
+    return {"inputs": sum(inputs for inputs, _ in rows.values()), "parsers": len(rows), "how": fuzz.__name__,
+            "seconds": round(time.monotonic() - began)}  # fmt: skip
+
+
+def talked(runs: int, seed: int, kind: type[Calls] | type[Streams]) -> dict[str, Any]:
+    """The part of calls, or of streams, before a mesh of its own."""
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as mesh:
+        began = time.monotonic()
+        report: Report = asyncio.run(kind(mesh, seed).run(runs))
+        return {"inputs": report.inputs, "codes": dict(report.codes.most_common()), "writes": dict(report.writes),
+                "compared": report.compared, "grown_bytes": mesh.grown,
+                "seconds": round(time.monotonic() - began)}  # fmt: skip
+
+
+PARTS = {"parsers": fed, "calls": partial(talked, kind=Calls), "streams": partial(talked, kind=Streams)}
 
 
 def main() -> int:
     """0: every law held. 1: one did not."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--inputs", type=int, default=100_000, help="in all parts together")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
-    runs = {name: int(arguments.inputs * share) for name, share in SHARES.items()}
     found: dict[str, Any] = {"seed": arguments.seed}
     try:
-        began = time.monotonic()
-        fuzz = guided if importlib.util.find_spec("atheris") else plain
-        rows = fuzz(runs["parsers"], arguments.seed)
-        for name, (inputs, accepted) in sorted(rows.items()):
-            print(f"{name:24} {inputs:10,} inputs {accepted / inputs:6.1%} accepted")
-        found["parsers"] = {"inputs": sum(inputs for inputs, _ in rows.values()), "parsers": len(rows),
-                            "how": fuzz.__name__, "seconds": round(time.monotonic() - began)}  # fmt: skip
-        print(f"parsers: {json.dumps(found['parsers'])}", flush=True)
-        with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as mesh:
-            began = time.monotonic()
-            found["calls"] = measured("calls", asyncio.run(Calls(mesh, arguments.seed).run(runs["calls"])), began)
-            began = time.monotonic()
-            found["streams"] = measured(
-                "streams", asyncio.run(Streams(mesh, arguments.seed).run(runs["streams"])), began)
-            found["grown_bytes"] = mesh.grown
+        for name in arguments.parts:
+            found[name] = PARTS[name](int(arguments.inputs * SHARES[name]), arguments.seed)
+            print(f"{name}: {json.dumps(found[name])}", flush=True)
     except Broken as broken:
         print(broken)
         print(json.dumps({"broken": str(broken)[:2000], **found}))
