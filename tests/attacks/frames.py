@@ -39,7 +39,7 @@ def block(path: str) -> bytes:
 
 @dataclass(frozen=True)
 class Attack:
-    """`piece(headers, n)` is the n-th thing sent on a connection; `window`: what the attacker lets come back at first."""
+    """`piece(headers, n)` is the n-th thing sent on a connection; `window`: bytes of an answer that it lets come."""
 
     piece: Callable[[bytes, int], bytes]
     window: int = 65535

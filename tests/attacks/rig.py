@@ -19,7 +19,8 @@ CALL_S = 30.0
 # Every public port, and a call that anybody may make there.
 PORTS = {
     "market": "/computemesh.v1.MarketService/GetMarket", "ledger": "/computemesh.v1.LedgerService/GetSupply",
-    "orchestrator": "/computemesh.v1.OrchestratorService/ListWorkers", "worker-1": "/computemesh.v1.WorkerService/Describe",
+    "orchestrator": "/computemesh.v1.OrchestratorService/ListWorkers",
+    "worker-1": "/computemesh.v1.WorkerService/Describe",
     "edge": "/computemesh.v1.MarketService/GetMarket",
 }  # fmt: skip
 
@@ -64,7 +65,7 @@ def beside(address: str, path: str, others: Sequence[Sequence[str]]) -> Beside:
 
 @dataclass(frozen=True)
 class Compared:
-    """An attack on a port next to its control. `grown`: bytes by which the port's process was larger after all rounds."""
+    """An attack on a port next to its control. `grown`: bytes by which the port's process was larger after it."""
 
     port: str
     attack: str
@@ -81,16 +82,21 @@ class Compared:
         """As docs/reliability.md has it."""
         pieces, dialled = sum(one.pieces for one in self.attacked), sum(one.connections for one in self.attacked)
         longest = max(one.longest_s for one in self.attacked)
-        return (f"| {self.port} | {self.attack} | {pieces:,} on {dialled:,} connections | {_rate(self.attacked):,.0f} | "
-                f"{_rate(self.control):,.0f} | {self.ratio:.0%} | {longest * 1000:,.0f} ms | "
-                f"{self.grown / 2**20:.0f} MiB |")  # fmt: skip
+        cells = [
+            self.port, self.attack, f"{pieces:,} on {dialled:,} connections", f"{_rate(self.attacked):,.0f}",
+            f"{_rate(self.control):,.0f}", f"{self.ratio:.0%}", f"{longest * 1000:,.0f} ms",
+            f"{self.grown / 2**20:.0f} MiB",
+        ]  # fmt: skip
+        return f"| {' | '.join(cells)} |"
 
 
 def _rate(rounds: Sequence[Beside]) -> float:
     return sum(one.calls for one in rounds) / sum(one.seconds for one in rounds)
 
 
-def compare(cluster: Cluster, port: str, attack: str, attackers: int = 2, seconds: float = 1.0, rounds: int = 1) -> Compared:
+def compare(
+    cluster: Cluster, port: str, attack: str, attackers: int = 2, seconds: float = 1.0, rounds: int = 1
+) -> Compared:
     """Attack and control in turn; the control computes as much as the attackers did and connects to nothing."""
     address, path = cluster.address(port), PORTS[port]
     process = psutil.Process(cluster.pids[port])

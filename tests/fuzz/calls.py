@@ -34,8 +34,10 @@ FIRST_S = 0.05
 MOST_ANSWERS = 3
 SUBMIT = "/computemesh.v1.LedgerService/SubmitTransactions"
 # What says in each part of its answer whether that part was done.
-_PARTLY = {SUBMIT: lambda found: any(one.kind == ledger_pb2.OUTCOME_KIND_APPLIED for one in found.outcomes),
-           "/computemesh.v1.MarketService/CreateTasks": lambda found: any(one.HasField("task") for one in found.results)}  # fmt: skip
+_PARTLY = {
+    SUBMIT: lambda found: any(one.kind == ledger_pb2.OUTCOME_KIND_APPLIED for one in found.outcomes),
+    "/computemesh.v1.MarketService/CreateTasks": lambda found: any(one.HasField("task") for one in found.results),
+}
 
 
 @dataclass
@@ -100,7 +102,8 @@ class Calls:
             same = [old == new for old, new in zip(before, after, strict=True)]
             if not all(same):
                 sent = [(path, request[0][:300]) for (_, path), request in zip(chosen, requests, strict=True)]
-                raise Broken(f"refused calls changed part {same.index(False)} of the state: {before} became {after}: {sent}")
+                part = same.index(False)
+                raise Broken(f"refused calls changed part {part} of the state: {before} became {after}: {sent}")
         return after
 
     def _request(self, path: str) -> tuple[bytes, Any]:

@@ -45,9 +45,8 @@ def main() -> None:
         changed = atheris.Mutate(start, most - 1) if rng.random() < 0.5 else parser.spoiled(rng, start)
         return (bytes([at]) + changed)[:most]
 
-    atheris.Setup(
-        [sys.argv[0], *sys.argv[3:], f"-runs={runs}", f"-seed={seed}", f"-max_len={LONGEST}", "-print_final_stats=1", "-len_control=0",
-         *LIMITS], feed, custom_mutator=change)  # fmt: skip
+    options = [f"-runs={runs}", f"-seed={seed}", f"-max_len={LONGEST}", "-print_final_stats=1", "-len_control=0"]
+    atheris.Setup([sys.argv[0], *sys.argv[3:], *options, *LIMITS], feed, custom_mutator=change)
     atheris.Fuzz()
 
 

@@ -17,8 +17,11 @@ from buf.validate import validate_pb2
 from tests.fuzz.mutation import FLOATS, NUMBERS, WORDS, any_json, mutate, mutate_json
 
 MAX_KNOWN = 64
-_INTEGERS = {FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1), FieldDescriptor.TYPE_UINT32: (0, 2**32 - 1),
-             FieldDescriptor.TYPE_INT64: (-(2**63), 2**63 - 1), FieldDescriptor.TYPE_UINT64: (0, 2**64 - 1)}  # fmt: skip
+_INTEGERS = {
+    FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1), FieldDescriptor.TYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.TYPE_INT64: (-(2**63), 2**63 - 1), FieldDescriptor.TYPE_UINT64: (0, 2**64 - 1),
+}  # fmt: skip
+_SIZES = (0, 1, 16, 32, 33, 64, 118)
 
 
 _LEARNED = frozenset({FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES, *_INTEGERS})
@@ -135,11 +138,12 @@ class Maker:
             least = bound.gte if bound.HasField("gte") else least
             most = bound.lte if bound.HasField("lte") else most
         known = self._known[_singular(field.name), int] or [0]
-        drawn = self.rng.choice((0, 1, self.rng.randrange(10), self.rng.choice(NUMBERS), -1, *self.rng.choices(known, k=4)))
+        exotic = (0, 1, self.rng.randrange(10), self.rng.choice(NUMBERS), -1)
+        drawn = self.rng.choice((*exotic, *self.rng.choices(known, k=4)))
         return min(max(drawn, least), most)
 
     def _bytes(self, name: str, rules: Any) -> bytes:
-        known, size = self._known[_singular(name), bytes], rules.bytes.len or self.rng.choice((0, 1, 16, 32, 33, 64, 118))
+        known, size = self._known[_singular(name), bytes], rules.bytes.len or self.rng.choice(_SIZES)
         match self.rng.randrange(6):
             case 0 | 1 | 2 if known:
                 return self.rng.choice(known)

@@ -10,7 +10,6 @@ import io
 import json
 import random
 import tempfile
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,19 @@ from computemesh.sandbox.child import Refused
 from computemesh.service import auth
 from computemesh.service.config import load as load_config
 from computemesh.service.validation import validate
-from computemesh.trust import acts, amount, audit, checkpoint, folder, identity, merkle, receipt, relay, statement, tiles
+from computemesh.trust import (
+    acts,
+    amount,
+    audit,
+    checkpoint,
+    folder,
+    identity,
+    merkle,
+    receipt,
+    relay,
+    statement,
+    tiles,
+)
 from computemesh.trust.errors import MeshError
 from computemesh.trust.tlog_proof import TlogProof
 from computemesh.v1 import ledger_pb2, market_pb2

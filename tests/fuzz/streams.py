@@ -66,7 +66,8 @@ class Streams:
     # ---- the three peers ---------------------------------------------------------------------------------------------
     async def _work(self, at: int) -> None:
         key, response = WORKERS[at], orchestrator_pb2.WorkResponse
-        capabilities = common_pb2.Capabilities(devices=[common_pb2.Device(kind="cpu", platform="cpu", memory_bytes=2**34)])
+        device = common_pb2.Device(kind="cpu", platform="cpu", memory_bytes=2**34)
+        capabilities = common_pb2.Capabilities(devices=[device])
         await self._talk("orchestrator", "/computemesh.v1.OrchestratorService/Work", orchestrator_pb2.WorkRequest,
                          response, lambda peer: self._greet(peer, key, capabilities, {"ready": {"credits": 4}}),
                          lambda made, heard: self._commit(made, heard, key))  # fmt: skip
@@ -146,7 +147,8 @@ class Streams:
         chosen = self._rng.sample(jobs, self._rng.randrange(len(jobs)) + 1)
         rows = b"".join(
             statement.Commitment(job.task_id, job.index, job.task_epoch, job.attempt, key.public,
-                                 self._rng.randbytes(32), self._rng.randrange(2**32)).pack() for job in chosen)  # fmt: skip
+                                 self._rng.randbytes(32), self._rng.randrange(2**32)).pack()
+            for job in chosen)  # fmt: skip
         made.Clear()
         made.commitments.lease_ids.extend(job.lease_id for job in chosen)
         made.commitments.commitments = rows
