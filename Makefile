@@ -22,7 +22,7 @@ DESCRIPTORS := --descriptor_set_out=build/contracts.binpb --include_imports --in
 
 .PHONY: help setup run-cluster demo demo-all test test-clients test-long test-kill test-rest golden check check-proto
 .PHONY: check-docs docs proto baseline bench bench-dispatch bench-verify bench-gpu bench-ledger bench-artifacts bench-peers
-.PHONY: bench-scale bench-worker soak sim sim-market screenshots clean
+.PHONY: bench-scale bench-worker soak sim sim-market fuzz attacks overload screenshots clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -172,6 +172,16 @@ bench-scale: $(TOOLS)  ## ten thousand idle workers; the scheduler among many ta
 
 soak: $(TOOLS)  ## MINUTES=60 of mixed load with cancels and lost workers: memory, money, every task's end
 	@$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),60) --plot docs/images/soak.png
+
+fuzz: $(TOOLS)  ## INPUTS=1000000 inputs that are almost right: parsers (Atheris), every call, every stream of a real mesh
+	@$(PIP) -e '.[fuzz]'
+	@$(BIN)/python -m tests.fuzz --inputs $(or $(INPUTS),100000) --seed $(or $(SEED),1)
+
+attacks: $(TOOLS)  ## rapid reset, ping flood, slow read and header bomb on every public port, each next to a control
+	@$(BIN)/python -m tests.attacks
+
+overload: $(TOOLS)  ## a market under normal load, then with ten times as many clients
+	@$(BIN)/python -m tests.attacks.overload
 
 sim: $(TOOLS)  ## SEEDS=1000 runs of all cores under simulated faults; SEED=17: one of them, step by step
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0))

@@ -26,6 +26,8 @@ def networks(texts: Sequence[str]) -> tuple[Network, ...]:
 
 def read_url(url: str) -> SplitResult:
     """The parts of an http(s) URL. Raises InvalidArgument."""
+    if not (url.isascii() and url.isprintable()):
+        raise refuse("url", f"{url[:200]!r} has characters that a URL has not: write them as %XX")
     try:
         parts = urlsplit(url)
         port_fits = parts.port is None or parts.port > 0
@@ -50,7 +52,8 @@ def resolve(parts: SplitResult, also: Sequence[Network]) -> tuple[str, int]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise refuse("url", f"host {host!r} cannot be resolved: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else "it is not a host's name"
+        raise refuse("url", f"host {host[:200]!r} cannot be resolved: {why}") from None
     for row in found:
         address = str(row[4][0])
         if allowed(ipaddress.ip_address(address.partition("%")[0]), also):

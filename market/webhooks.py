@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from functools import partial
+from http.client import HTTPException
 
 import structlog
 from google.protobuf import json_format
@@ -100,7 +101,7 @@ class Webhooks:
             status = await asyncio.to_thread(
                 posting.post, row.url, _body([self._events.message(one) for one in rows]), self._networks)
             problem = "" if 200 <= status < 300 else f"HTTP status {status}"
-        except (OSError, InvalidArgument) as error:
+        except (OSError, HTTPException, InvalidArgument) as error:
             problem = str(error)[:200]
         if problem:
             log.info("webhook not taken", webhook=row.id.hex(), url=row.url, failures=row.failures, problem=problem)

@@ -7,6 +7,7 @@ signature in the message itself, which whoever reads the message checks; the tab
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from computemesh.service.auth import bearer, read_token
-from computemesh.service.limits import Rates
+from computemesh.service.limits import Rates, Slots
 from computemesh.trust.errors import Unauthenticated, Unauthorized
 from computemesh.trust.identity import address_of
 
@@ -169,10 +170,17 @@ def is_local(context: Context) -> bool:
 
 
 class Gate:
-    """Admits calls by the table, and no more of them than `rates` allow."""
+    """Admits calls by the table, no more of them than `rates` allow, and `at_once` at a time."""
 
-    def __init__(self, identify: Identify = nobody, rates: Rates | None = None) -> None:
+    def __init__(self, identify: Identify = nobody, rates: Rates | None = None, at_once: int = 0) -> None:
         self._identify, self._rates = identify, rates or Rates()
+        # Apart: writes wait for disks and other services, and reads need not wait with them.
+        self._reading, self._writing = Slots(at_once), Slots(at_once)
+
+    def slot(self, method: str) -> AbstractContextManager[None]:
+        """Held while a call is answered. Raises ResourceExhausted saying when to try again."""
+        row = ACCESS.get(method, ANYBODY)
+        return (self._writing if row.writes else self._reading).one()
 
     def admit(self, method: str, context: Context) -> None:
         """Raises Unauthenticated, Unauthorized, or ResourceExhausted saying when to try again."""

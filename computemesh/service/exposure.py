@@ -24,6 +24,8 @@ class Exposure:
     # Calls a second on average, 0: no limit; and how many at once after a quiet time.
     calls_per_s: float = 0.0
     calls_burst: int = 100
+    # Calls answered at once, of those that write and of those that read, 0: any number; streams are not counted.
+    calls_at_once: int = 64
 
     @property
     def trust(self) -> Trust:

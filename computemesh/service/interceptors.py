@@ -56,6 +56,8 @@ def _tolerant(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | 
 async def _translate(context: grpc.aio.ServicerContext, method: str, error: BaseException) -> None:
     if isinstance(error, MeshError):
         await abort(context, error)
+    if isinstance(error, grpc.aio.InternalError):
+        raise error  # the caller hung up while we wrote: grpc.aio knows, and there is nobody to tell
     incident = uuid.uuid4().hex[:12]
     log.error("unexpected exception", method=method, incident=incident, exc_info=error)
     await abort(context, Internal(
@@ -128,7 +130,7 @@ def _wrap(
             try:
                 if streams:
                     return await behaviour(admit(request, context), context)
-                with tracing.serving(method, context.invocation_metadata()):
+                with gate.slot(method), tracing.serving(method, context.invocation_metadata()):
                     return await behaviour(admit(request, context), context)
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise

@@ -1,15 +1,20 @@
-"""How often one caller may do something: a token bucket each (RFC 2697 without colours)."""
+"""How often one caller may do something: a token bucket each (RFC 2697 without colours). How much is done at once."""
 
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from computemesh.trust.errors import ResourceExhausted
 
 MAX_CALLERS = 10_000
+# Whoever is refused comes back after about this long: often enough to take up what is free, seldom enough that refusing
+# costs a small part of what serving does.
+COME_BACK_MS = 1000
 
 
 class Rates:
@@ -40,3 +45,25 @@ class Rates:
             raise ResourceExhausted(
                 f"more than {self._per_s:g} {self._what} a second, and {self._burst} at once: try again in "
                 f"{wait_ms} ms", reason="RATE_LIMITED", retry_after_ms=wait_ms)  # fmt: skip
+
+
+class Slots:
+    """At most `at_once` calls run at a time, 0: any number. A call more would only make all of them slower."""
+
+    def __init__(self, at_once: int = 0) -> None:
+        self._at_once, self._running = at_once, 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Holds a slot while the body runs. Raises ResourceExhausted / OVERLOADED saying when to try again: a time
+        drawn by chance, so that those refused together do not return together."""
+        if self._at_once and self._running >= self._at_once:
+            wait_ms = round(COME_BACK_MS * random.uniform(0.5, 1.5))
+            raise ResourceExhausted(
+                f"{self._running} calls are being answered, as many as are taken at once: try again in {wait_ms} ms",
+                reason="OVERLOADED", retry_after_ms=wait_ms)  # fmt: skip
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1

@@ -37,6 +37,8 @@ _SERVER = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
+    # Calls begun per read of one connection: one that opens and resets streams without end yields to the others.
+    ("grpc.http2.max_requests_per_read", 1),
 ]
 _CLIENT = [
     *_KEEPALIVE,
@@ -82,8 +84,9 @@ def build_server(
     InvalidArgument where the address cannot be bound, or a file for TLS cannot be used.
     """
     secure = server_credentials(exposure.tls_cert_file, exposure.tls_key_file, exposure.tls_client_ca_file)
+    gate = Gate(identify, Rates(exposure.calls_per_s, exposure.calls_burst), exposure.calls_at_once)
     server = grpc.aio.server(
-        interceptors=[Boundary(Gate(identify, Rates(exposure.calls_per_s, exposure.calls_burst)))],
+        interceptors=[Boundary(gate)],
         options=[*_SERVER, ("grpc.max_concurrent_streams", max_concurrent_streams)])
     register(server)
     checks = health.aio.HealthServicer()

@@ -25,7 +25,8 @@ def configure(service: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             tracing.add_trace_id,
-            structlog.processors.dict_tracebacks,
+            # Without the values of local variables: keys, tokens and payloads are among them.
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -187,6 +187,10 @@ def _check_order(receipt: Receipt) -> str:
     task = _task_id(receipt)
     batch = f" in a batch of {receipt.orders_count}" if receipt.orders_id else ""
     _need(
+        bool(batch) or not (receipt.orders_count or receipt.orders_position or receipt.orders_path),
+        "the order was signed alone, so there is no batch to have a count, a position and a path in",
+    )
+    _need(
         identity.verify(order.customer_key, _ordered(receipt) if batch else task, receipt.customer_signature),
         f"the customer's signature is not over this order{batch} on this chain",
     )

@@ -65,8 +65,10 @@ class Relay:
                 tuple(map(bytes.fromhex, document["header_path"])), document["checkpoint"],
                 tuple(map(bytes.fromhex, document["results"])), tuple(document["transactions"]))  # fmt: skip
             again = found.to_json().encode()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MeshError) as error:
-            raise InvalidProof(f"not a relay file: {type(error).__name__} {error}") from None
+        except (ValueError, TypeError, AttributeError, RecursionError, MeshError):
+            raise InvalidProof("not a relay file: not JSON, or a field is not of its kind") from None
+        except KeyError as error:
+            raise InvalidProof(f"not a relay file: field {error} is missing") from None
         if again != text:
             raise InvalidProof("the relay file is not in its one encoding: fields, order, spaces, sums as written")
         return found
@@ -112,7 +114,7 @@ def _need(condition: bool, problem: str) -> None:
 def _steps(relay: Relay, vkey: str) -> Iterator[Check]:
     yield _step("log", lambda: _log(relay, vkey))
     yield _step("results", lambda: _results(relay))
-    for at in range(len(relay.transactions)):
+    for at in range(min(len(relay.transactions), len(relay.results))):  # others were told of already
         yield _step(f"transactions[{at}]", partial(_transaction, relay, at))
     yield _step("nonces", lambda: _nonces(relay))
     yield _step("signatures", lambda: _signatures(relay))

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import struct
-import threading
-import time
-from collections.abc import Callable
+import asyncio
 
 import grpc
 import psutil
@@ -15,101 +10,44 @@ import pytest
 
 from computemesh.cli.cluster import Cluster
 from computemesh.service.errors import from_rpc_error
+from computemesh.service.limits import Slots
 from computemesh.trust.errors import InvalidArgument, ResourceExhausted
-from computemesh.v1 import market_pb2, market_pb2_grpc
+from computemesh.v1 import market_pb2
+from tests.attacks.frames import ATTACKS
+from tests.attacks.overload import Load, clients
+from tests.attacks.rig import compare
 
-PATH = "/computemesh.v1.MarketService/GetMarket"
-DATA, HEADERS, RST, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
-ATTACK_S = 1.0
-MAX_GROWTH_BYTES = 512 << 20
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    """RFC 9113, section 4.1."""
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+MAX_GROWTH_BYTES = 256 << 20
 
 
-def text(value: bytes) -> bytes:
-    """RFC 7541, section 5.2, without Huffman coding."""
-    if len(value) < 127:
-        return bytes([len(value)]) + value
-    left, out = len(value) - 127, bytearray([127])
-    while left >= 128:
-        out.append(left % 128 + 128)
-        left //= 128
-    return bytes([*out, left]) + value
+@pytest.mark.parametrize("port", ["market", "ledger", "orchestrator", "worker-1", "edge"])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_honest_client_is_answered_during_an_attack(cluster: Cluster, port: str, attack: str) -> None:
+    found = compare(cluster, port, attack, seconds=0.5)
+    print(found.row())
+    assert sum(one.pieces for one in found.attacked) > 50
+    assert sum(one.calls for one in found.attacked) > 0
+    assert found.grown < MAX_GROWTH_BYTES
 
 
-def block(*more: tuple[bytes, bytes]) -> bytes:
-    """The headers of a call, each a literal that is not indexed."""
-    named = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", PATH.encode()), (b":authority", b"a"),
-             (b"content-type", b"application/grpc"), (b"te", b"trailers"), *more]  # fmt: skip
-    return b"".join(b"\0" + text(name) + text(value) for name, value in named)
+def test_who_is_refused_by_an_overloaded_market_is_told_when_to_come_back(cluster: Cluster) -> None:
+    load: Load = asyncio.run(clients(cluster.address("market"), cluster.plan.api_key, 200, 2.0))
+    assert load.codes["RESOURCE_EXHAUSTED"] > 0
+    assert load.latencies_ms
+    assert not load.untold
 
 
-Attack = Callable[[int], bytes]
-
-
-def rapid_reset(at: int) -> bytes:
-    stream = 2 * at + 1
-    return frame(HEADERS, 4, stream, block()) + frame(RST, 0, stream, struct.pack(">I", 8))
-
-
-def ping_flood(at: int) -> bytes:
-    return frame(PING, 0, 0, struct.pack(">Q", at)) * 32
-
-
-def slow_read(at: int) -> bytes:
-    """Calls whose answers have no window to come through."""
-    return frame(HEADERS, 4, 2 * at + 1, block()) + frame(DATA, 1, 2 * at + 1, bytes(5))
-
-
-def header_bomb(at: int) -> bytes:
-    """Headers without end."""
-    more = frame(CONTINUATION, 0, 1, (b"\0" + text(b"x%d" % at) + text(b"y" * 8000)))
-    return frame(HEADERS, 0, 1, block()) + more if at == 0 else more
-
-
-def assail(address: str, attack: Attack, window: int = 65535) -> int:
-    """Sends an attack's pieces for `ATTACK_S`, dialling again where the server hangs up; how many were sent."""
-    host, _, port = address.partition(":")
-    until, sent = time.monotonic() + ATTACK_S, 0
-    while time.monotonic() < until:
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 5) as connection:
-            connection.settimeout(0.2)
-            settings = frame(SETTINGS, 0, 0, struct.pack(">HI", 4, window))
-            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
-            for at in range(2000):
-                if time.monotonic() > until:
-                    break
-                connection.sendall(attack(at))
-                sent += 1
-    return sent
-
-
-@pytest.mark.parametrize(("attack", "window"), [
-    (rapid_reset, 65535), (ping_flood, 65535), (slow_read, 0), (header_bomb, 65535)])
-def test_an_honest_client_is_answered_during_an_attack(cluster: Cluster, attack: Attack, window: int) -> None:
-    address, process = cluster.address("market"), psutil.Process(cluster.pids["market"])
-    before, sent = process.memory_info().rss, []
-    attackers = [threading.Thread(target=lambda: sent.append(assail(address, attack, window))) for _ in range(2)]
-    with grpc.insecure_channel(address) as channel:
-        stub = market_pb2_grpc.MarketServiceStub(channel)
-        stub.GetMarket(market_pb2.GetMarketRequest(), timeout=20)
-        for one in attackers:
-            one.start()
-        answered = 0
-        while any(one.is_alive() for one in attackers):
-            stub.GetMarket(market_pb2.GetMarketRequest(), timeout=20)
-            answered += 1
-        for one in attackers:
-            one.join()
-        stub.GetMarket(market_pb2.GetMarketRequest(), timeout=20)
-    grown = process.memory_info().rss - before
-    print(f"{attack.__name__}: {sum(sent):,} pieces, {answered} honest calls answered, {grown / 2**20:.1f} MiB more")
-    assert sum(sent) > 50
-    assert answered > 0
-    assert grown < MAX_GROWTH_BYTES
+def test_a_slot_is_free_again_when_its_call_ends_in_whatever_way() -> None:
+    slots = Slots(2)
+    with slots.one():
+        with pytest.raises(KeyError), slots.one():
+            raise KeyError
+        with slots.one(), pytest.raises(ResourceExhausted) as refused, slots.one():
+            pass
+    assert refused.value.reason == "OVERLOADED"
+    assert 500 <= (refused.value.retry_after_ms or 0) <= 1500
+    with slots.one(), slots.one():
+        pass
 
 
 def refusal(cluster: Cluster, request: bytes, **how: object) -> Exception:

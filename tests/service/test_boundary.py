@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+import structlog
 
+from computemesh.service import telemetry
 from computemesh.service.access import Caller, Role
 from computemesh.service.errors import abort, from_rpc_error
 from computemesh.service.server import build_server, dial, set_serving
@@ -77,6 +80,48 @@ async def test_an_accident_does_not_leak_its_text(channel) -> None:
     error = await failure(stream.read())
     assert error.status == "INTERNAL"
     assert "secret" not in error.message
+
+
+def test_the_log_of_an_accident_has_no_values_of_variables(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry.configure("canary")
+    try:
+        api_key = "mesh_" + "canary"
+        try:
+            raise KeyError("name of a field")
+        except KeyError as error:
+            structlog.get_logger("canary").error("unexpected exception", exc_info=error)
+    finally:
+        structlog.reset_defaults()
+    said = capsys.readouterr().err
+    assert "name of a field" in said
+    assert "test_boundary.py" in said
+    assert api_key not in said
+
+
+async def test_a_caller_that_hangs_up_under_an_answer_is_no_accident(capsys: pytest.CaptureFixture[str]) -> None:
+    gone = asyncio.Event()
+
+    class Answering(market_pb2_grpc.MarketServiceServicer):
+        async def Dispatch(self, request_iterator, context):
+            try:
+                while True:
+                    await context.write(market_pb2.DispatchResponse())
+                    await asyncio.sleep(0)
+            finally:
+                gone.set()
+
+    server, port = build_server(
+        "127.0.0.1:0", lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(Answering(), s), [SERVICE])
+    await server.start()
+    for _ in range(20):
+        gone.clear()
+        async with dial(f"127.0.0.1:{port}", own_connection=True) as channel:
+            call = market_pb2_grpc.MarketServiceStub(channel).Dispatch()
+            await call.read()
+            call.cancel()
+        await asyncio.wait_for(gone.wait(), 10)
+    await server.stop(None)
+    assert "unexpected exception" not in capsys.readouterr().out
 
 
 async def test_a_broken_rule_names_field_value_and_limit(channel) -> None:

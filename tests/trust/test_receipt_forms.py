@@ -74,3 +74,8 @@ def test_a_receipt_of_the_first_format_still_holds_and_stays_one() -> None:
     mixed = {**first_format(GOOD), "format": "computemesh.receipt.v2"}
     with pytest.raises(InvalidProof, match="is missing"):
         Receipt.from_json(json.dumps(mixed))
+
+
+def test_an_order_that_was_signed_alone_has_no_place_in_a_batch() -> None:
+    for more in ({"orders_count": 1}, {"orders_position": 1}, {"orders_path": (bytes(32),)}):
+        assert failed(replace(GOOD, **more)) == {"order"}

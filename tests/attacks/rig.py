@@ -1,0 +1,114 @@
+"""Honest calls beside an attack, and beside the same computation without one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import psutil
+
+from computemesh.cli.cluster import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+CALL_S = 30.0
+# Every public port, and a call that anybody may make there.
+PORTS = {
+    "market": "/computemesh.v1.MarketService/GetMarket", "ledger": "/computemesh.v1.LedgerService/GetSupply",
+    "orchestrator": "/computemesh.v1.OrchestratorService/ListWorkers",
+    "worker-1": "/computemesh.v1.WorkerService/Describe",
+    "edge": "/computemesh.v1.MarketService/GetMarket",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What one client got done beside others: calls answered per second of `seconds`, the longest one's seconds."""
+
+    calls: int
+    seconds: float
+    longest_s: float
+    pieces: int
+    connections: int
+    cpu_s: float
+
+    @property
+    def per_s(self) -> float:
+        return self.calls / self.seconds
+
+
+def beside(address: str, path: str, others: Sequence[Sequence[str]]) -> Beside:
+    """Calls one after the other for as long as the `others` (arguments of tests.attacks.attacker) run."""
+    started = [subprocess.Popen([sys.executable, "-m", "tests.attacks.attacker", *one], cwd=ROOT, text=True,
+                                stdout=subprocess.PIPE) for one in others]  # fmt: skip
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary(path)
+        call(b"", timeout=CALL_S)
+        for one in started:
+            assert one.stdout is not None
+            one.stdout.readline()
+        began, calls, longest = time.monotonic(), 0, 0.0
+        while any(one.poll() is None for one in started):
+            sent = time.monotonic()
+            call(b"", timeout=CALL_S)
+            calls, longest = calls + 1, max(longest, time.monotonic() - sent)
+        seconds = time.monotonic() - began
+    rows = [one.communicate()[0].split() for one in started]
+    assert all(one.returncode == 0 for one in started), "an attacker failed"
+    return Beside(calls, seconds, longest, sum(int(row[0]) for row in rows), sum(int(row[2]) for row in rows),
+                  sum(float(row[1]) for row in rows))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An attack on a port next to its control. `grown`: bytes by which the port's process was larger after it."""
+
+    port: str
+    attack: str
+    attacked: tuple[Beside, ...]
+    control: tuple[Beside, ...]
+    grown: int
+
+    @property
+    def ratio(self) -> float:
+        """Honest calls during the attack over those during the control, rounds together."""
+        return _rate(self.attacked) / _rate(self.control)
+
+    def row(self) -> str:
+        """As docs/reliability.md has it."""
+        pieces, dialled = sum(one.pieces for one in self.attacked), sum(one.connections for one in self.attacked)
+        longest = max(one.longest_s for one in self.attacked)
+        cells = [
+            self.port, self.attack, f"{pieces:,} on {dialled:,} connections", f"{_rate(self.attacked):,.0f}",
+            f"{_rate(self.control):,.0f}", f"{self.ratio:.0%}", f"{longest * 1000:,.0f} ms",
+            f"{self.grown / 2**20:.0f} MiB",
+        ]  # fmt: skip
+        return f"| {' | '.join(cells)} |"
+
+
+def _rate(rounds: Sequence[Beside]) -> float:
+    return sum(one.calls for one in rounds) / sum(one.seconds for one in rounds)
+
+
+def compare(
+    cluster: Cluster, port: str, attack: str, attackers: int = 2, seconds: float = 1.0, rounds: int = 1
+) -> Compared:
+    """Attack and control in turn; the control computes as much as the attackers did and connects to nothing."""
+    address, path = cluster.address(port), PORTS[port]
+    process = psutil.Process(cluster.pids[port])
+    before = _resident(process)
+    attacked, control = [], []
+    for _ in range(rounds):
+        attacked.append(beside(address, path, [(attack, address, path, str(seconds))] * attackers))
+        share = min(attacked[-1].cpu_s / attackers / seconds, 1.0)
+        control.append(beside(address, path, [("burn", str(share), str(seconds))] * attackers))
+    return Compared(port, attack, tuple(attacked), tuple(control), _resident(process) - before)
+
+
+def _resident(process: psutil.Process) -> int:
+    """With its children: the edge's port is Envoy's."""
+    return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
