@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sqlite3
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -19,6 +18,7 @@ import structlog
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import from_url
 
+from computemesh.service.store import Connection
 from computemesh.trust import paths
 from computemesh.trust.checkpoint import NoteSigner, NoteVerifier, open_checkpoint
 from computemesh.trust.errors import InvalidArgument, InvalidProof, InvalidState, Unavailable
@@ -147,7 +147,7 @@ def _refused(problem: str) -> InvalidArgument:
     return InvalidArgument(f"anchor: {problem}", violations=[("anchor", problem)], reason="INVALID_CONFIGURATION")
 
 
-def reconcile(anchor: Anchor, connection: sqlite3.Connection, signer: NoteSigner) -> None:
+def reconcile(anchor: Anchor, connection: Connection, signer: NoteSigner) -> None:
     """Compares anchor and database at start and brings the anchor up to the newest block.
 
     Raises RolledBack where the database is behind, Forked where it is of another history.
@@ -164,7 +164,7 @@ def reconcile(anchor: Anchor, connection: sqlite3.Connection, signer: NoteSigner
         anchor.advance(note)
 
 
-def problems(anchor: Anchor, connection: sqlite3.Connection, signer: NoteSigner) -> list[str]:
+def problems(anchor: Anchor, connection: Connection, signer: NoteSigner) -> list[str]:
     """Why a start would be refused; changes nothing."""
     newest = store.newest_block(connection)
     if anchor.note is None or newest is None:
@@ -176,7 +176,7 @@ def problems(anchor: Anchor, connection: sqlite3.Connection, signer: NoteSigner)
     return []
 
 
-def _compare(anchor: Anchor, connection: sqlite3.Connection, signer: NoteSigner, size: int) -> None:
+def _compare(anchor: Anchor, connection: Connection, signer: NoteSigner, size: int) -> None:
     assert anchor.note is not None
     try:
         point = open_checkpoint(anchor.note, NoteVerifier(signer.vkey), signer.name)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from computemesh.service.database import Database
 from computemesh.service.exposure import Exposure
 
 
 @dataclass(frozen=True)
-class Config(Exposure):
+class Config(Exposure, Database):
     """`authority_key` is the hexadecimal public key that may mint; `log_key_file` holds an Ed25519 seed in hexadecimal.
     `anchor` is the URL of the store of the last signed checkpoint, a folder or a bucket that no restored `data_dir`
     takes with it (`file:///folder`, `s3://bucket/prefix`, ...); empty: a folder beside `data_dir`.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 
+from computemesh.service.store import Connection
 from computemesh.trust import acts, identity, statement
 from computemesh.trust.errors import NotFound
 from computemesh.trust.reputation import reputation
@@ -18,7 +18,7 @@ _ADDRESS_SIZE, _ID_SIZE = 20, 16
 class Economy:
     """Reads records through one connection, and so only what is durable."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def _height(self) -> int:

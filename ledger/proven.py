@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import sqlite3
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 
+from computemesh.service.store import Connection
 from computemesh.trust import computechain, identity, merkle, paths, statement
 from computemesh.trust.amount import Shares, job_reward
 from computemesh.trust.errors import Internal, NotFound
@@ -85,7 +85,7 @@ class Settlement:
 class Library:
     """Reads results and proofs of a ledger through one connection. `shares` are the chain's."""
 
-    def __init__(self, connection: sqlite3.Connection, shares: Shares) -> None:
+    def __init__(self, connection: Connection, shares: Shares) -> None:
         self._connection, self._shares = connection, shares
         self.message = lru_cache(maxsize=256)(self._message)
         self._settlement = lru_cache(maxsize=64)(self._load_settlement)

@@ -8,6 +8,7 @@ from dataclasses import fields
 
 from google.protobuf.message import DecodeError
 
+from computemesh.service.store import Connection
 from computemesh.trust import identity, statement
 from computemesh.trust.amount import MAX_UNITS, Shares
 from computemesh.trust.checkpoint import NoteSigner, sign_note
@@ -51,7 +52,7 @@ def identity_of(config: Config, signer: NoteSigner) -> dict[str, str]:
     }  # fmt: skip
 
 
-def check_identity(connection: sqlite3.Connection, expected: dict[str, str]) -> None:
+def check_identity(connection: Connection, expected: dict[str, str]) -> None:
     """Raises Corrupt naming the first setting that is not the one the ledger was made with."""
     stored = store.read_meta(connection)
     for name, value in expected.items():
@@ -120,7 +121,7 @@ def block_row(sealed: SealedBlock, signer: NoteSigner) -> store.Row:
 class Replay:
     """Folds the log of `connection` into `chain`. `thorough` also looks up every single result."""
 
-    def __init__(self, connection: sqlite3.Connection, config: Config, signer: NoteSigner, thorough: bool) -> None:
+    def __init__(self, connection: Connection, config: Config, signer: NoteSigner, thorough: bool) -> None:
         self.chain = Chain(new_state(config))
         self.last_seq = -1
         self._connection, self._signer, self._thorough = connection, signer, thorough
@@ -267,7 +268,7 @@ def _header_difference(stored: bytes, replayed: bytes) -> str:
     return ", ".join(name for name in names if getattr(old, name) != getattr(new, name)) + " differ"
 
 
-def replay(connection: sqlite3.Connection, config: Config, signer: NoteSigner) -> Replay:
+def replay(connection: Connection, config: Config, signer: NoteSigner) -> Replay:
     """Folds the stored log. Raises Corrupt, naming the block, where anything differs."""
     folded = Replay(connection, config, signer, thorough=False)
     for problem in folded.run():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 
+from computemesh.service.store import Connection
 from computemesh.trust import identity, merkle, paths, statement
 from computemesh.trust.amount import Shares
 from computemesh.trust.checkpoint import NoteSigner, block_checkpoint, sign_note
@@ -34,7 +34,7 @@ _RESULTS_KEY = struct.Struct(">IQ")
 class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     """Every read goes to the tables, and so shows only what is durable."""
 
-    def __init__(self, config: Config, writer: Writer, reader: sqlite3.Connection, signer: NoteSigner) -> None:
+    def __init__(self, config: Config, writer: Writer, reader: Connection, signer: NoteSigner) -> None:
         self._config, self._writer, self._reader, self._signer = config, writer, reader, signer
         self._economy = economy.Economy(reader)
         self._library = Library(reader, Shares(

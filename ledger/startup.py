@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
 import grpc
 import structlog
 
+from computemesh.service.database import open_reader, open_store
 from computemesh.service.server import build_server, serve, stop_on_signals
-from computemesh.service.store import GroupCommit, open_sqlite
+from computemesh.service.store import Connection, GroupCommit
 from computemesh.trust import identity, merkle
 from computemesh.trust.checkpoint import NoteSigner, log_origin
 from computemesh.trust.errors import InvalidArgument
@@ -33,7 +33,7 @@ _STREAMS = 128
 
 
 def database_path(config: Config) -> Path:
-    """Where the ledger's only file is."""
+    """Where the ledger's only file is, if it is not in PostgreSQL."""
     return Path(config.data_dir) / "ledger.sqlite"
 
 
@@ -87,7 +87,7 @@ def load_signer(config: Config) -> NoteSigner:
     return NoteSigner(log_origin(config.chain_id), seed)
 
 
-def _found(connection: sqlite3.Connection, config: Config, signer: NoteSigner, now_ms: int) -> tuple[Chain, int]:
+def _found(connection: Connection, config: Config, signer: NoteSigner, now_ms: int) -> tuple[Chain, int]:
     """Makes block 0 durable."""
     chain = Chain(replay.new_state(config))
     chain.advance(now_ms)
@@ -104,7 +104,7 @@ def _found(connection: sqlite3.Connection, config: Config, signer: NoteSigner, n
 
 
 def recover(
-    connection: sqlite3.Connection, config: Config, signer: NoteSigner, now_ms: int
+    connection: Connection, config: Config, signer: NoteSigner, now_ms: int
 ) -> tuple[Chain, int]:
     """(the fold as it stood, sequence number of its last group). Raises Corrupt."""
     if not store.read_meta(connection):
@@ -126,17 +126,17 @@ class Running:
         check(config)
         merkle.prepare()
         path, signer = database_path(config), load_signer(config)
-        self._lock = _lock(path)
-        connection = open_sqlite(path, store.SCHEMA)
-        try:
+        with ExitStack() as opened:
+            if not config.database:
+                _lock(path, opened)
+            connection = open_store(config, path, store.STEPS)
+            opened.callback(connection.close)
             chain, last_seq = recover(connection, config, signer, clock())
             kept = anchor.Anchor(anchor_url(config))
             anchor.reconcile(kept, connection, signer)
-        except BaseException:
-            connection.close()
-            self._lock.close()
-            raise
-        self._reader = store.open_reader(str(path))
+            self._reader = open_reader(config, path)
+            opened.callback(self._reader.close)
+            self._opened = opened.pop_all()
         self._group = GroupCommit(connection)
         self.writer = Writer(
             chain, last_seq, self._group, self._reader, signer, kept, block_interval_ms=config.block_interval_ms,
@@ -163,8 +163,7 @@ class Running:
     def close(self) -> None:
         """After the server stopped."""
         self._group.close()
-        self._reader.close()
-        self._lock.close()
+        self._opened.close()
 
 
 def _end_on_failure(work: asyncio.Task[None]) -> None:
@@ -174,17 +173,16 @@ def _end_on_failure(work: asyncio.Task[None]) -> None:
         os._exit(70)
 
 
-def _lock(path: Path) -> IO[str]:
-    """Two ledgers over one folder would fork the chain. Raises InvalidArgument where another has it."""
+def _lock(path: Path, opened: ExitStack) -> None:
+    """Two ledgers over one folder would fork the chain; until `opened` is closed. Raises InvalidArgument where another
+    has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_suffix(".lock").open("w")
+    lock = opened.enter_context(path.with_suffix(".lock").open("w"))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        lock.close()
         problem = f"{path.parent} is in use by another ledger process"
         raise InvalidArgument(f"data_dir: {problem}", violations=[("data_dir", problem)]) from None
-    return lock
 
 
 async def run(config: Config) -> None:
@@ -201,10 +199,10 @@ async def run(config: Config) -> None:
 def fsck(config: Config) -> list[str]:
     """Everything that differs between the log, its headers and the tables. Changes nothing."""
     path = database_path(config)
-    if not path.exists():
+    if not config.database and not path.exists():
         raise InvalidArgument(f"data_dir: there is no ledger at {path}", violations=[("data_dir", "holds no ledger")])
     signer = load_signer(config)
-    connection = store.open_reader(str(path))
+    connection = open_reader(config, path)
     try:
         replay.check_identity(connection, replay.identity_of(config, signer))
         problems = list(replay.Replay(connection, config, signer, thorough=True).run())

@@ -5,7 +5,6 @@ A transaction is one row and so is a group of them; of results there is a row fo
 
 from __future__ import annotations
 
-import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from computemesh.service.migrations import Step
+from computemesh.service.store import Connection
+
+FILE = "ledger.sqlite"
 Row = tuple[Any, ...]
 Places = tuple[int, Sequence[int], Sequence[int]]
 """(escrow's number, jobs, where their results stand: consecutive places)."""
 
 PAGE = 256
+_ROWS = 100
 _PLACE = struct.Struct(">Q")
 
 ESCROWS = """CREATE TABLE IF NOT EXISTS escrows (
@@ -29,12 +33,20 @@ ESCROWS = """CREATE TABLE IF NOT EXISTS escrows (
         seen BLOB NOT NULL) STRICT"""
 """`seen` are the bits of the settled jobs, empty until the escrow has ended."""
 
+
+def _replace(table: str, key: str, columns: str, values: str) -> str:
+    """Writes a row, new or over the one with its key; `columns` are the others in the table's order."""
+    found = ", ".join(f"{name} = excluded.{name}" for name in columns.split())
+    return f"INSERT INTO {table} VALUES ({values}) ON CONFLICT ({key}) DO UPDATE SET {found}"
+
+
+_ACCOUNT = "balance held earned spent highest_nonce pending results"
+_SUPPLY = "minted escrowed burned maturing staked paused"
 _ESCROW = ("task_id customer phase reward settled refunded deadline_ms jobs jobs_settled epoch orchestrator open_tx "
            "assign_tx royalty_bps market_key opened_ms publisher terms royalty_to seen")  # fmt: skip
-PUT_ESCROW = (f"INSERT INTO escrows VALUES ({', '.join('?' * 21)}) ON CONFLICT (no) DO UPDATE SET "
-              + ", ".join(f"{name} = excluded.{name}" for name in _ESCROW.split()))  # fmt: skip
+PUT_ESCROW = _replace("escrows", "no", _ESCROW, ", ".join("?" * 21))
 
-SCHEMA = (
+_FIRST = (
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
     # Groups in order: block time, whether a block was sealed after it, and how many transactions it holds.
     """CREATE TABLE IF NOT EXISTS log (
@@ -72,6 +84,7 @@ SCHEMA = (
         one INTEGER PRIMARY KEY CHECK (one = 1), minted INTEGER NOT NULL, escrowed INTEGER NOT NULL,
         burned INTEGER NOT NULL, maturing INTEGER NOT NULL, staked INTEGER NOT NULL, paused INTEGER NOT NULL) STRICT""",
 )
+STEPS = (Step(up=_FIRST),)
 
 
 @dataclass(slots=True)
@@ -96,16 +109,16 @@ _WRITES = (
     ("transactions", "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?)"),
     ("blocks", "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)"),
     ("nodes", "INSERT INTO nodes VALUES (?, ?, ?)"),
-    ("accounts", "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"),
+    ("accounts", _replace("accounts", "address", _ACCOUNT, "?, ?, ?, ?, ?, ?, ?, ?")),
     ("escrows", PUT_ESCROW),
     ("assignments", "INSERT INTO assignments VALUES (?, ?, ?)"),
-    ("supply", "INSERT OR REPLACE INTO supply VALUES (1, ?, ?, ?, ?, ?, ?)"),
-    ("records", "INSERT OR REPLACE INTO records VALUES (?, ?, ?)"),
+    ("supply", _replace("supply", "one", _SUPPLY, "1, ?, ?, ?, ?, ?, ?")),
+    ("records", _replace("records", "kind, key", "body", "?, ?, ?")),
     ("gone", "DELETE FROM records WHERE kind = ? AND key = ?"),
 )
 
 
-def write(connection: sqlite3.Connection, rows: Rows) -> None:
+def write(connection: Connection, rows: Rows) -> None:
     """Writes everything in `rows`, inside the caller's transaction."""
     for name, statement in _WRITES:
         batch = getattr(rows, name)
@@ -114,7 +127,7 @@ def write(connection: sqlite3.Connection, rows: Rows) -> None:
     _write_places(connection, rows.results)
 
 
-def _write_places(connection: sqlite3.Connection, results: Sequence[Places]) -> None:
+def _write_places(connection: Connection, results: Sequence[Places]) -> None:
     by_escrow: dict[int, list[Places]] = {}
     for one in results:
         by_escrow.setdefault(one[0], []).append(one)
@@ -128,119 +141,118 @@ def _write_places(connection: sqlite3.Connection, results: Sequence[Places]) -> 
             page = np.frombuffer(page_of(connection, escrow_no, number), ">u8").copy()
             page[jobs[here] % PAGE] = places[here]
             rows.append((escrow_no, number, page[: int(np.flatnonzero(page)[-1]) + 1].tobytes()))
-    connection.executemany(
-        "INSERT INTO places VALUES (?, ?, ?) ON CONFLICT (escrow, page) DO UPDATE SET places = excluded.places", rows)
+    connection.executemany(_replace("places", "escrow, page", "places", "?, ?, ?"), rows)
 
 
-def open_reader(path: str) -> sqlite3.Connection:
-    """A connection that only reads, and so sees only what is committed."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA query_only=1")
-    connection.execute("PRAGMA busy_timeout=5000")
-    return connection
-
-
-def _one(connection: sqlite3.Connection, statement: str, *values: Any) -> Row | None:
+def _one(connection: Connection, statement: str, *values: Any) -> Row | None:
     row: Row | None = connection.execute(statement, values).fetchone()
     return row
 
 
-def read_meta(connection: sqlite3.Connection) -> dict[str, str]:
+def _pages(connection: Connection, statement: str) -> Iterator[Row]:
+    """Every row of a statement that takes the number to begin after and how many: a table need not fit the memory."""
+    after = -1
+    while rows := connection.execute(statement, (after, _ROWS)).fetchall():
+        yield from rows
+        after = rows[-1][0]
+
+
+def read_meta(connection: Connection) -> dict[str, str]:
     """All names and values."""
-    return dict(connection.execute("SELECT name, value FROM meta"))
+    return dict(connection.execute("SELECT name, value FROM meta").fetchall())
 
 
-def write_meta(connection: sqlite3.Connection, values: dict[str, str]) -> None:
+def write_meta(connection: Connection, values: dict[str, str]) -> None:
     """Adds names and values, inside the caller's transaction."""
     connection.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
 
 
-def log_rows(connection: sqlite3.Connection) -> Iterator[Row]:
+def log_rows(connection: Connection) -> Iterator[Row]:
     """(seq, time_ms, seal, tx_count) in order."""
-    return connection.execute("SELECT seq, time_ms, seal, tx_count FROM log ORDER BY seq")
+    return _pages(connection, "SELECT seq, time_ms, seal, tx_count FROM log WHERE seq > ? ORDER BY seq LIMIT ?")
 
 
-def transaction_rows(connection: sqlite3.Connection) -> Iterator[Row]:
+def transaction_rows(connection: Connection) -> Iterator[Row]:
     """(no, id, digest, body, refusals, first_leaf) in order."""
-    return connection.execute("SELECT * FROM transactions ORDER BY no")
+    return _pages(connection, "SELECT * FROM transactions WHERE no > ? ORDER BY no LIMIT ?")
 
 
-def transaction_by_id(connection: sqlite3.Connection, tx_id: bytes) -> Row | None:
+def transaction_by_id(connection: Connection, tx_id: bytes) -> Row | None:
     """(no, digest, body, refusals)."""
     return _one(connection, "SELECT no, digest, body, refusals FROM transactions WHERE id = ?", tx_id)
 
 
-def outcome_by_id(connection: sqlite3.Connection, tx_id: bytes) -> Row | None:
+def outcome_by_id(connection: Connection, tx_id: bytes) -> Row | None:
     """(no, digest, refusals): what a retry needs, without the body."""
     return _one(connection, "SELECT no, digest, refusals FROM transactions WHERE id = ?", tx_id)
 
 
-def transaction_by_number(connection: sqlite3.Connection, number: int) -> Row | None:
+def transaction_by_number(connection: Connection, number: int) -> Row | None:
     """(body, refusals, first_leaf)."""
     return _one(connection, "SELECT body, refusals, first_leaf FROM transactions WHERE no = ?", number)
 
 
-def transaction_ids(connection: sqlite3.Connection, first: int, last: int) -> list[Row]:
+def transaction_ids(connection: Connection, first: int, last: int) -> list[Row]:
     """(no, id) of the transactions numbered first..last."""
     return connection.execute(
         "SELECT no, id FROM transactions WHERE no BETWEEN ? AND ? ORDER BY no", (first, last)).fetchall()
 
 
-def transaction_leaves(connection: sqlite3.Connection, first: int, last: int) -> list[Row]:
+def transaction_leaves(connection: Connection, first: int, last: int) -> list[Row]:
     """(digest, body) of the transactions numbered first..last."""
     return connection.execute(
         "SELECT digest, body FROM transactions WHERE no BETWEEN ? AND ? ORDER BY no", (first, last)).fetchall()
 
 
-def height_of(connection: sqlite3.Connection, number: int) -> int | None:
+def height_of(connection: Connection, number: int) -> int | None:
     """Height of the block that holds the transaction of this number; None until sealed."""
     row = _one(
         connection, "SELECT height FROM blocks WHERE last_tx >= ? ORDER BY last_tx, height LIMIT 1", number)
     return None if row is None else int(row[0])
 
 
-def block(connection: sqlite3.Connection, height: int) -> Row | None:
+def block(connection: Connection, height: int) -> Row | None:
     """(height, last_tx, header, burned, minted)."""
     return _one(connection, "SELECT height, last_tx, header, burned, minted FROM blocks WHERE height = ?", height)
 
 
-def note(connection: sqlite3.Connection, height: int) -> str | None:
+def note(connection: Connection, height: int) -> str | None:
     """The signed checkpoint of the log that ends with this block."""
     row = _one(connection, "SELECT note FROM blocks WHERE height = ?", height)
     return None if row is None else row[0]
 
 
-def block_rows(connection: sqlite3.Connection) -> Iterator[Row]:
+def block_rows(connection: Connection) -> Iterator[Row]:
     """(height, last_tx, header, leaves, note, burned, minted) in order."""
-    return connection.execute("SELECT * FROM blocks ORDER BY height")
+    return _pages(connection, "SELECT * FROM blocks WHERE height > ? ORDER BY height LIMIT ?")
 
 
-def blocks_down(connection: sqlite3.Connection, below: int, limit: int) -> list[Row]:
+def blocks_down(connection: Connection, below: int, limit: int) -> list[Row]:
     """(height, last_tx, header, burned, minted), newest first, of heights below `below`."""
     return connection.execute(
         "SELECT height, last_tx, header, burned, minted FROM blocks WHERE height < ? ORDER BY height DESC LIMIT ?",
         (below, limit)).fetchall()
 
 
-def blocks_up(connection: sqlite3.Connection, start: int, limit: int) -> list[Row]:
+def blocks_up(connection: Connection, start: int, limit: int) -> list[Row]:
     """(height, last_tx, header, burned, minted), oldest first, of heights from `start` on."""
     return connection.execute(
         "SELECT height, last_tx, header, burned, minted FROM blocks WHERE height >= ? ORDER BY height LIMIT ?",
         (start, limit)).fetchall()
 
 
-def block_leaves(connection: sqlite3.Connection, height: int) -> bytes:
+def block_leaves(connection: Connection, height: int) -> bytes:
     """The result leaf hashes of a block, concatenated."""
     row = _one(connection, "SELECT leaves FROM blocks WHERE height = ?", height)
     return b"" if row is None else bytes(row[0])
 
 
-def newest_block(connection: sqlite3.Connection) -> Row | None:
+def newest_block(connection: Connection) -> Row | None:
     """(height, last_tx, header, note)."""
     return _one(connection, "SELECT height, last_tx, header, note FROM blocks ORDER BY height DESC LIMIT 1")
 
 
-def node(connection: sqlite3.Connection, level: int, position: int) -> bytes:
+def node(connection: Connection, level: int, position: int) -> bytes:
     """A perfect node of the log tree. Raises KeyError where there is none."""
     row = _one(connection, "SELECT hash FROM nodes WHERE level = ? AND position = ?", level, position)
     if row is None:
@@ -248,94 +260,94 @@ def node(connection: sqlite3.Connection, level: int, position: int) -> bytes:
     return bytes(row[0])
 
 
-def account(connection: sqlite3.Connection, address: bytes) -> Row | None:
+def account(connection: Connection, address: bytes) -> Row | None:
     """(address, balance, held, earned, spent, highest_nonce, pending, results)."""
     return _one(connection, "SELECT * FROM accounts WHERE address = ?", address)
 
 
-def accounts_after(connection: sqlite3.Connection, address: bytes, limit: int) -> list[Row]:
+def accounts_after(connection: Connection, address: bytes, limit: int) -> list[Row]:
     """Account rows in address order, above `address`."""
     return connection.execute(
         "SELECT * FROM accounts WHERE address > ? ORDER BY address LIMIT ?", (address, limit)).fetchall()
 
 
-def count(connection: sqlite3.Connection, table: str) -> int:
+def count(connection: Connection, table: str) -> int:
     """Rows of one of the tables above."""
     if not any(table == name for name, _ in _WRITES):
         raise ValueError(table)
     return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
 
-def balances(connection: sqlite3.Connection) -> Row:
+def balances(connection: Connection) -> Row:
     """(minted, sum of all balances, escrowed, burned, maturing, staked), of one moment."""
     row = _one(
-        connection, "SELECT minted, (SELECT coalesce(sum(balance), 0) FROM accounts), escrowed, burned, maturing, "
-        "staked FROM supply")  # fmt: skip
+        connection, "SELECT minted, (SELECT CAST(coalesce(sum(balance), 0) AS INTEGER) FROM accounts), escrowed,"
+        " burned, maturing, staked FROM supply")  # fmt: skip
     return (0, 0, 0, 0, 0, 0) if row is None else row
 
 
-def supply(connection: sqlite3.Connection) -> Row:
+def supply(connection: Connection) -> Row:
     """(minted, escrowed, burned, maturing, staked, paused)."""
     row = _one(connection, "SELECT minted, escrowed, burned, maturing, staked, paused FROM supply")
     return (0, 0, 0, 0, 0, 0) if row is None else row
 
 
-def record(connection: sqlite3.Connection, kind: int, key: bytes) -> bytes | None:
+def record(connection: Connection, kind: int, key: bytes) -> bytes | None:
     """The body of one record."""
     row = _one(connection, "SELECT body FROM records WHERE kind = ? AND key = ?", kind, key)
     return None if row is None else bytes(row[0])
 
 
-def records_after(connection: sqlite3.Connection, kind: int, key: bytes, limit: int) -> list[Row]:
+def records_after(connection: Connection, kind: int, key: bytes, limit: int) -> list[Row]:
     """(key, body) of records of a kind in key order, above `key`."""
     return connection.execute(
         "SELECT key, body FROM records WHERE kind = ? AND key > ? ORDER BY key LIMIT ?", (kind, key, limit)).fetchall()
 
 
-def record_rows(connection: sqlite3.Connection) -> Iterator[Row]:
+def record_rows(connection: Connection) -> Iterator[Row]:
     """(kind, key, body) of all records."""
-    return connection.execute("SELECT kind, key, body FROM records ORDER BY kind, key")
+    return iter(connection.execute("SELECT kind, key, body FROM records ORDER BY kind, key"))
 
 
-def records_count(connection: sqlite3.Connection, kind: int) -> int:
+def records_count(connection: Connection, kind: int) -> int:
     """How many records of a kind there are."""
     return int(connection.execute("SELECT count(*) FROM records WHERE kind = ?", (kind,)).fetchone()[0])
 
 
-def escrow(connection: sqlite3.Connection, task_id: bytes) -> Row | None:
+def escrow(connection: Connection, task_id: bytes) -> Row | None:
     """The escrow's columns in the table's order."""
     return _one(connection, "SELECT * FROM escrows WHERE task_id = ?", task_id)
 
 
-def escrow_rows(connection: sqlite3.Connection) -> Iterator[Row]:
+def escrow_rows(connection: Connection) -> Iterator[Row]:
     """All escrows in order of opening."""
-    return connection.execute("SELECT * FROM escrows ORDER BY no")
+    return _pages(connection, "SELECT * FROM escrows WHERE no > ? ORDER BY no LIMIT ?")
 
 
-def assignment_tx(connection: sqlite3.Connection, escrow_no: int, epoch: int) -> int | None:
+def assignment_tx(connection: Connection, escrow_no: int, epoch: int) -> int | None:
     """Number of the transaction that assigned this epoch."""
     row = _one(connection, "SELECT tx FROM assignments WHERE escrow = ? AND epoch = ?", escrow_no, epoch)
     return None if row is None else int(row[0])
 
 
-def assignment_rows(connection: sqlite3.Connection) -> Iterator[Row]:
+def assignment_rows(connection: Connection) -> Iterator[Row]:
     """(escrow, epoch, tx) of all assignments."""
-    return connection.execute("SELECT * FROM assignments")
+    return iter(connection.execute("SELECT * FROM assignments"))
 
 
-def page_of(connection: sqlite3.Connection, escrow_no: int, page: int) -> bytes:
+def page_of(connection: Connection, escrow_no: int, page: int) -> bytes:
     """Where the results of jobs PAGE * page .. PAGE * page + PAGE - 1 stand, u64 each, 0 for none yet."""
     row = _one(connection, "SELECT places FROM places WHERE escrow = ? AND page = ?", escrow_no, page)
     return (b"" if row is None else bytes(row[0])).ljust(8 * PAGE, b"\0")
 
 
-def place(connection: sqlite3.Connection, escrow_no: int, job: int) -> int | None:
+def place(connection: Connection, escrow_no: int, job: int) -> int | None:
     """Where a job's result stands; None until settled."""
     (found,) = _PLACE.unpack_from(page_of(connection, escrow_no, job // PAGE), 8 * (job % PAGE))
     return int(found) or None
 
 
-def places_after(connection: sqlite3.Connection, escrow_no: int, job: int, limit: int) -> list[Row]:
+def places_after(connection: Connection, escrow_no: int, job: int, limit: int) -> list[Row]:
     """(job, place) of an escrow's results with jobs above `job`, in job order."""
     found: list[Row] = []
     page = (job + 1) // PAGE - 1
@@ -348,13 +360,13 @@ def places_after(connection: sqlite3.Connection, escrow_no: int, job: int, limit
     return found[:limit]
 
 
-def _pages_after(connection: sqlite3.Connection, escrow_no: int, page: int, limit: int) -> list[Row]:
+def _pages_after(connection: Connection, escrow_no: int, page: int, limit: int) -> list[Row]:
     return connection.execute(
         "SELECT escrow, page, places FROM places WHERE escrow = ? AND page > ? ORDER BY page LIMIT ?",
         (escrow_no, page, limit)).fetchall()
 
 
-def results_count(connection: sqlite3.Connection) -> int:
+def results_count(connection: Connection) -> int:
     """Results of all escrows that have a place."""
     count, after = 0, (0, -1)
     while rows := connection.execute(

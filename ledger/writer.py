@@ -10,12 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from sqlite3 import Connection
 
 import structlog
 
 from computemesh.service import tracing
-from computemesh.service.store import GroupCommit
+from computemesh.service.store import Connection, GroupCommit
 from computemesh.trust.checkpoint import NoteSigner
 from computemesh.trust.errors import ResourceExhausted, Unavailable
 from ledger import replay, store, wire

@@ -13,9 +13,10 @@ from market.config import Config
 
 
 async def _run(settings: Config) -> None:
+    market = build(settings)  # a signal ends a replica that stands by at once
     stop = asyncio.Event()
     server.stop_on_signals(stop)
-    await build(settings).run(stop)
+    await market.run(stop)
 
 
 def main() -> int:

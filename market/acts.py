@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from sqlite3 import Connection
 
 from computemesh.service import transactions
+from computemesh.service.store import Connection
 from computemesh.trust import acts
 from computemesh.trust.errors import Unauthorized
 from computemesh.trust.identity import verify

@@ -16,8 +16,9 @@ from computemesh.service import access, retention
 from computemesh.service import artifacts as artifact_service
 from computemesh.service.artifacts import Artifacts
 from computemesh.service.blobs import Owner
+from computemesh.service.database import open_store
 from computemesh.service.server import build_server, dial, serve
-from computemesh.service.store import GroupCommit, open_sqlite
+from computemesh.service.store import GroupCommit
 from computemesh.trust.errors import InvalidArgument, MeshError, Unavailable
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import common_pb2, market_pb2, market_pb2_grpc
@@ -139,9 +140,7 @@ def build(config: Config) -> Market:
     """Every part of the market, in the running event loop. Raises InvalidArgument for what is wrong with `config`."""
     key = read_key(config.key_file)
     callers = Callers(config.chain_id, key.secret, config.api_keys)
-    connection = open_sqlite(Path(config.data_dir) / "market.sqlite", store.SCHEMA)
-    store.upgrade(connection)
-    group = GroupCommit(connection)
+    group = GroupCommit(open_store(config, Path(config.data_dir) / "market.sqlite", store.STEPS))
     channel = dial(config.ledger, config.trust)
     ledger = LedgerClient(channel, config.ledger, config.chain_id, key)
     engine = Engine(Core(config.lease_ms), group, ledger)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from computemesh.service.artifacts import MAX_BYTES, QUOTA_BYTES, TTL_MS
+from computemesh.service.database import Database
 from computemesh.service.exposure import Exposure
 
 
 @dataclass(frozen=True)
-class Config(Exposure):
+class Config(Exposure, Database):
     """One market. Times in milliseconds.
 
     `api_keys` are "NAME:SHA256HEX" of the API keys it accepts; `orchestrator_keys` the public keys (hexadecimal) it

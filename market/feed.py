@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from computemesh.service.store import Connection
 from market.kinds import FEED_OF, EventKind, FeedKind
 from market.states import Created, Record
 
@@ -27,8 +27,8 @@ KEPT = 1_000_000
 
 _COLUMNS = "kind, time_ms, task_id, customer, pool, challenge_type, jobs, detail"
 _OF_TASK = (
-    f"INSERT INTO feed ({_COLUMNS}) SELECT ?, ?, task_id, customer, coalesce(json_extract(labels, '$.pool'), ''),"
-    " challenge_type, ?, ? FROM tasks WHERE task_id = ?")
+    f"INSERT INTO feed ({_COLUMNS})"
+    " SELECT ?, ?, task_id, customer, pool, challenge_type, ?, ? FROM tasks WHERE task_id = ?")
 
 
 class Row(NamedTuple):
@@ -66,7 +66,7 @@ class WebhookRow(NamedTuple):
     problem: str
 
 
-def note(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
+def note(connection: Connection, records: Sequence[Record]) -> None:
     """Writes the events that follow from changes of tasks, whose rows are written already."""
     rows: list[tuple[Any, ...]] = []
     for item in records:
@@ -81,20 +81,20 @@ def note(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
     connection.executemany(_OF_TASK, rows)
 
 
-def tell(connection: sqlite3.Connection, kind: FeedKind, time_ms: int, owner: str, pool: str, detail: str) -> None:
+def tell(connection: Connection, kind: FeedKind, time_ms: int, owner: str, pool: str, detail: str) -> None:
     """Writes an event of a pool or model."""
     connection.execute(f"INSERT INTO feed ({_COLUMNS}) VALUES (?, ?, x'', ?, ?, '', 0, ?)",
                        (kind, time_ms, owner, pool, detail))  # fmt: skip
 
 
-def last_cursor(connection: sqlite3.Connection) -> int:
+def last_cursor(connection: Connection) -> int:
     """Cursor of the newest event; 0 before the first."""
     (cursor,) = connection.execute("SELECT coalesce(max(cursor), 0) FROM feed").fetchone()
     return int(cursor)
 
 
 def after(
-    connection: sqlite3.Connection, cursor: int, limit: int, kinds: Sequence[int], task_id: bytes, customer: str,
+    connection: Connection, cursor: int, limit: int, kinds: Sequence[int], task_id: bytes, customer: str,
     pool: str,
 ) -> tuple[list[Row], int]:  # fmt: skip
     """Events after `cursor` that match (empty matches all), at most `limit`; and the cursor up to which was looked."""
@@ -111,17 +111,17 @@ def after(
     return rows, rows[-1].cursor if len(rows) == limit else max(newest, cursor)
 
 
-def prune(connection: sqlite3.Connection) -> None:
+def prune(connection: Connection) -> None:
     """Forgets the oldest events beyond `KEPT`."""
     connection.execute("DELETE FROM feed WHERE cursor <= ?", (last_cursor(connection) - KEPT,))
 
 
-def put_pool(connection: sqlite3.Connection, row: PoolRow) -> bool:
+def put_pool(connection: Connection, row: PoolRow) -> bool:
     """Keeps a pool's names; whether they are new."""
-    return connection.execute("INSERT OR IGNORE INTO pools VALUES (?, ?, ?, ?)", row).rowcount > 0
+    return connection.execute("INSERT INTO pools VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", row).rowcount > 0
 
 
-def pools_after(connection: sqlite3.Connection, name: str, category: str, limit: int) -> list[PoolRow]:
+def pools_after(connection: Connection, name: str, category: str, limit: int) -> list[PoolRow]:
     """Pools after a name, in order; an empty category matches all."""
     rows = connection.execute(
         "SELECT * FROM pools WHERE name > ? AND (? = '' OR category = ?) ORDER BY name LIMIT ?",
@@ -129,22 +129,25 @@ def pools_after(connection: sqlite3.Connection, name: str, category: str, limit:
     return [PoolRow(*row) for row in rows]
 
 
-def put_webhook(connection: sqlite3.Connection, row: WebhookRow) -> None:
+def put_webhook(connection: Connection, row: WebhookRow) -> None:
     """Writes a webhook, new or further on."""
-    connection.execute("INSERT OR REPLACE INTO webhooks VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    connection.execute(
+        "INSERT INTO webhooks VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET owner = excluded.owner,"
+        " url = excluded.url, filter = excluded.filter, cursor = excluded.cursor, failures = excluded.failures,"
+        " problem = excluded.problem", row)
 
 
-def move_webhook(connection: sqlite3.Connection, row: WebhookRow) -> None:
+def move_webhook(connection: Connection, row: WebhookRow) -> None:
     """Writes how far a webhook got, unless it was removed meanwhile."""
     connection.execute("UPDATE webhooks SET cursor = ?, failures = ?, problem = ? WHERE id = ?",
                        (row.cursor, row.failures, row.problem, row.id))  # fmt: skip
 
 
-def webhooks(connection: sqlite3.Connection) -> list[WebhookRow]:
+def webhooks(connection: Connection) -> list[WebhookRow]:
     """Every webhook."""
     return [WebhookRow(*row) for row in connection.execute("SELECT * FROM webhooks ORDER BY id")]
 
 
-def drop_webhook(connection: sqlite3.Connection, hook: bytes, owner: str) -> bool:
+def drop_webhook(connection: Connection, hook: bytes, owner: str) -> bool:
     """Forgets a webhook of this owner; whether there was one."""
     return connection.execute("DELETE FROM webhooks WHERE id = ? AND owner = ?", (hook, owner)).rowcount > 0

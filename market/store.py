@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from computemesh.service.migrations import Step
+from computemesh.service.store import Connection
 from market import feed
 from market.kinds import EventKind
 from market.states import (
@@ -37,17 +39,15 @@ _STATE_COLUMNS = """
     status INTEGER NOT NULL, phase INTEGER NOT NULL, cursor INTEGER NOT NULL, updated_ms INTEGER NOT NULL,
     ended_ms INTEGER NOT NULL, jobs_settled INTEGER NOT NULL, jobs_running INTEGER NOT NULL, detail TEXT NOT NULL,
     result_hash BLOB NOT NULL, block_height INTEGER NOT NULL, refunded_units INTEGER NOT NULL, epoch INTEGER NOT NULL,
-    orchestrator_key BLOB NOT NULL, orchestrator_address TEXT NOT NULL, files BLOB NOT NULL DEFAULT x''"""
+    orchestrator_key BLOB NOT NULL, orchestrator_address TEXT NOT NULL"""
 
-SCHEMA: Sequence[str] = (
+_FIRST: Sequence[str] = (
     f"""CREATE TABLE IF NOT EXISTS tasks (
     number INTEGER PRIMARY KEY,
     task_id BLOB NOT NULL UNIQUE, request_id BLOB NOT NULL, customer_key BLOB NOT NULL, customer TEXT NOT NULL,
     challenge_type TEXT NOT NULL, payload BLOB NOT NULL, reward_units INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
     priority INTEGER NOT NULL, jobs INTEGER NOT NULL, created_ms INTEGER NOT NULL, order_bytes BLOB NOT NULL,
-    order_signature BLOB NOT NULL, names TEXT NOT NULL DEFAULT '{{}}', traceparent TEXT NOT NULL DEFAULT '',
-    labels TEXT NOT NULL DEFAULT '{{}}',
-    {_STATE_COLUMNS}) STRICT""",
+    order_signature BLOB NOT NULL, {_STATE_COLUMNS}) STRICT""",
     "CREATE UNIQUE INDEX IF NOT EXISTS tasks_request ON tasks (customer_key, request_id)",
     "CREATE INDEX IF NOT EXISTS tasks_customer ON tasks (customer, number)",
     f"CREATE INDEX IF NOT EXISTS tasks_live ON tasks (number) WHERE phase < {int(Phase.ENDED)}",
@@ -60,8 +60,7 @@ SCHEMA: Sequence[str] = (
     task_id BLOB PRIMARY KEY, request_id BLOB NOT NULL, customer_key BLOB NOT NULL, customer TEXT NOT NULL,
     challenge_type TEXT NOT NULL, payload BLOB NOT NULL, reward_units INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
     priority INTEGER NOT NULL, jobs INTEGER NOT NULL, created_ms INTEGER NOT NULL, order_bytes BLOB NOT NULL,
-    order_signature BLOB NOT NULL, keep INTEGER NOT NULL, names TEXT NOT NULL DEFAULT '{}',
-    traceparent TEXT NOT NULL DEFAULT '', labels TEXT NOT NULL DEFAULT '{}') STRICT""",
+    order_signature BLOB NOT NULL, keep INTEGER NOT NULL) STRICT""",
     """CREATE TABLE IF NOT EXISTS models (
     model_id TEXT PRIMARY KEY, artifact TEXT NOT NULL, owner TEXT NOT NULL, registered_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
@@ -71,15 +70,12 @@ SCHEMA: Sequence[str] = (
     intent_cause INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
     *feed.SCHEMA,
 )
-
-
-LATER = (
+_LATER = (
     ("tasks", "names", "TEXT NOT NULL DEFAULT '{}'"), ("drafts", "names", "TEXT NOT NULL DEFAULT '{}'"),
     ("tasks", "labels", "TEXT NOT NULL DEFAULT '{}'"), ("drafts", "labels", "TEXT NOT NULL DEFAULT '{}'"),
     ("tasks", "files", "BLOB NOT NULL DEFAULT x''"), ("task_events", "files", "BLOB NOT NULL DEFAULT x''"),
     ("tasks", "traceparent", "TEXT NOT NULL DEFAULT ''"), ("drafts", "traceparent", "TEXT NOT NULL DEFAULT ''"),
 )  # fmt: skip
-"""Columns that came after the first release."""
 
 
 class ModelRow(NamedTuple):
@@ -91,11 +87,21 @@ class ModelRow(NamedTuple):
     registered_ms: int
 
 
-def upgrade(connection: sqlite3.Connection) -> None:
-    """Adds what an older database lacks."""
-    for table, name, kind in LATER:
-        if name not in {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}:
-            connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+def _pools(connection: Connection) -> None:
+    for number, labels in connection.execute("SELECT number, labels FROM tasks WHERE labels != '{}'").fetchall():
+        connection.execute("UPDATE tasks SET pool = ? WHERE number = ?", (_pool(labels), number))
+
+
+STEPS = (
+    Step(up=(*_FIRST, *(f"ALTER TABLE {table} ADD COLUMN {name} {kind}" for table, name, kind in _LATER))),
+    # The pool a task is for, which its labels name too: the feed is asked for it.
+    Step(up=("ALTER TABLE tasks ADD COLUMN pool TEXT NOT NULL DEFAULT ''", _pools),
+         down=("ALTER TABLE tasks DROP COLUMN pool",)),
+)  # fmt: skip
+
+
+def _pool(labels: str) -> str:
+    return str(json.loads(labels).get("pool", ""))
 
 
 def _marks(names: Sequence[str]) -> str:
@@ -103,13 +109,17 @@ def _marks(names: Sequence[str]) -> str:
 
 
 _INSERT_TASK = (
-    f"INSERT INTO tasks ({', '.join((*_SPEC, *_STATE))}) VALUES ({_marks((*_SPEC, *_STATE))})")
+    f"INSERT INTO tasks ({', '.join((*_SPEC, *_STATE))}, pool) VALUES ({_marks((*_SPEC, *_STATE))}, ?)")
 _UPDATE_TASK = f"UPDATE tasks SET {', '.join(f'{name} = ?' for name in _STATE)} WHERE task_id = ?"
 _INSERT_EVENT = (
     f"INSERT INTO task_events (task_id, event_cursor, kind, {', '.join(_STATE)}) VALUES (?, ?, ?, {_marks(_STATE)})")
-_PUT_INTENT = f"INSERT OR REPLACE INTO intents (task_id, {', '.join(_INTENT)}) VALUES (?, ?, ?, ?)"
+_PUT_INTENT = (
+    f"INSERT INTO intents (task_id, {', '.join(_INTENT)}) VALUES (?, ?, ?, ?)"
+    f" ON CONFLICT (task_id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _INTENT)}")
 _DROP_INTENT = "DELETE FROM intents WHERE task_id = ?"
-_PUT_DRAFT = f"INSERT OR REPLACE INTO drafts ({', '.join(_SPEC)}, keep) VALUES ({_marks(_SPEC)}, ?)"
+_PUT_DRAFT = (
+    f"INSERT INTO drafts ({', '.join(_SPEC)}, keep) VALUES ({_marks(_SPEC)}, ?) ON CONFLICT (task_id) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in (*_SPEC[1:], "keep")))
 _DROP_DRAFT = "DELETE FROM drafts WHERE task_id = ?"
 _TASK_COLUMNS = ", ".join(f"tasks.{name}" for name in (*_SPEC, *_STATE))
 _SELECT_TASK = (
@@ -143,13 +153,13 @@ def _stored(row: Sequence[Any]) -> Stored:
     return Spec(*row[:first]), _state(row[first:last], intent)
 
 
-def record(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
+def record(connection: Connection, records: Sequence[Record]) -> None:
     """Writes the records of one step, in order. Only the last state of a task is kept beside its events."""
     last: dict[bytes, State] = {}
     events: list[tuple[Any, ...]] = []
     for item in records:
         if isinstance(item, Created):
-            connection.execute(_INSERT_TASK, (*_spec_row(item.spec), *_state_row(item.state)))
+            connection.execute(_INSERT_TASK, (*_spec_row(item.spec), *_state_row(item.state), _pool(item.spec.labels)))
             task_id, kind = item.spec.task_id, EventKind.CREATED
             connection.execute(_DROP_DRAFT, (task_id,))
         else:
@@ -167,35 +177,35 @@ def record(connection: sqlite3.Connection, records: Sequence[Record]) -> None:
     connection.executemany(_DROP_INTENT, [(task_id,) for task_id, s in last.items() if s.intent is None])
 
 
-def put_draft(connection: sqlite3.Connection, spec: Spec, keep: bool) -> None:
+def put_draft(connection: Connection, spec: Spec, keep: bool) -> None:
     """Notes an order before its money is held."""
     connection.execute(_PUT_DRAFT, (*_spec_row(spec), int(keep)))
 
 
-def drop_draft(connection: sqlite3.Connection, task_id: bytes) -> None:
+def drop_draft(connection: Connection, task_id: bytes) -> None:
     """Forgets an order whose money is not held, or whose task is written."""
     connection.execute(_DROP_DRAFT, (task_id,))
 
 
-def drafts(connection: sqlite3.Connection) -> list[tuple[Spec, bool]]:
+def drafts(connection: Connection) -> list[tuple[Spec, bool]]:
     """Orders in doubt, with whether they become tasks."""
     rows = connection.execute(f"SELECT {', '.join(_SPEC)}, keep FROM drafts").fetchall()
     return [(Spec(*row[:-1]), bool(row[-1])) for row in rows]
 
 
-def live_tasks(connection: sqlite3.Connection) -> list[Stored]:
+def live_tasks(connection: Connection) -> list[Stored]:
     """Every task that has not ended, in order of creation."""
     rows = connection.execute(f"{_SELECT_TASK} WHERE phase < {int(Phase.ENDED)} ORDER BY tasks.number")
     return [_stored(row) for row in rows]
 
 
-def task(connection: sqlite3.Connection, task_id: bytes) -> Stored | None:
+def task(connection: Connection, task_id: bytes) -> Stored | None:
     """One task."""
     row = connection.execute(f"{_SELECT_TASK} WHERE tasks.task_id = ?", (task_id,)).fetchone()
     return None if row is None else _stored(row)
 
 
-def task_of_request(connection: sqlite3.Connection, customer_key: bytes, request_id: bytes) -> Stored | None:
+def task_of_request(connection: Connection, customer_key: bytes, request_id: bytes) -> Stored | None:
     """The task an earlier request made."""
     row = connection.execute(
         f"{_SELECT_TASK} WHERE customer_key = ? AND request_id = ?", (customer_key, request_id)).fetchone()
@@ -203,7 +213,7 @@ def task_of_request(connection: sqlite3.Connection, customer_key: bytes, request
 
 
 def list_tasks(
-    connection: sqlite3.Connection, customer: str, status: int, challenge_type: str, before: int, offset: int,
+    connection: Connection, customer: str, status: int, challenge_type: str, before: int, offset: int,
     limit: int,
 ) -> tuple[list[Stored], int, int]:
     """A page, newest first: tasks below number `before` (0: from the newest) after `offset` of them; the total that
@@ -221,7 +231,7 @@ def list_tasks(
     return [_stored(row) for row in rows[:limit]], total, more
 
 
-def events_after(connection: sqlite3.Connection, task_id: bytes, cursor: int, limit: int) -> list[Changed]:
+def events_after(connection: Connection, task_id: bytes, cursor: int, limit: int) -> list[Changed]:
     """Events of a task after `cursor`, in order, at most `limit`."""
     rows = connection.execute(
         f"SELECT kind, {', '.join(_STATE)} FROM task_events WHERE task_id = ? AND event_cursor > ?"
@@ -229,7 +239,7 @@ def events_after(connection: sqlite3.Connection, task_id: bytes, cursor: int, li
     return [Changed(task_id, _state(row[1:]), EventKind(row[0])) for row in rows]
 
 
-def ended_among(connection: sqlite3.Connection, task_ids: Iterable[bytes]) -> list[tuple[bytes, Status]]:
+def ended_among(connection: Connection, task_ids: Iterable[bytes]) -> list[tuple[bytes, Status]]:
     """Those of the tasks that ended, with how."""
     found = []
     for task_id in task_ids:
@@ -239,24 +249,26 @@ def ended_among(connection: sqlite3.Connection, task_ids: Iterable[bytes]) -> li
     return found
 
 
-def put_model(connection: sqlite3.Connection, row: ModelRow) -> None:
+def put_model(connection: Connection, row: ModelRow) -> None:
     """Gives a name an artifact."""
-    connection.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?)", row)
+    connection.execute(
+        "INSERT INTO models VALUES (?, ?, ?, ?) ON CONFLICT (model_id) DO UPDATE SET artifact = excluded.artifact,"
+        " owner = excluded.owner, registered_ms = excluded.registered_ms", row)
 
 
-def model(connection: sqlite3.Connection, name: str) -> ModelRow | None:
+def model(connection: Connection, name: str) -> ModelRow | None:
     """One registered name."""
     row = connection.execute("SELECT * FROM models WHERE model_id = ?", (name,)).fetchone()
     return None if row is None else ModelRow(*row)
 
 
-def models_after(connection: sqlite3.Connection, name: str, limit: int) -> list[ModelRow]:
+def models_after(connection: Connection, name: str, limit: int) -> list[ModelRow]:
     """Registered names after one, in order."""
     rows = connection.execute("SELECT * FROM models WHERE model_id > ? ORDER BY model_id LIMIT ?", (name, limit))
     return [ModelRow(*row) for row in rows]
 
 
-def artifacts_of_models(connection: sqlite3.Connection, names: Sequence[str]) -> dict[str, str]:
+def artifacts_of_models(connection: Connection, names: Sequence[str]) -> dict[str, str]:
     """Artifact of each of these names that is registered."""
     found = ((name, model(connection, name)) for name in names)
     return {name: row.artifact for name, row in found if row is not None}

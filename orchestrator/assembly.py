@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from pathlib import Path
 
 import grpc
@@ -13,7 +12,8 @@ from computemesh.service import access
 from computemesh.service import artifacts as artifact_service
 from computemesh.service import server as servers
 from computemesh.service.artifacts import Artifacts
-from computemesh.service.store import GroupCommit, open_sqlite
+from computemesh.service.database import open_store
+from computemesh.service.store import Connection, GroupCommit
 from computemesh.trust import merkle
 from computemesh.trust.errors import InvalidArgument, MeshError
 from computemesh.trust.identity import PrivateKey
@@ -50,7 +50,7 @@ def read_key(path: str) -> PrivateKey:
 
 
 def restore(
-    core: Core, connection: sqlite3.Connection, now: int
+    core: Core, connection: Connection, now: int
 ) -> tuple[list[tuple[bytes, bytes]], list[e.SaveOutcome]]:
     """Feed the core what was durable at `now`, Unix ms: (settle transactions without an answer, outcomes without an
     acknowledgement).
@@ -106,8 +106,7 @@ async def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises MeshError where the configuration cannot work."""
     key = read_key(config.key_file)
     data_dir = Path(config.data_dir)
-    connection = open_sqlite(data_dir / "orchestrator.db", store.SCHEMA)
-    store.upgrade(connection)
+    connection = open_store(config, data_dir / "orchestrator.db", store.STEPS)
     boot, next_batch = store.start(connection)
     core = Core(boot, limits(config), next_batch)
     pending, outcomes = restore(core, connection, now_ms())

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from computemesh.service.artifacts import MAX_BYTES, QUOTA_BYTES, TTL_MS
+from computemesh.service.database import Database
 from computemesh.service.exposure import Exposure
 from computemesh.service.retention import HOUR_MS
 
 
 @dataclass(frozen=True)
-class Config(Exposure):
+class Config(Exposure, Database):
     """Addresses are HOST:PORT. `advertise` is where workers and receipts find this orchestrator (empty: `listen`)."""
 
     data_dir: str

@@ -1,22 +1,23 @@
-"""What survives a restart: named SQL over the orchestrator's own SQLite database, nothing else.
+"""What survives a restart: named SQL over the orchestrator's own database, nothing else.
 
 One row per batch, audit or settle transaction, never one per job. Columns of a batch are joined bytes.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from struct import pack, unpack
 from typing import Any
 
+from computemesh.service.migrations import Step
+from computemesh.service.store import Connection
 from computemesh.trust.statement import COMMITMENT, CommitmentRow
 from orchestrator import events as e
 
 OPEN, DECIDED, CLOSED = 0, 1, 2
 
-SCHEMA = (
+_FIRST = (
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT",
     """CREATE TABLE IF NOT EXISTS tasks (
          task_id BLOB PRIMARY KEY, epoch INTEGER NOT NULL, raw BLOB NOT NULL, status INTEGER NOT NULL,
@@ -53,10 +54,7 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS rewards_owed ON rewards (tx_id) WHERE state = 0",
     "CREATE TABLE IF NOT EXISTS beacons (epoch INTEGER PRIMARY KEY) STRICT",
 )
-
-
-# Columns that came later than the first release.
-LATER = {
+_LATER = {
     "tasks": {"artifacts": "BLOB NOT NULL DEFAULT x''"},
     "batches": {
         "outputs": "BLOB NOT NULL DEFAULT x''", "unit_digests": "BLOB NOT NULL DEFAULT x''",
@@ -67,32 +65,29 @@ LATER = {
 }  # fmt: skip
 
 
-def upgrade(connection: sqlite3.Connection) -> None:
-    """Add what an older database lacks."""
-    for table, columns in LATER.items():
-        known = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-        for name, kind in columns.items():
-            if name not in known:
-                connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
+STEPS = (
+    Step(up=(*_FIRST, *(f"ALTER TABLE {table} ADD COLUMN {name} {kind}"
+                        for table, columns in _LATER.items() for name, kind in columns.items()))),
+)  # fmt: skip
 
 
-def start(connection: sqlite3.Connection) -> tuple[int, int]:
+def start(connection: Connection) -> tuple[int, int]:
     """Count this start: (boot number, first free batch id). The caller's thread owns the connection."""
     connection.execute(
-        "INSERT INTO meta VALUES ('boot', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1"
+        "INSERT INTO meta VALUES ('boot', 1) ON CONFLICT (name) DO UPDATE SET value = meta.value + 1"
     )
     (boot,) = connection.execute("SELECT value FROM meta WHERE name = 'boot'").fetchone()
     (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM batches").fetchone()
     return boot, last + 1
 
 
-def write(connection: sqlite3.Connection, records: Iterable[e.Persist]) -> None:
+def write(connection: Connection, records: Iterable[e.Persist]) -> None:
     """Write what one step wants durable."""
     for record in records:
         _WRITERS[type(record)](connection, record)
 
 
-def _save_task(connection: sqlite3.Connection, row: e.SaveTask) -> None:
+def _save_task(connection: Connection, row: e.SaveTask) -> None:
     connection.execute(
         """INSERT INTO tasks (task_id, epoch, raw, status) VALUES (?, ?, ?, 0) ON CONFLICT (task_id)
            DO UPDATE SET epoch = excluded.epoch, raw = excluded.raw, status = 0""",
@@ -100,12 +95,12 @@ def _save_task(connection: sqlite3.Connection, row: e.SaveTask) -> None:
     )
     outputs = {(job, result_hash): output for job, result_hash, output in row.outputs}
     connection.executemany(
-        "INSERT OR IGNORE INTO results (task_id, job, result_hash, output) VALUES (?, ?, ?, ?)",
+        "INSERT INTO results (task_id, job, result_hash, output) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
         [(row.task_id, job, found, outputs.get((job, found), b"")) for job, found in row.settled],
     )
 
 
-def _save_batch(connection: sqlite3.Connection, row: e.SaveBatch) -> None:
+def _save_batch(connection: Connection, row: e.SaveBatch) -> None:
     batch = row.batch
     spans: dict[bytes, tuple[int, int]] = {}
     bindings, bound = bytearray(), False
@@ -137,7 +132,7 @@ def _column(digests: Sequence[bytes]) -> bytes:
     return b"".join(digest or bytes(32) for digest in digests) if any(digests) else b""
 
 
-def _save_judgement(connection: sqlite3.Connection, row: e.SaveJudgement) -> None:
+def _save_judgement(connection: Connection, row: e.SaveJudgement) -> None:
     event = row.event
     opened = b"".join(pack(">I", len(data)) + data for data in event.openings)
     connection.execute(
@@ -152,15 +147,15 @@ def _save_judgement(connection: sqlite3.Connection, row: e.SaveJudgement) -> Non
     )  # fmt: skip
 
 
-def save_settle(connection: sqlite3.Connection, tx_id: bytes, body: bytes, task_ids: Sequence[bytes]) -> None:
+def save_settle(connection: Connection, tx_id: bytes, body: bytes, task_ids: Sequence[bytes]) -> None:
     """A settle transaction about to be sent for the first time."""
-    cursor = connection.execute("INSERT INTO settles (tx_id, body) VALUES (?, ?)", (tx_id, body))
-    connection.executemany(
-        "INSERT INTO settle_tasks VALUES (?, ?)", [(task_id, cursor.lastrowid) for task_id in task_ids]
-    )
+    ((seq,),) = connection.execute(
+        "INSERT INTO settles (tx_id, body) VALUES (?, ?) RETURNING seq", (tx_id, body)
+    ).fetchall()
+    connection.executemany("INSERT INTO settle_tasks VALUES (?, ?)", [(task_id, seq) for task_id in task_ids])
 
 
-def _save_answer(connection: sqlite3.Connection, row: e.SaveAnswer) -> None:
+def _save_answer(connection: Connection, row: e.SaveAnswer) -> None:
     event = row.event
     connection.execute(
         "UPDATE settles SET answered = 1, refused = ?, reasons = ?, height = ? WHERE tx_id = ?",
@@ -171,25 +166,27 @@ def _save_answer(connection: sqlite3.Connection, row: e.SaveAnswer) -> None:
     )  # fmt: skip
 
 
-def _save_replication(connection: sqlite3.Connection, row: e.SaveReplication) -> None:
+def _save_replication(connection: Connection, row: e.SaveReplication) -> None:
     connection.execute(
-        "INSERT OR REPLACE INTO replications VALUES (?, ?, ?)", (row.batch.id, row.position, row.kind)
+        """INSERT INTO replications VALUES (?, ?, ?)
+           ON CONFLICT (batch_id, position) DO UPDATE SET kind = excluded.kind""",
+        (row.batch.id, row.position, row.kind),
     )
     if row.reward_units:
         connection.execute(
-            "INSERT OR IGNORE INTO rewards (tx_id, worker_key, reward_units) VALUES (?, ?, ?)",
+            "INSERT INTO rewards (tx_id, worker_key, reward_units) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
             (row.tx_id, row.batch.key, row.reward_units),
         )
 
 
-def _save_result(connection: sqlite3.Connection, row: e.SaveResult) -> None:
+def _save_result(connection: Connection, row: e.SaveResult) -> None:
     connection.execute(
-        "INSERT OR IGNORE INTO results (task_id, job, result_hash) VALUES (?, ?, ?)",
+        "INSERT INTO results (task_id, job, result_hash) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         (row.task_id, row.job, row.result_hash),
     )
 
 
-def _save_outcome(connection: sqlite3.Connection, row: e.SaveOutcome) -> None:
+def _save_outcome(connection: Connection, row: e.SaveOutcome) -> None:
     connection.execute(
         """UPDATE tasks SET status = 1, epoch = ?, completed = ?, detail = ?, root = ?, height = ?, settled = ?,
            states = ?, artifacts = ? WHERE task_id = ?""",
@@ -200,13 +197,13 @@ def _save_outcome(connection: sqlite3.Connection, row: e.SaveOutcome) -> None:
     )  # fmt: skip
 
 
-def _close_task(connection: sqlite3.Connection, row: e.CloseTask) -> None:
+def _close_task(connection: Connection, row: e.CloseTask) -> None:
     connection.execute(
         "UPDATE tasks SET status = 2, states = ? WHERE task_id = ?", (zlib.compress(row.states, 1), row.task_id)
     )
 
 
-_WRITERS: dict[type[Any], Callable[[sqlite3.Connection, Any], None]] = {
+_WRITERS: dict[type[Any], Callable[[Connection, Any], None]] = {
     e.SaveTask: _save_task,
     e.SaveBatch: _save_batch,
     e.SaveJudgement: _save_judgement,
@@ -218,7 +215,7 @@ _WRITERS: dict[type[Any], Callable[[sqlite3.Connection, Any], None]] = {
 }
 
 
-def rewards_owed(connection: sqlite3.Connection, most: int) -> list[tuple[bytes, bytes, int]]:
+def rewards_owed(connection: Connection, most: int) -> list[tuple[bytes, bytes, int]]:
     """(transfer's id, worker key, reward of its job in base units) of replicas whose transfer the ledger has
     not answered."""
     return connection.execute(
@@ -226,36 +223,36 @@ def rewards_owed(connection: sqlite3.Connection, most: int) -> list[tuple[bytes,
     ).fetchall()
 
 
-def rewards_answered(connection: sqlite3.Connection, answers: dict[bytes, bool]) -> None:
+def rewards_answered(connection: Connection, answers: dict[bytes, bool]) -> None:
     """The ledger applied these replicas' transfers, or refused them."""
     rows = [(1 if paid else 2, tx_id) for tx_id, paid in answers.items()]
     connection.executemany("UPDATE rewards SET state = ? WHERE tx_id = ?", rows)
 
 
-def owe_beacon(connection: sqlite3.Connection, epoch: int) -> None:
+def owe_beacon(connection: Connection, epoch: int) -> None:
     """An epoch is sealed: its secret is to be revealed."""
-    connection.execute("INSERT OR IGNORE INTO beacons VALUES (?)", (epoch,))
+    connection.execute("INSERT INTO beacons VALUES (?) ON CONFLICT DO NOTHING", (epoch,))
 
 
-def beacon_revealed(connection: sqlite3.Connection, epoch: int) -> None:
+def beacon_revealed(connection: Connection, epoch: int) -> None:
     """An epoch's secret is out."""
     connection.execute("DELETE FROM beacons WHERE epoch = ?", (epoch,))
 
 
-def beacons_owed(connection: sqlite3.Connection) -> list[int]:
+def beacons_owed(connection: Connection) -> list[int]:
     """Epochs whose secret is to be revealed."""
     return [row[0] for row in connection.execute("SELECT epoch FROM beacons ORDER BY epoch")]
 
 
 # ---- reads ---------------------------------------------------------------------------------------------------------
-def open_tasks(connection: sqlite3.Connection) -> list[tuple[bytes, int, bytes, int, int, str, bytes, int, bytes]]:
+def open_tasks(connection: Connection) -> list[tuple[bytes, int, bytes, int, int, str, bytes, int, bytes]]:
     """(task_id, epoch, raw, status, completed, detail, root, height, artifacts) of tasks the market has not closed."""
     return connection.execute(
         "SELECT task_id, epoch, raw, status, completed, detail, root, height, artifacts FROM tasks WHERE status < 2"
     ).fetchall()
 
 
-def outputs_of(connection: sqlite3.Connection, task_id: bytes) -> list[tuple[int, bytes, bytes]]:
+def outputs_of(connection: Connection, task_id: bytes) -> list[tuple[int, bytes, bytes]]:
     """(job, result hash, SHA-256 of the output) of every job of a task that passed its audit, here or elsewhere."""
     found = connection.execute(
         "SELECT job, result_hash, output FROM results WHERE task_id = ? AND output != x''", (task_id,)
@@ -272,7 +269,7 @@ def outputs_of(connection: sqlite3.Connection, task_id: bytes) -> list[tuple[int
     return found
 
 
-def artifacts_of(connection: sqlite3.Connection, batch_id: int, position: int) -> tuple[bytes, bytes, str]:
+def artifacts_of(connection: Connection, batch_id: int, position: int) -> tuple[bytes, bytes, str]:
     """(output, unit digests, env_class) of one commitment; artifacts as SHA-256, empty where there are none."""
     row = connection.execute(
         "SELECT outputs, unit_digests, env_class FROM batches WHERE id = ?", (batch_id,)
@@ -286,12 +283,12 @@ def _item(column: bytes, at: int) -> bytes:
     return b"" if found == bytes(32) else found
 
 
-def results_of(connection: sqlite3.Connection, task_id: bytes) -> list[tuple[int, bytes]]:
+def results_of(connection: Connection, task_id: bytes) -> list[tuple[int, bytes]]:
     """(job, result hash) of jobs that others settled."""
     return connection.execute("SELECT job, result_hash FROM results WHERE task_id = ?", (task_id,)).fetchall()
 
 
-def open_settles(connection: sqlite3.Connection) -> list[tuple[bytes, bytes, bool, dict[int, str], int]]:
+def open_settles(connection: Connection) -> list[tuple[bytes, bytes, bool, dict[int, str], int]]:
     """(tx_id, body, answered, refused, height): unanswered ones, and all that touch an open task, in order."""
     rows = connection.execute(
         """SELECT tx_id, body, answered, refused, reasons, height FROM settles WHERE answered = 0 OR seq IN
@@ -307,14 +304,14 @@ def _refused(at: bytes, reasons: str) -> dict[int, str]:
     return dict(zip(unpack(f">{len(at) // 4}I", at), reasons.split(","), strict=False))
 
 
-def task_row(connection: sqlite3.Connection, task_id: bytes) -> tuple[bytes, bytes] | None:
+def task_row(connection: Connection, task_id: bytes) -> tuple[bytes, bytes] | None:
     """(raw lease, state of each job) of a task held once; None where it never was."""
     row = connection.execute("SELECT raw, states FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
     return None if row is None else (row[0], zlib.decompress(row[1]) if row[1] else b"")
 
 
 def commitments_of(
-    connection: sqlite3.Connection, task_id: bytes, first: int, last: int
+    connection: Connection, task_id: bytes, first: int, last: int
 ) -> list[tuple[int, bytes, bytes, bytes, bytes]]:
     """(batch id, worker key, commitments, signature, bindings) of batches with jobs of a range, oldest first."""
     return connection.execute(
@@ -325,7 +322,7 @@ def commitments_of(
 
 
 def judgement_of(
-    connection: sqlite3.Connection, batch_id: int, position: int
+    connection: Connection, batch_id: int, position: int
 ) -> tuple[bool, bytes, bytes, int, bytes, bytes, int] | None:
     """(accepted, transcript digest, seed, k, openings, their artifact, beacon epoch) of one commitment; None while it
     was not judged."""
@@ -347,7 +344,7 @@ def judgement_of(
     return None
 
 
-def replications_of(connection: sqlite3.Connection, task_id: bytes) -> dict[tuple[int, int], int]:
+def replications_of(connection: Connection, task_id: bytes) -> dict[tuple[int, int], int]:
     """What replicas showed of a task's commitments (`Replication` in the contract), by batch id and position."""
     rows = connection.execute(
         "SELECT batch_id, position, kind FROM batch_tasks JOIN replications USING (batch_id) WHERE task_id = ?",

@@ -14,9 +14,20 @@ import pytest
 
 from computemesh.cli.cluster import Cluster
 from computemesh.client import Client
+from tests import databases
 
 ROOT = Path(__file__).resolve().parent.parent
 Mesh = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session", autouse=databases.POSTGRES)
+def postgres() -> Iterator[databases.Server]:
+    """A PostgreSQL server, where the tests are run on one that of every service."""
+    server = databases.Server().start()
+    if databases.POSTGRES:
+        os.environ[databases.URL] = server.url
+    yield server
+    server.remove()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""SQLite as it must be opened, and group commit.
+"""SQLite as it must be opened, and group commit over it or what stands in for it.
 
 `synchronous=FULL` in WAL mode makes a commit durable before it returns (https://sqlite.org/pragma.html#pragma_synchronous);
 with NORMAL, power loss takes acknowledged transactions.
@@ -12,22 +12,52 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from computemesh.service import metrics
 
 T = TypeVar("T")
-Operation = Callable[[sqlite3.Connection], T]
+
+
+class Rows(Protocol):
+    """What a statement found, or how many rows it changed."""
+
+    rowcount: int
+
+    def fetchone(self) -> Any:
+        """The next row, None after the last."""
+
+    def fetchall(self) -> list[Any]:
+        """Every other row."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Connection(Protocol):
+    """What stores use of a database: `sqlite3.Connection` has it, `computemesh.service.postgres.Connection` too."""
+
+    def execute(self, statement: str, values: Sequence[Any] = (), /) -> Rows:
+        """Runs one statement in SQLite's SQL, `?` for each value."""
+
+    def executemany(self, statement: str, rows: Iterable[Sequence[Any]], /) -> Any:
+        """Runs one statement for each row."""
+
+    def close(self) -> None:
+        """Ends it; what was not committed is gone."""
+
+
+Operation = Callable[[Connection], T]
 _Item = tuple[Operation[Any], bool, asyncio.AbstractEventLoop | None, asyncio.Future[Any] | None]
 log = structlog.get_logger("computemesh.store")
 _MAX_GROUP = 1024
+_PING_S = 3.0
 
 
-def open_sqlite(path: str | Path, schema: Sequence[str]) -> sqlite3.Connection:
+def open_sqlite(path: str | Path, schema: Sequence[str] = ()) -> sqlite3.Connection:
     """Opens or creates the database at `path` and runs `schema` (idempotent statements; tables must be STRICT).
 
     WAL, `synchronous=FULL` and STRICT are asserted, not assumed. The connection is in autocommit mode: whoever uses it
@@ -45,9 +75,24 @@ def open_sqlite(path: str | Path, schema: Sequence[str]) -> sqlite3.Connection:
     (synchronous,) = connection.execute("PRAGMA synchronous").fetchone()
     if mode != "wal" or synchronous != 2:
         raise RuntimeError(f"{path}: journal_mode={mode} synchronous={synchronous}, need wal and 2 (FULL)")
+    check_strict(connection)
+    return connection
+
+
+def check_strict(connection: Connection) -> None:
+    """Raises RuntimeError for a table of SQLite that takes values of any type."""
+    if not isinstance(connection, sqlite3.Connection):
+        return
     for _, name, kind, _, _, strict in connection.execute("PRAGMA table_list").fetchall():
         if kind == "table" and not name.startswith("sqlite_") and not strict:
-            raise RuntimeError(f"{path}: table {name} is not STRICT")
+            raise RuntimeError(f"table {name} is not STRICT")
+
+
+def open_sqlite_reader(path: str | Path) -> sqlite3.Connection:
+    """A connection that only reads."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA query_only=1")
+    connection.execute("PRAGMA busy_timeout=5000")
     return connection
 
 
@@ -58,11 +103,13 @@ class GroupCommit:
     What nobody waits for is deferred: it joins whatever is submitted next, and costs no fsync of its own.
 
     An operation that raises a non-database error undoes the whole group, so operations must only fail where the
-    database itself does; then the process ends, because after a failed fsync nothing is known (fsyncgate, 2018).
+    database itself does; then the process ends, because after a failed fsync nothing is known (fsyncgate, 2018), nor
+    after a lost connection. A server is asked now and then whether it is still there: with it goes the right to serve.
     """
 
-    def __init__(self, connection: sqlite3.Connection, on_fatal: Callable[[BaseException], None] | None = None) -> None:
+    def __init__(self, connection: Connection, on_fatal: Callable[[BaseException], None] | None = None) -> None:
         self._connection = connection
+        self._ping_s = None if isinstance(connection, sqlite3.Connection) else _PING_S
         self._on_fatal = on_fatal or _end_process
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._deferred: list[Operation[Any]] = []
@@ -108,7 +155,7 @@ class GroupCommit:
 
     def _run(self) -> None:
         while True:
-            group = [self._queue.get()]
+            group = [self._next()]
             while len(group) < _MAX_GROUP and group[-1] is not None:
                 try:
                     group.append(self._queue.get_nowait())
@@ -123,6 +170,12 @@ class GroupCommit:
                     return
             if group[-1] is None:
                 return
+
+    def _next(self) -> _Item | None:
+        try:
+            return self._queue.get(timeout=self._ping_s)
+        except queue.Empty:
+            return _ping, False, None, None
 
     def _run_group(self, work: list[_Item]) -> None:
         writes = any(item[1] for item in work)
@@ -143,12 +196,16 @@ class GroupCommit:
                 loop.call_soon_threadsafe(_resolve, pairs)
 
 
-def _nothing(connection: sqlite3.Connection) -> None:
+def _nothing(connection: Connection) -> None:
     return None
 
 
+def _ping(connection: Connection) -> None:
+    connection.execute("SELECT 1")
+
+
 def _after(first: Sequence[Operation[Any]], last: Operation[T]) -> Operation[T]:
-    def run(connection: sqlite3.Connection) -> T:
+    def run(connection: Connection) -> T:
         for operation in first:
             operation(connection)
         return last(connection)

@@ -15,6 +15,7 @@ from computemesh.v1 import ledger_pb2 as pb
 from computemesh.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger.config import Config
 from ledger.startup import Running
+from tests.databases import location
 from tests.ledger import parties
 
 
@@ -26,6 +27,7 @@ def make_config(folder: Path, **changes: Any) -> Config:
         "listen": "127.0.0.1:0", "data_dir": str(folder / "data"), "chain_id": parties.CHAIN,
         "authority_key": parties.AUTHORITY.public.hex(), "treasury_address": parties.TREASURY.address,
         "log_key_file": str(seed), "block_interval_ms": 10,
+        **location(folder),
     }  # fmt: skip
     return Config(**(settings | changes))
 

@@ -7,6 +7,7 @@ import sqlite3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from computemesh.service.migrations import migrate
 from ledger import store
 
 Commit = list[tuple[int, list[int]]]
@@ -19,8 +20,7 @@ COMMITS = st.lists(st.tuples(
 @settings(max_examples=60, deadline=None)
 def test_places_are_found_again_in_job_order(commits: list[Commit], after: int, limit: int) -> None:
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    for statement in store.SCHEMA:
-        connection.execute(statement)
+    migrate(connection, store.STEPS)
     known: dict[tuple[int, int], int] = {}
     at = 4096
     for commit in commits:

@@ -17,6 +17,7 @@ from computemesh.v1 import common_pb2, market_pb2, market_pb2_grpc
 from market.app import Market, build
 from market.callers import account_of
 from market.config import Config
+from tests.databases import location
 from tests.market.toy_ledger import ToyLedger
 
 CHAIN = "computemesh-test"
@@ -56,7 +57,7 @@ class Bench:
         self.config = Config(**{
             "data_dir": str(folder), "chain_id": CHAIN, "key_file": str(folder / "market.key"),
             "ledger": ledger_address, "listen": "127.0.0.1:0", "api_keys": (f"alice:{digest[0]}", f"bob:{digest[1]}"),
-            "lease_ms": 1000, "heartbeat_interval_ms": 200, **settings})
+            "lease_ms": 1000, "heartbeat_interval_ms": 200, **location(folder), **settings})
         self.alice = account_of(self.key.secret, "alice")
         self.bob = account_of(self.key.secret, "bob")
         self.market: Market | None = None

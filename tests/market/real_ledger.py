@@ -18,7 +18,7 @@ from computemesh.trust import merkle, statement
 from computemesh.trust.identity import PrivateKey, decode_address
 from computemesh.v1 import ledger_pb2 as pb
 from computemesh.v1 import ledger_pb2_grpc
-from tests import money
+from tests import databases, money
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +48,8 @@ class RealLedger:
         self._config.write_text(
             f'listen = "127.0.0.1:{self.port}"\ndata_dir = "{folder}"\nchain_id = "{chain}"\n'
             f'authority_key = "{self.authority.public.hex()}"\ntreasury_address = "{treasury}"\n'
-            f'log_key_file = "{folder / "log.key"}"\n')
+            f'log_key_file = "{folder / "log.key"}"\n'
+            + "".join(f'{name} = "{value}"\n' for name, value in databases.location(folder).items()))
 
     @property
     def address(self) -> str:

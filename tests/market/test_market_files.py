@@ -12,7 +12,7 @@ from google.protobuf import struct_pb2
 from computemesh import workloads
 from computemesh.service.artifacts import Artifacts
 from computemesh.service.blobs import Owner
-from computemesh.service.store import GroupCommit, open_sqlite
+from computemesh.service.store import GroupCommit
 from computemesh.trust.errors import InvalidArgument
 from computemesh.v1 import market_pb2
 from computemesh.workloads import references
@@ -20,6 +20,7 @@ from market import orders, store, views
 from market.app import Releases
 from market.states import Created, Phase, Spec, State, Status
 from market.store import ModelRow
+from tests.databases import opened
 
 
 def naming(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,8 +63,7 @@ def test_an_unknown_name_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_name_moves_and_lists_in_order(tmp_path: Path) -> None:
-    connection = open_sqlite(tmp_path / "db", store.SCHEMA)
-    store.upgrade(connection)
+    connection = opened(tmp_path / "db", store.STEPS)
     for name, digit in (("b", "1"), ("a", "2"), ("b", "3")):
         store.put_model(connection, ModelRow(name, digit * 64, "cpc1x", 5))
     assert [row.model_id for row in store.models_after(connection, "", 9)] == ["a", "b"]
@@ -73,8 +73,7 @@ def test_a_name_moves_and_lists_in_order(tmp_path: Path) -> None:
 
 async def test_what_ended_tasks_held_is_let_go_at_the_next_start_but_for_their_files(tmp_path: Path) -> None:
     artifacts = Artifacts((tmp_path / "store").as_uri())
-    connection = open_sqlite(tmp_path / "db", store.SCHEMA)
-    store.upgrade(connection)
+    connection = opened(tmp_path / "db", store.STEPS)
     group = GroupCommit(connection)
     files = {}
     for number, status, phase in ((1, Status.COMPLETED, Phase.ENDED), (2, Status.PENDING, Phase.QUEUED)):

@@ -16,7 +16,6 @@ from blake3 import blake3
 from computemesh import workloads
 from computemesh.service.artifacts import Artifacts, now_ms
 from computemesh.service.blobs import Owner
-from computemesh.service.store import open_sqlite
 from computemesh.trust import audit as proofs
 from computemesh.trust.audit import JobTree, Layout
 from computemesh.trust.errors import InvalidProof, NotFound
@@ -30,6 +29,7 @@ from orchestrator.audits import AUDIT, AuditFailed, Audits
 from orchestrator.files import WORKER, TaskFiles
 from orchestrator.judging import BrokenRule
 from orchestrator.model import Job, Lease, Task
+from tests.databases import opened
 from tests.orchestrator.scene import Scene, task_id
 
 UNITS, SIZE = 16, 8
@@ -325,9 +325,7 @@ async def test_uploads_that_a_crash_left_go_by_their_references(tmp_path: Path) 
 
 
 def test_a_database_remembers_outputs_verified_here_and_elsewhere(tmp_path: Path) -> None:
-    connection = open_sqlite(tmp_path / "db", store.SCHEMA)
-    store.upgrade(connection)
-    store.upgrade(connection)
+    connection = opened(tmp_path / "db", store.STEPS)
     scene = Scene()
     elsewhere = [(0, digest("hash 0"), digest("output 0"))]
     scene.do(e.TaskLeased(chain(), settled=[elsewhere[0][:2]], outputs=elsewhere))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
 import struct
 from hashlib import sha256
+from pathlib import Path
 
 from orchestrator import events as e
 from orchestrator import replicas, store
 from orchestrator.held import Answer, Replication, SaveReplication
 from orchestrator.model import Ask, Job
+from tests.databases import opened
 from tests.orchestrator.scene import Scene, key, task, task_id
 
 SEED = bytes([7]) * 32
@@ -209,11 +210,9 @@ def test_the_draw_is_of_seed_and_commitment_alone() -> None:
     assert len(set(again)) == 2
 
 
-def test_a_replica_is_owed_once_however_often_it_is_kept_and_no_more_once_the_ledger_answered() -> None:
+def test_a_replica_is_owed_once_however_often_it_is_kept_and_no_more_once_the_ledger_answered(tmp_path: Path) -> None:
     scene = two_answers(b"a", b"a")
-    database = sqlite3.connect(":memory:")
-    for statement in store.SCHEMA:
-        database.execute(statement)
+    database = opened(tmp_path / "db", store.STEPS)
     rows = [row for row in scene.persisted if isinstance(row, SaveReplication)]
     for _ in range(2):
         store.write(database, rows)

@@ -8,6 +8,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+from computemesh.service.migrations import migrate
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import common_pb2, ledger_pb2, market_pb2
 from market import store
@@ -50,9 +51,7 @@ class MarketNode(Node):
         super().__init__(world, "market")
         self._laws = laws
         self.table = sqlite3.connect(":memory:", isolation_level=None)
-        for command in store.SCHEMA:
-            self.table.execute(command)
-        store.upgrade(self.table)
+        migrate(self.table, store.STEPS)
         self._numbers = 0
         self._statuses: dict[bytes, Status] = {}
 

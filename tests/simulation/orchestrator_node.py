@@ -9,6 +9,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+from computemesh.service.migrations import migrate
 from computemesh.trust import envelope, statement
 from computemesh.trust.errors import MeshError
 from computemesh.trust.identity import PrivateKey
@@ -60,9 +61,7 @@ class OrchestratorNode(Node):
         self.outputs: Any = SimpleNamespace(preview=lambda task_id: None, admit=self._admit)
         self.telemetry: Any = SimpleNamespace(leased=lambda task: None, ended=lambda task_id, how: None)
         self.table = sqlite3.connect(":memory:", isolation_level=None)
-        for command in store.SCHEMA:
-            self.table.execute(command)
-        store.upgrade(self.table)
+        migrate(self.table, store.STEPS)
         self.early = False
         """A defect for tests: settles before that is durable."""
 
