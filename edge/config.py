@@ -9,7 +9,7 @@ MAX_REQUEST_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class Config:
-    """One edge. Addresses are HOST:PORT.
+    """One edge. Addresses are HOST:PORT, those of replicas separated by commas.
 
     `advertise` is where clients reach it, `listen` what it binds. `data_dir` is where Envoy's configuration is written.
     `page` is the folder of the web page, `openapi` the file of the OpenAPI document; empty: none. It answers to

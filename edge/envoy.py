@@ -291,10 +291,12 @@ def _local_replies() -> dict[str, Any]:
 
 
 def _cluster(config: Config, name: str, address: str) -> dict[str, Any]:
+    replicas = [one.strip() for one in address.split(",")]
     limit = {"max_connections": max(1, config.max_calls // UPSTREAM_STREAMS), "max_requests": config.max_calls,
              "max_pending_requests": config.max_calls, "max_retries": 16}  # fmt: skip
     return {
-        **(_upstream_tls(config, _split(name, address)[0]) if config.tls_ca_file else {}),
+        **(_upstream_tls(config, _split(name, replicas[0])[0]) if config.tls_ca_file else {}),
+        **(_which_serves() if len(replicas) > 1 else {}),
         "name": name,
         "type": "STRICT_DNS",
         "connect_timeout": "2s",
@@ -304,7 +306,17 @@ def _cluster(config: Config, name: str, address: str) -> dict[str, Any]:
             "explicit_http_config": {"http2_protocol_options": {"max_concurrent_streams": UPSTREAM_STREAMS}},
         }},
         "load_assignment": {"cluster_name": name, "endpoints": [{
-            "lb_endpoints": [{"endpoint": {"address": _socket(name, address)}}]}]},
+            "lb_endpoints": [{"endpoint": {"address": _socket(name, one)}} for one in replicas]}]},
+    }  # fmt: skip
+
+
+def _which_serves() -> dict[str, Any]:
+    """Replicas that stand by refuse connections; calls go to those that say they serve."""
+    return {
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "health_checks": [{
+            "timeout": "2s", "interval": "1s", "no_traffic_interval": "1s", "unhealthy_threshold": 1,
+            "healthy_threshold": 1, "grpc_health_check": {}}],
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from computemesh import workloads
+from computemesh.service.addresses import listed
 from computemesh.service.pauses import shorten_pauses
 from computemesh.trust.errors import InvalidArgument, Unavailable
 from computemesh.trust.identity import PrivateKey
@@ -107,6 +108,8 @@ class Agent:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
+        self._orchestrators = listed(config.orchestrator)
+        random.shuffle(self._orchestrators)
         self._folder = Path(config.data_dir)
         self._scratch = self._folder.absolute() / "units"
         self.key = load_key(self._folder)
@@ -162,7 +165,7 @@ class Agent:
             self.key, self.capabilities.SerializeToString(), self._types, batchable, len(self.executors),
             self._nonces.next, self.config.credits, [env_class(d) for d in described],
         )  # fmt: skip
-        self._files = Files(self._folder / "artifacts", self.config.orchestrator, self.key, lambda: core.chain,
+        self._files = Files(self._folder / "artifacts", lambda: self.orchestrator, self.key, lambda: core.chain,
                             self.config.trust)  # fmt: skip
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -269,7 +272,7 @@ class Agent:
     def _introduction(self) -> dict[str, object]:
         devices = [f"{device.kind} ({device.platform})" for device in self.capabilities.devices]
         return {
-            "orchestrator": self.config.orchestrator, "address": self.key.address, "devices": devices,
+            "orchestrator": self.orchestrator, "address": self.key.address, "devices": devices,
             "challenge_types": self._types,
         }  # fmt: skip
 
@@ -294,7 +297,7 @@ class Agent:
         assert self.core is not None
         while True:
             began = time.monotonic()
-            session = Session(self.config.orchestrator, lambda s, event: self._inbox.put_nowait((s, event)),
+            session = Session(self.orchestrator, lambda s, event: self._inbox.put_nowait((s, event)),
                               self.config.trust)  # fmt: skip
             await session.run()
             if self.core.stopping:
@@ -306,9 +309,10 @@ class Agent:
                 # Two agents on one key sign the same nonces, and would throw each other out all day.
                 wait_s = SUPERSEDED_PAUSE_S
                 log.error("another worker uses this key", address=self.key.address, data_dir=str(self._folder))
-            log.warning("disconnected", orchestrator=self.config.orchestrator, cause=session.cause,
+            log.warning("disconnected", orchestrator=self.orchestrator, cause=session.cause,
                         redial_s=round(wait_s, 2))  # fmt: skip
             self.reconnects += 1
+            self._orchestrators.append(self._orchestrators.pop(0))
             await asyncio.sleep(wait_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
@@ -328,6 +332,11 @@ class Agent:
         await self._take(event)
 
     @property
+    def orchestrator(self) -> str:
+        """HOST:PORT of the one that the worker works for or dials next."""
+        return self._orchestrators[0]
+
+    @property
     def chain(self) -> str:
         """The chain that the orchestrator named, empty text before it did."""
         return "" if self.core is None else self.core.chain
@@ -337,7 +346,7 @@ class Agent:
         description = WorkerDescription(
             public_key=self.key.public.hex(),
             address=self.key.address,
-            orchestrator=self.config.orchestrator,
+            orchestrator=self.orchestrator,
             status=self._status(),
             capabilities=self.capabilities,
             reconnects=self.reconnects,

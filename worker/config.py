@@ -12,7 +12,8 @@ DEFAULT_DATA_DIR = str(Path.home() / ".computemesh" / "worker")
 
 @dataclass(frozen=True)
 class WorkerConfig(Exposure):
-    """What a worker is told. Only `orchestrator` (HOST:PORT) has no useful default.
+    """What a worker is told. Only `orchestrator` has no useful default: HOST:PORT, or several separated by
+    commas, of which the worker takes one at random and goes on to the next when it is lost or stops.
 
     `data_dir` holds `worker.key` (made at the first start), `nonce` and the compile cache; one agent per
     folder. `control_listen` is HOST:PORT of WorkerService, empty = none. `challenge_types` empty = every type

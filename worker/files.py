@@ -29,15 +29,17 @@ MAX_KINDS = 4096
 
 
 class Files:
-    """One agent's artifacts. `chain` is asked for when a token is signed: the orchestrator names it on the stream."""
+    """One agent's artifacts. `orchestrator` says where the stream goes: nobody else knows the worker. `chain` is asked
+    for when a token is signed: the orchestrator names it on the stream."""
 
     def __init__(
-        self, root: Path, orchestrator: str, key: PrivateKey, chain: Callable[[], str], trust: Trust = PLAIN
-    ) -> None:
+        self, root: Path, orchestrator: Callable[[], str], key: PrivateKey, chain: Callable[[], str],
+        trust: Trust = PLAIN,
+    ) -> None:  # fmt: skip
         """Raises InvalidState where another process has the cache folder."""
         self._cache = ArtifactCache(root)
-        self._address, self._key, self._chain, self._trust = orchestrator, key, chain, trust
-        self._channel: grpc.aio.Channel | None = None
+        self._orchestrator, self._key, self._chain, self._trust = orchestrator, key, chain, trust
+        self._channels: dict[str, grpc.aio.Channel] = {}
         self._used: dict[int, tuple[pb.Job, contextlib.AsyncExitStack]] = {}
         self._folders: dict[bytes, bool] = {}
 
@@ -100,14 +102,15 @@ class Files:
         """Release the cache folder and the connection."""
         await self.let_go(())
         self._cache.close()
-        if self._channel is not None:
-            await self._channel.close(None)
+        for channel in self._channels.values():
+            await channel.close(None)
 
     def _transfer(self) -> Transfer:
         # A channel of its own: bytes would crowd out heartbeats.
-        if self._channel is None:
-            self._channel = dial(self._address, self._trust)
-        return Transfer(self._channel, self._metadata)
+        address = self._orchestrator()
+        if address not in self._channels:
+            self._channels[address] = dial(address, self._trust)
+        return Transfer(self._channels[address], self._metadata)
 
     async def _metadata(self) -> Metadata:
         token = make_token(self._key, self._chain(), time.time_ns() // 1_000_000 + TOKEN_LIFE_MS)

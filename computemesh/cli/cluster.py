@@ -33,7 +33,14 @@ BACKOFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 STEADY_S = 30.0
 """A child alive for this long has recovered: its next restart waits the shortest time again."""
 
+DATABASE = "COMPUTEMESH_DATABASE"
+
 Notice = Callable[[str], None]
+
+
+def stands_by(name: str) -> bool:
+    """Whether a process is a replica that serves only once the one before it is lost."""
+    return name.startswith(("ledger-", "market-"))
 
 
 class Cluster:
@@ -44,7 +51,9 @@ class Cluster:
     web page), 0 = stored or default port (7104), else its port. `overrides`: config
     values per process name ("worker" means all). `supervise`: restart children that die by themselves. `notice`:
     told each thing people should know. `tls`: every port with a certificate of the folder's own authority; a folder
-    that has one keeps it. `start_timeout_s`, `stop_timeout_s`: per process.
+    that has one keeps it. `database`: URL of a PostgreSQL for the services' tables, None = $COMPUTEMESH_DATABASE, empty
+    = as stored, SQLite at first. `replicas`: how many of each service there are in it; of ledgers and markets one
+    serves and the others stand by. `start_timeout_s`, `stop_timeout_s`: per process.
     """
 
     def __init__(
@@ -59,6 +68,8 @@ class Cluster:
         supervise: bool = False,
         fund: bool = True,
         tls: bool = False,
+        database: str | None = None,
+        replicas: int = 1,
         notice: Notice = lambda text: None,
         start_timeout_s: float = 60.0,
         stop_timeout_s: float = 12.0,
@@ -69,6 +80,8 @@ class Cluster:
         self.start_timeout_s, self.stop_timeout_s = start_timeout_s, stop_timeout_s
         self._port_base, self._host, self._edge_port, self._overrides = port_base, host, edge_port, overrides
         self._supervise, self._fund, self._tls = supervise, fund, tls
+        self._database = os.environ.get(DATABASE, "") if database is None else database
+        self.replicas = replicas
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._started: dict[str, float] = {}
         self._failures: dict[str, int] = {}
@@ -135,11 +148,12 @@ class Cluster:
         self._take_lock()
         try:
             self._plan = prepare(self.data, self.workers, self._port_base, self._overrides, self._host,
-                                 _refuse_taken_ports, self._edge_port, self._tls)  # fmt: skip
+                                 _refuse_taken_ports, self._edge_port, self._tls, self._database,
+                                 self.replicas)  # fmt: skip
             for name in self.names:
                 progress(name, "starting")
                 self._spawn(name)
-                if not name.startswith("worker"):
+                if not name.startswith("worker") and not stands_by(name):
                     self.wait_healthy(name)
                     progress(name, "ready")
                 if name == "ledger":

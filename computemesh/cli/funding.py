@@ -76,7 +76,7 @@ def write_profile(plan: Plan, timeout_s: float = 10.0) -> Profile:
     from computemesh.client import Client
 
     path = plan.data / "profile.toml"
-    ledger, market = plan.nodes["ledger"].address, plan.nodes["market"].address
+    ledger, market = plan.reach("ledger"), plan.reach("market")
     bare = Profile(market=market, ledger=ledger, chain_id=CHAIN_ID, **_tls(plan))
     with Client(profile=bare, timeout=timeout_s) as client:
         vkey = client.ledger_info().vkey
@@ -88,7 +88,7 @@ def write_profile(plan: Plan, timeout_s: float = 10.0) -> Profile:
         "chain_id": CHAIN_ID,
         "market": market,
         "ledger": ledger,
-        "orchestrator": plan.nodes["orchestrator"].address,
+        "orchestrator": plan.reach("orchestrator"),
         "ledger_vkey": vkey,
         "api_key": plan.api_key,
         "key_file": "keys/customer.key",

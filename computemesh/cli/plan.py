@@ -2,6 +2,7 @@
 
     data/keys/*.key          secrets, 64 hexadecimal characters each, mode 0600
     data/<service>.toml      one configuration per process; values already there are kept
+    data/<service>-N.toml    of the N-th replica, where there are some: they share a PostgreSQL database
     data/edge/envoy.json     Envoy's configuration, made at each start
     data/worker-N/           a worker's own folder: its key, nonce and configuration
     data/profile.toml        what a client needs, found by the `mesh` command
@@ -18,7 +19,7 @@ import os
 import secrets
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ API_KEY_NAME = "dev"
 DRAIN_TIMEOUT_MS = 8_000
 """How long a local worker finishes what it holds; below the cluster's stop timeout, so that it leaves in order."""
 SERVICES = ("ledger", "market", "orchestrator")
+REPLICAS_ABOVE = 80
 EDGE = "edge"
 EDGE_PORT = 3
 """The edge's port, counted from the first."""
@@ -65,6 +67,10 @@ class Plan:
     api_account: PrivateKey
     first_run: bool
     trust: Trust = PLAIN
+
+    def reach(self, service: str) -> str:
+        """Where a service is reached: HOST:PORT of it and its replicas, with commas between."""
+        return _reach({name: node.address for name, node in self.nodes.items()}, service)
 
     def metrics(self, name: str) -> str:
         """HOST:PORT where a process shows its metrics; empty: nowhere."""
@@ -177,13 +183,23 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InvalidArgument(f"{path} is not TOML: {error}") from None
 
 
+def replicas_of(service: str, names: Iterable[str]) -> list[str]:
+    """Those of `names` that are `service` or a replica of it, in their order."""
+    return [name for name in names if name.split("-")[0] == service]
+
+
+def _reach(address: Mapping[str, str], service: str) -> str:
+    return ",".join(address[name] for name in replicas_of(service, address))
+
+
 def _addresses(
-    data: Path, workers: list[str], port_base: int | None, host: str | None, edge_port: int | None
-) -> dict[str, str]:
+    data: Path, replicas: list[str], workers: list[str], port_base: int | None, host: str | None,
+    edge_port: int | None,
+) -> dict[str, str]:  # fmt: skip
     """Where each process is reached: free ports for 0, the stored or default ports for None, else from the base.
     Services are reached at `host` (None: the stored one), the workers' control ports from this machine only.
     `edge_port` None: there is no edge, 0: its port is chosen like the others'."""
-    names = [*SERVICES, *workers, *([] if edge_port is None else [EDGE])]
+    names = [*SERVICES, *replicas, *workers, *([] if edge_port is None else [EDGE])]
     stored = {name: read_toml(_config_path(data, name)).get("control_listen" if name in workers else "listen", "")
               for name in names}
     public = host or str(read_toml(_config_path(data, "orchestrator")).get("advertise", f"{HOST}:0")).rpartition(":")[0]
@@ -192,9 +208,11 @@ def _addresses(
         numbers = free_ports(len(names))
         return _at(hosts, numbers, edge_port)
     base = PORT_BASE if port_base is None else port_base
-    numbers = [*range(base, base + 3), *range(base + 10, base + 10 + len(workers))]
-    if base < 1 or numbers[-1] > 65535:
-        raise InvalidArgument(f"--port-base is {base}, must be 1..{65535 - 10 - len(workers)}, or 0 for free ports")
+    numbers = [*range(base, base + 3), *range(base + REPLICAS_ABOVE, base + REPLICAS_ABOVE + len(replicas)),
+               *range(base + 10, base + 10 + len(workers))]  # fmt: skip
+    if base < 1 or max(numbers) > 65535:
+        highest = 65535 - (max(numbers) - base)
+        raise InvalidArgument(f"--port-base is {base}, must be 1..{highest}, or 0 for free ports")
     numbers += [] if edge_port is None else [base + EDGE_PORT]
     if port_base is None:
         numbers = [_port(_config_path(data, name), stored[name], number)
@@ -243,7 +261,7 @@ def _config_path(data: Path, name: str) -> Path:
 def prepare(
     data: Path, workers: int, port_base: int | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None,
     host: str | None = None, check: Callable[[Mapping[str, str]], None] = lambda addresses: None,
-    edge_port: int | None = None, tls: bool = False,
+    edge_port: int | None = None, tls: bool = False, database: str = "", replicas: int = 1,
 ) -> Plan:
     """Create or complete the cluster folder `data` and say what it holds.
 
@@ -251,34 +269,46 @@ def prepare(
     services; None keeps what is stored (this machine only at first). `overrides` are configuration values per
     process name; "worker" means every worker. `check` hears where each process will be reached before anything is
     written, and may raise. `edge_port` is the edge's, 0 as stored or next to the others, None for no edge. `tls` gives
-    each process a certificate; a folder that has some keeps to it. Values
+    each process a certificate; a folder that has some keeps to it. `database` is where the services keep their tables,
+    the URL of a PostgreSQL; empty: as stored, SQLite at first. There are `replicas` of each service in it. Values
     already in a configuration are kept, addresses and overrides excepted. Raises InvalidArgument, InvalidState where a
     stored file contradicts another.
     """
     data = data.absolute()
     names = [f"worker-{number}" for number in range(1, workers + 1)]
-    address = _addresses(data, names, port_base, host, edge_port)
+    more = [f"{service}-{number}" for number in range(2, replicas + 1) for service in SERVICES]
+    address = _addresses(data, more, names, port_base, host, edge_port)
     shown = _metrics(data, {name: at for name, at in address.items() if name != EDGE}, port_base)
     check({**address, **{f"{name} metrics": at for name, at in shown.items() if at}})
     first_run = not (data / "keys" / "market.key").exists()
     data.mkdir(parents=True, exist_ok=True)
     (data / "keys").mkdir(mode=0o700, exist_ok=True)
-    parties = ("authority", "market", "orchestrator", "treasury", "customer")
+    parties = ("authority", "market", *replicas_of("orchestrator", address), "treasury", "customer")
     keys = {name: _key(data / "keys" / f"{name}.key") for name in parties}
     keys |= {name: _key(data / name / "worker.key") for name in names}
     _secret(data / "keys" / "log.key")
     api_key = _api_key(data / "keys" / "api.key")
     configs = _configs(data, keys, address, names, api_key)
+    given = bool(database)
+    database = database or str(read_toml(_config_path(data, "ledger")).get("database", ""))
+    if more and not database:
+        raise InvalidArgument("replicas share a PostgreSQL database: name it with --database", reason="NO_DATABASE")
+    if database:
+        _put_into(database, f"mesh_{keys['authority'].public.hex()[2:10]}", configs)
     for name, at in shown.items():
         configs[name]["metrics_listen"] = at
     trust = _encrypt(data, configs, address) if tls or (data / "tls" / "ca.pem").exists() else PLAIN
-    moved = {"metrics_listen", "listen", "control_listen", "advertise", *SERVICES, "api_key_file"}
+    moved = {"metrics_listen", "listen", "control_listen", "advertise", *SERVICES, "api_key_file",
+             *(("database", "database_schema") if given else ())}  # fmt: skip
     for name, planned in configs.items():
         path = _config_path(data, name)
         stored = read_toml(path)
         if stored.get("chain_id", CHAIN_ID) != planned.get("chain_id", CHAIN_ID):
             raise InvalidState(f"{path} is of chain {stored['chain_id']!r}, this cluster is {CHAIN_ID!r}")
         values = {**planned, **{key: value for key, value in stored.items() if key not in moved}}
+        if stored.get("orchestrator_keys"):  # a replica may be new
+            both = [*stored["orchestrator_keys"], *planned["orchestrator_keys"]]
+            values["orchestrator_keys"] = list(dict.fromkeys(both))
         for who in {name, name.split("-")[0]}:
             values |= (overrides or {}).get(who, {})
         write_toml(path, values)
@@ -287,6 +317,16 @@ def prepare(
     )
     nodes = {name: Node(name, name.split("-")[0], _config_path(data, name), address[name]) for name in address}
     return Plan(data, nodes, keys, api_key, PrivateKey.from_bytes(account), first_run, trust)
+
+
+def _put_into(database: str, mesh: str, configs: dict[str, dict[str, Any]]) -> None:
+    """Every service's tables into a database that other meshes may use too. Replicas of ledger and market have one
+    schema, and one of them serves; each orchestrator has its own, and all serve."""
+    for name, values in configs.items():
+        service = name.split("-")[0]
+        if service in SERVICES:
+            one = name.replace("-", "_") if service == "orchestrator" else service
+            values |= {"database": database, "database_schema": f"{mesh}_{one}"}
 
 
 def _encrypt(data: Path, configs: dict[str, dict[str, Any]], address: Mapping[str, str]) -> Trust:
@@ -322,22 +362,30 @@ def _configs(
         },
         "market": {
             "listen": _listen(address["market"]), "data_dir": str(data / "market"), **shared,
-            "key_file": str(data / "keys" / "market.key"), "ledger": address["ledger"],
-            "api_keys": [f"{API_KEY_NAME}:{digest}"], "orchestrator_keys": [keys["orchestrator"].public.hex()],
+            "key_file": str(data / "keys" / "market.key"), "ledger": _reach(address, "ledger"),
+            "api_keys": [f"{API_KEY_NAME}:{digest}"],
+            "orchestrator_keys": [keys[name].public.hex() for name in replicas_of("orchestrator", address)],
             "artifacts": artifacts,
         },
         "orchestrator": {
             "listen": _listen(address["orchestrator"]), "advertise": address["orchestrator"],
             "data_dir": str(data / "orchestrator"), **shared,
             "key_file": str(data / "keys" / "orchestrator.key"),
-            "market": address["market"], "ledger": address["ledger"], "artifacts": artifacts,
+            "market": _reach(address, "market"), "ledger": _reach(address, "ledger"), "artifacts": artifacts,
         },
     }  # fmt: skip
+    for service in SERVICES:
+        for name in replicas_of(service, address)[1:]:
+            configs[name] = {**configs[service], "listen": _listen(address[name]), "data_dir": str(data / name)}
+            if service == "ledger":  # all have one anchor, the first one's
+                configs[name]["anchor"] = (data / "ledger-anchor").as_uri()
+            if service == "orchestrator":
+                configs[name] |= {"advertise": address[name], "key_file": str(data / "keys" / f"{name}.key")}
     for values in configs.values():
         values["introspection"] = True  # what `mesh explain` prints asks the services for their contracts
     for name in workers:
         configs[name] = {
-            "orchestrator": address["orchestrator"], "data_dir": str(data / name),
+            "orchestrator": _reach(address, "orchestrator"), "data_dir": str(data / name),
             "control_listen": address[name], "display_name": name, "platform": "",
             "drain_timeout_ms": DRAIN_TIMEOUT_MS,
         }  # fmt: skip
@@ -345,7 +393,7 @@ def _configs(
         local = _listen(address[EDGE]) == address[EDGE]
         configs[EDGE] = {
             "listen": _listen(address[EDGE]), "advertise": address[EDGE], "data_dir": str(data / EDGE),
-            **{name: address[name] for name in SERVICES}, "page": str(ROOT / "dashboard"),
+            **{name: _reach(address, name) for name in SERVICES}, "page": str(ROOT / "dashboard"),
             "openapi": str(ROOT / "edge" / "openapi.json"),
             # Who reaches this machine's loopback may use its API key; nobody else may.
             "api_key_file": str(data / "keys" / "api.key") if local else "",

@@ -45,6 +45,14 @@ def up(
         bool, typer.Option("--tls", help="Encrypt every port, with certificates of the folder's own authority; the "
                                          "folder keeps to it.")
     ] = False,
+    database: Annotated[
+        str | None,
+        typer.Option(help="URL of a PostgreSQL database for the services' tables; if not given $COMPUTEMESH_DATABASE, "
+                          "else what the folder has, at first SQLite."),
+    ] = None,
+    replicas: Annotated[
+        int, typer.Option(help="How many of each service; more than one need --database.", min=1, max=4)
+    ] = 1,
     demo: Annotated[
         bool | None,
         typer.Option("--demo/--no-demo", help="Publish a first task and verify its receipt; if neither is given, only "
@@ -59,6 +67,7 @@ def up(
         raise typer.BadParameter("stops after the first task, and --no-demo is to have none", param_hint="--once")
     stop, done = threading.Event(), False
     cluster = Cluster(data, workers, port_base=port_base, host=host, supervise=True, notice=output.say, tls=tls,
+                      database=database, replicas=replicas,
                       edge_port=edge_port if edge and _edge_installed() else None)  # fmt: skip
     previous = _stop_on_signals(stop)
     try:
@@ -107,7 +116,7 @@ def _start(cluster: Cluster) -> None:
     from computemesh.cli.plan import API_KEY_NAME
 
     with output.progress_bar() as bar:
-        shown = bar.add_task("starting", total=3 + cluster.workers + cluster.edge)
+        shown = bar.add_task("starting", total=2 + cluster.replicas + cluster.workers + cluster.edge)
 
         def progress(name: str, state: str) -> None:
             bar.update(shown, description=f"{state} {name}", advance=1 if state == "ready" else 0)

@@ -59,10 +59,13 @@ def join(
     import socket
 
     from computemesh.cli.plan import HOST, free_ports, taken, worker_key, write_toml
+    from computemesh.service.addresses import listed
+    from computemesh.trust.errors import InvalidArgument
 
-    host, _, port = orchestrator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise typer.BadParameter(f"{orchestrator!r} is not HOST:PORT, e.g. 10.0.0.5:7103", param_hint="HOST:PORT")
+    try:
+        listed(orchestrator)
+    except InvalidArgument as error:
+        raise typer.BadParameter(error.message, param_hint="HOST:PORT") from None
     folder = data.expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     key = worker_key(folder)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -31,10 +31,11 @@ SILENCE_MS = 15_000
 """A session that says nothing for so long is ended by the server: its process is frozen, or cut off."""
 CONNECT_S = 30.0
 _STANDBY_S = 0.25
-_SESSION = {
+_WRITES = {
     "idle_session_timeout": SILENCE_MS, "idle_in_transaction_session_timeout": SILENCE_MS,
     "tcp_keepalives_idle": 5, "tcp_keepalives_interval": 2, "tcp_keepalives_count": 3, "synchronous_commit": "on",
 }  # fmt: skip
+_READS = {"default_transaction_read_only": "on"}
 _CLIENT = {"connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3,
            "tcp_user_timeout": SILENCE_MS, "application_name": "computemesh"}  # fmt: skip
 # Others end by themselves: the server starts, stops or is full.
@@ -97,13 +98,16 @@ class Reader(Connection):
 
     def __init__(self, url: str, schema: str) -> None:
         self._url, self._schema = url, schema
-        super().__init__(_session(url, schema, "default_transaction_read_only"))
+        super().__init__(_session(url, schema, _READS))
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> psycopg.Cursor[tuple[Any, ...]]:
         """Raises Unavailable while there is no server."""
         try:
-            if self._raw.closed:
-                super().__init__(_session(self._url, self._schema, "default_transaction_read_only"))
+            return super().execute(statement, values)
+        except psycopg.OperationalError:
+            self._raw.close()
+        try:
+            super().__init__(_session(self._url, self._schema, _READS))
             return super().execute(statement, values)
         except psycopg.OperationalError as error:
             raise Unavailable(f"the database does not answer: {_first_line(error)}", retry_after_ms=1000) from None
@@ -123,7 +127,7 @@ def _refused(url: str, problem: str) -> InvalidArgument:
     return InvalidArgument(f"database: {problem}", violations=[("database", problem)], reason="INVALID_CONFIGURATION")
 
 
-def _session(url: str, schema: str, *switched_on: str) -> psycopg.Connection[tuple[Any, ...]]:
+def _session(url: str, schema: str, settings: Mapping[str, int | str]) -> psycopg.Connection[tuple[Any, ...]]:
     """A session whose names are those of `schema`. Raises InvalidArgument for what waiting cannot mend,
     psycopg.OperationalError otherwise."""
     if not _SCHEMA.fullmatch(schema):
@@ -143,8 +147,7 @@ def _session(url: str, schema: str, *switched_on: str) -> psycopg.Connection[tup
     for name in ("fsync", "full_page_writes"):
         if raw.execute(f"SHOW {name}").fetchone() != ("on",):
             raise _refused(url, f"the server has {name} off: power loss would take acknowledged transactions")
-    settings = {**_SESSION, **dict.fromkeys(switched_on, "on"), "search_path": schema}
-    raw.execute("; ".join(f"SET {name} = {value}" for name, value in settings.items()))
+    raw.execute("; ".join(f"SET {name} = {value}" for name, value in {**settings, "search_path": schema}.items()))
     return raw
 
 
@@ -153,7 +156,7 @@ def _patient_session(url: str, schema: str) -> psycopg.Connection[tuple[Any, ...
     until = time.monotonic() + CONNECT_S
     while True:
         try:
-            return _session(url, schema)
+            return _session(url, schema, _WRITES)
         except psycopg.OperationalError as error:
             if time.monotonic() > until:
                 raise Unavailable(f"database: {shown(url)} does not answer: {_first_line(error)}") from None

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from computemesh.service import tracing
 from computemesh.service.access import Gate, Identify, nobody
+from computemesh.service.addresses import target
 from computemesh.service.exposure import DEFAULT, Exposure
 from computemesh.service.interceptors import Boundary
 from computemesh.service.limits import Rates
@@ -53,18 +54,20 @@ def dial(
     address: str, trust: Trust = PLAIN, *, own_connection: bool = False,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
 ) -> grpc.aio.Channel:
-    """A channel to HOST:PORT with the options every part of the mesh uses.
+    """A channel to HOST:PORT, or to the one of several (`computemesh.service.addresses`) that serves, with the options
+    every part of the mesh uses.
 
     Channels of one process to one address share a connection; `own_connection` does not, so that a transfer of
     gigabytes neither delays the heartbeats beside it nor takes their streams. `trust` says whose certificate the
-    server has to show. Raises InvalidArgument where its files cannot be used.
+    server has to show. Raises InvalidArgument where its files or the addresses cannot be used.
     """
-    options = [*_CLIENT, ("grpc.use_local_subchannel_pool", 1)] if own_connection else _CLIENT
+    at, extra = target(address)
+    options = [*_CLIENT, *extra, *([("grpc.use_local_subchannel_pool", 1)] if own_connection else [])]
     seen_by = [*interceptors, *tracing.interceptors()]
     credentials = trust.credentials()
     if credentials is None:
-        return grpc.aio.insecure_channel(address, options=options, interceptors=seen_by)
-    return grpc.aio.secure_channel(address, credentials, options=options, interceptors=seen_by)
+        return grpc.aio.insecure_channel(at, options=options, interceptors=seen_by)
+    return grpc.aio.secure_channel(at, credentials, options=options, interceptors=seen_by)
 
 
 def build_server(
