@@ -34,7 +34,7 @@ _STREAMS = 128
 
 def database_path(config: Config) -> Path:
     """Where the ledger's only file is, if it is not in PostgreSQL."""
-    return Path(config.data_dir) / "ledger.sqlite"
+    return Path(config.data_dir) / store.FILE
 
 
 def anchor_url(config: Config) -> str:

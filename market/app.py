@@ -140,7 +140,7 @@ def build(config: Config) -> Market:
     """Every part of the market, in the running event loop. Raises InvalidArgument for what is wrong with `config`."""
     key = read_key(config.key_file)
     callers = Callers(config.chain_id, key.secret, config.api_keys)
-    group = GroupCommit(open_store(config, Path(config.data_dir) / "market.sqlite", store.STEPS))
+    group = GroupCommit(open_store(config, Path(config.data_dir) / store.FILE, store.STEPS))
     channel = dial(config.ledger, config.trust)
     ledger = LedgerClient(channel, config.ledger, config.chain_id, key)
     engine = Engine(Core(config.lease_ms), group, ledger)

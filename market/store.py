@@ -41,6 +41,7 @@ _STATE_COLUMNS = """
     result_hash BLOB NOT NULL, block_height INTEGER NOT NULL, refunded_units INTEGER NOT NULL, epoch INTEGER NOT NULL,
     orchestrator_key BLOB NOT NULL, orchestrator_address TEXT NOT NULL"""
 
+FILE = "market.sqlite"
 _FIRST: Sequence[str] = (
     f"""CREATE TABLE IF NOT EXISTS tasks (
     number INTEGER PRIMARY KEY,

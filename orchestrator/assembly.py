@@ -106,7 +106,7 @@ async def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises MeshError where the configuration cannot work."""
     key = read_key(config.key_file)
     data_dir = Path(config.data_dir)
-    connection = open_store(config, data_dir / "orchestrator.db", store.STEPS)
+    connection = open_store(config, data_dir / store.FILE, store.STEPS)
     boot, next_batch = store.start(connection)
     core = Core(boot, limits(config), next_batch)
     pending, outcomes = restore(core, connection, now_ms())

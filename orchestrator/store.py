@@ -17,6 +17,7 @@ from orchestrator import events as e
 
 OPEN, DECIDED, CLOSED = 0, 1, 2
 
+FILE = "orchestrator.db"
 _FIRST = (
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT",
     """CREATE TABLE IF NOT EXISTS tasks (

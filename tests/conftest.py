@@ -21,12 +21,11 @@ Mesh = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session", autouse=databases.POSTGRES)
-def postgres() -> Iterator[databases.Server]:
-    """A PostgreSQL server, where the tests are run on one that of every service."""
+def postgres() -> Iterator[None]:
+    """The server that every service keeps its tables in, where the tests are run so."""
     server = databases.Server().start()
-    if databases.POSTGRES:
-        os.environ[databases.URL] = server.url
-    yield server
+    os.environ[databases.URL] = server.url
+    yield
     server.remove()
 
 

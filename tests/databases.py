@@ -54,8 +54,8 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self._data = str(self._folder / "data")
-        subprocess.run([*self._as, str(self._binaries / "initdb"), "-D", self._data, "-A", "trust", "-U", "mesh"],
-                       check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+        subprocess.run([*self._as, str(self._binaries / "initdb"), "-D", self._data, "-A", "trust", "-U", "mesh",
+                        "--no-sync", "--no-locale", "-E", "UTF8"], check=True, stdout=subprocess.DEVNULL)  # fmt: skip
         self.url = f"postgresql://mesh@127.0.0.1:{self.port}/postgres"
 
     def start(self, *settings: str) -> Server:

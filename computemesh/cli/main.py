@@ -19,6 +19,7 @@ from computemesh.cli import (
     artifact,
     audit,
     authority,
+    database,
     dispute,
     doctor,
     events,
@@ -68,6 +69,7 @@ app.add_typer(authority.keys, name="key")
 app.add_typer(authority.app, name="authority")
 app.add_typer(audit.app, name="audit")
 app.command("verify")(verify.verify)
+app.command("db")(database.db)
 app.command("top")(top.top)
 app.command("doctor")(doctor.doctor)
 app.command("explain", context_settings=explain.SETTINGS)(explain.explain)

@@ -39,11 +39,12 @@ def open_store(where: Database, path: Path, steps: Sequence[Step]) -> Connection
     return connection
 
 
-def connect(where: Database, path: Path) -> Connection:
-    """The connection that writes, with the tables as they are. Raises as `open_store`."""
+def connect(where: Database, path: Path, wait: bool = True) -> Connection:
+    """The connection that writes, with the tables as they are. Raises as `open_store`; where another process serves and
+    it is not to `wait`, InvalidState."""
     if not where.database:
         return open_sqlite(path)
-    return _postgres().open_postgres(where.database, _schema(where, path))
+    return _postgres().open_postgres(where.database, _schema(where, path), wait)
 
 
 def open_reader(where: Database, path: Path) -> Connection:

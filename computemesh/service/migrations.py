@@ -37,8 +37,9 @@ def migrate(connection: Connection, steps: Sequence[Step], to: int | None = None
         before = version(connection)
         if before > len(steps):
             raise InvalidState(
-                f"the tables are of version {before}, this program knows {len(steps)}: bring them to {len(steps)} with "
-                f"the newer program (`db --to {len(steps)}`), or run that", reason="STORE_TOO_NEW")  # fmt: skip
+                f"the tables are of version {before}, this program knows {len(steps)}: run the newer program, or bring "
+                f"them to {len(steps)} with it (`mesh db SERVICE --to {len(steps)}`)", reason="STORE_TOO_NEW",
+            )
         wanted = len(steps) if to is None else to
         if not 1 <= wanted <= len(steps):
             raise InvalidState(f"there is no version {wanted}, only 1 to {len(steps)}", reason="NO_SUCH_VERSION")

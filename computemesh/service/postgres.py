@@ -22,7 +22,7 @@ from psycopg import conninfo, sql
 from psycopg.types.numeric import Int8BinaryDumper
 from psycopg.types.string import StrBinaryDumper
 
-from computemesh.trust.errors import InvalidArgument, Unavailable
+from computemesh.trust.errors import InvalidArgument, InvalidState, Unavailable
 
 log = structlog.get_logger("computemesh.store")
 
@@ -164,12 +164,16 @@ def _patient_session(url: str, schema: str) -> psycopg.Connection[tuple[Any, ...
             time.sleep(1.0)
 
 
-def open_postgres(url: str, schema: str) -> Connection:
+def open_postgres(url: str, schema: str, wait: bool = True) -> Connection:
     """The one connection that may write in `schema`, which is made if there is none; a standby waits here until the
-    process before it lets go or is lost. Raises InvalidArgument naming the setting, Unavailable."""
+    process before it lets go or is lost. Raises InvalidArgument naming the setting, Unavailable, and InvalidState where
+    there is one and it is not to wait."""
     raw = _patient_session(url, schema)
     waiting = False
     while raw.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (schema,)).fetchone() != (True,):
+        if not wait:
+            raw.close()
+            raise InvalidState(f"another process serves {schema} in {shown(url)}; stop it first", reason="STORE_IN_USE")
         if not waiting:
             log.info("standing by: another process serves", database=shown(url), schema=schema)
         waiting = True

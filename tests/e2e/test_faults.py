@@ -38,8 +38,8 @@ def settled(client: Client, task_id: str) -> int:
             time.sleep(0.1)
 
 
-def wait_for(client: Client, task_id: str, jobs: int) -> int:
-    deadline = time.monotonic() + 60
+def wait_for(client: Client, task_id: str, jobs: int, within_s: float = 60) -> int:
+    deadline = time.monotonic() + within_s
     while (now := settled(client, task_id)) < jobs:
         assert time.monotonic() < deadline, f"{now} of {JOBS} settled, waiting for {jobs}"
         time.sleep(0.05)
