@@ -20,7 +20,7 @@ PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-
 
 DESCRIPTORS := --descriptor_set_out=build/contracts.binpb --include_imports --include_source_info $(PROTOS)
 
-.PHONY: help setup run-cluster demo demo-all test test-clients test-long test-kill test-rest golden check check-proto
+.PHONY: help setup run-cluster demo demo-all test test-clients test-postgres test-long test-kill test-rest golden check check-proto
 .PHONY: check-docs docs proto baseline bench bench-dispatch bench-verify bench-gpu bench-ledger bench-artifacts bench-peers
 .PHONY: bench-scale bench-worker soak sim sim-market fuzz attacks overload screenshots clean
 
@@ -85,6 +85,10 @@ test: $(TOOLS) $(DEBIAN) build/node_modules  ## run the tests (what the CI runs)
 test-clients: $(TOOLS) $(DEBIAN) $(COMPILERS)  ## the examples in other languages: clients and a worker
 	@$(BIN)/python -m pytest tests/client/test_curl.py tests/client/test_node.py \
 	  tests/client/test_node_worker.py tests/client/test_cpp.py tests/page/test_browser_example.py
+
+test-postgres: $(TOOLS) $(DEBIAN) build/node_modules  ## the same with every service's tables in PostgreSQL; failover
+	@COMPUTEMESH_TEST_DATABASE=postgresql $(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile
+	@$(BIN)/python -m pytest tests/e2e/test_failover.py
 
 test-long: $(TOOLS) $(DEBIAN) $(COMPILERS) build/node_modules  ## run every test, including those that take minutes
 	@$(BIN)/python -m pytest

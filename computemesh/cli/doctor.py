@@ -212,8 +212,8 @@ def _encryption(found: Profile) -> Finding:
             return Finding("tls", OK, f"calls are encrypted, to services that {found.tls_ca_file} answers for")
     except InvalidArgument as error:
         return Finding("tls", FAIL, error.message, "correct it: mesh profile set NAME tls_ca_file=FILE")
-    far = {name: address for name, address, _ in _services(found)
-           if address and address.rpartition(":")[0] not in ("127.0.0.1", "localhost", "[::1]")}  # fmt: skip
+    far = {name: one for name, addresses, _ in _services(found) for one in addresses.split(",")
+           if one and one.rpartition(":")[0] not in ("127.0.0.1", "localhost", "[::1]")}  # fmt: skip
     if not far:
         return Finding("tls", OK, "not needed: every service is on this machine")
     return Finding("tls", WARN, f"calls to {', '.join(far.values())} are not encrypted",

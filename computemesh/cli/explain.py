@@ -131,7 +131,7 @@ def _observed(words: list[str]) -> tuple[list[Call], str]:
 
     notes, said = Notes(), ""
     before = ["--profile", Root.profile] if Root.profile else []
-    Root.interceptors = lambda address: _interceptors(notes, address)
+    Root.interceptors = lambda address: _interceptors(notes, address.split(",")[0])
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             app([*before, *words], prog_name="mesh", standalone_mode=False)

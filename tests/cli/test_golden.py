@@ -173,6 +173,7 @@ ELSEWHERE = {
     ("ledger", "tiles"): "tests/cli/test_proofs.py",
     ("ledger", "relay"): "tests/cli/test_proofs.py",
     ("audit", "verify"): "tests/service/test_journal.py",
+    ("db",): "tests/service/test_migrations.py",
     ("program", "push"): "the document of `program inspect`",
     ("dispute", "appeal"): "the document of `dispute show`",
 }

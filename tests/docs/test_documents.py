@@ -30,6 +30,8 @@ ELSEWHERE = {
     r"mesh up\b": "stays until Ctrl-C: tests/cli/test_up.py",
     r"mesh worker join": "stays until Ctrl-C: tests/docs/conftest.py and tests/cli/test_commands.py start it",
     r"mesh ledger relay": "tests/cli/test_proofs.py",
+    r"mesh db ": "needs a stopped service: tests/service/test_migrations.py",
+    r"pip install 'computemesh\[postgresql\]'": "pyproject.toml",
     r"mesh audit verify": "needs administrative acts: tests/service/test_journal.py",
     r"examples/cpp": "tests/client/test_cpp.py",
     r"node worker\.js|statistics": "tests/client/test_node_worker.py",

@@ -1,4 +1,4 @@
-"""Replicas over one PostgreSQL server: what serves is killed with -9, or the server restarted, in the midst of a task."""
+"""Replicas over one PostgreSQL: what serves is killed with -9, or the server restarted, in the middle of a task."""
 
 from __future__ import annotations
 
