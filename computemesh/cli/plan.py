@@ -378,7 +378,8 @@ def _configs(
         for name in replicas_of(service, address)[1:]:
             configs[name] = {**configs[service], "listen": _listen(address[name]), "data_dir": str(data / name)}
             if service == "ledger":  # all have one anchor, the first one's
-                configs[name]["anchor"] = (data / "ledger-anchor").as_uri()
+                stored = str(read_toml(_config_path(data, service)).get("anchor", ""))
+                configs[name]["anchor"] = stored or (data / "ledger-anchor").as_uri()
             if service == "orchestrator":
                 configs[name] |= {"advertise": address[name], "key_file": str(data / "keys" / f"{name}.key")}
     for values in configs.values():

@@ -21,6 +21,7 @@ from tests.money import matured_supply
 
 JOBS = 200
 ORDER = {"matrix_size": 512, "iterations": 4, "jobs": JOBS}
+PATIENT_START = {"overrides": IMPATIENT, "start_timeout_s": 300.0}
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 
@@ -47,7 +48,8 @@ def check_settled_once(cluster: Cluster, client: Client, task_id: str, before: l
 
 
 def test_a_task_completes_though_one_of_each_service_is_killed_and_stays_dead(server: Server, tmp_path: Path) -> None:
-    with (Cluster(tmp_path, workers=2, port_base=0, database=server.url, replicas=2, overrides=IMPATIENT) as cluster,
+    settings = {**PATIENT_START, "database": server.url, "replicas": 2}
+    with (Cluster(tmp_path, workers=2, port_base=0, **settings) as cluster,
           Client(cluster.profile, retry_for=60, timeout=90) as client):  # fmt: skip
         before = client.ledger("GetSupply", ledger_pb2.GetSupplyRequest())
         handle = client.submit("synthetic", {**ORDER, "seed": "failover"}, reward="20.0")
@@ -60,14 +62,14 @@ def test_a_task_completes_though_one_of_each_service_is_killed_and_stays_dead(se
             cluster.kill(victim)
         assert struck_at[-1] < JOBS, f"the task was over before the last blow: {struck_at}"
         for heir in ("market-2", "ledger-2"):
-            cluster.wait_healthy(heir)
+            cluster.wait_healthy(heir, 300)
         task = handle.wait(timeout=400)
         assert (task.status, task.jobs_settled, task.jobs_total) == ("completed", JOBS, JOBS)
         check_settled_once(cluster, client, handle.task_id, before)
 
 
 def test_a_restart_of_the_server_in_the_middle_of_a_task_loses_nothing(server: Server, tmp_path: Path) -> None:
-    settings = {"database": server.url, "supervise": True, "overrides": IMPATIENT}
+    settings = {**PATIENT_START, "database": server.url, "supervise": True}
     with (Cluster(tmp_path, workers=2, port_base=0, **settings) as cluster,
           Client(cluster.profile, retry_for=60, timeout=90) as client):  # fmt: skip
         before = client.ledger("GetSupply", ledger_pb2.GetSupplyRequest())
