@@ -49,13 +49,15 @@ class Task:
 
 @dataclass(slots=True)
 class Orchestrator:
-    """One orchestrator key: what it holds outlives its connection by `lease_ms`."""
+    """One orchestrator key: what it holds outlives its connection by `lease_ms`. `takes` are
+    the task types that it has workers for."""
 
     key: bytes
     address: str
     connection: int | None
     seen_ms: int
     credits: int = 0
+    takes: frozenset[str] = frozenset()
     held: dict[bytes, None] = field(default_factory=dict)
 
 

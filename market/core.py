@@ -50,6 +50,7 @@ from market.states import (
     State,
     Status,
     Submit,
+    Takes,
     Tick,
 )
 
@@ -77,6 +78,7 @@ class Core:
             Connect: self._connect,
             Disconnect: self._disconnect,
             Ready: self._ready,
+            Takes: self._takes,
             Heartbeat: self._heartbeat,
             Progress: self._progress,
             Outcomes: self._outcomes,
@@ -207,6 +209,11 @@ class Core:
         if orchestrator is not None:
             orchestrator.credits = min(orchestrator.credits + event.credits, MAX_CREDITS)
 
+    def _takes(self, event: Takes) -> None:
+        orchestrator = self._heard(event.connection)
+        if orchestrator is not None:
+            orchestrator.takes = event.challenge_types
+
     def _heartbeat(self, event: Heartbeat) -> None:
         self._heard(event.connection)
 
@@ -257,16 +264,17 @@ class Core:
             self._effects.send.append(SendRevoke(connection, row.task_id, row.epoch, None))
 
     def _lease_out(self) -> None:
-        """Gives waiting tasks to whoever has credits, most free credits first."""
+        """Gives waiting tasks to whoever has credits, first who has workers for them, then most free credits."""
         if self._draining or not len(self.book.queue):
             return
         free = [o for o in self.book.connections.values() if o.credits > 0]
         while free:
-            orchestrator = max(free, key=lambda o: (o.credits, o.key))
             task_id = self.book.queue.pop()
             if task_id is None:
                 return
             task = self.book.tasks[task_id]
+            kind = task.spec.challenge_type
+            orchestrator = max(free, key=lambda o, kind=kind: (kind in o.takes, o.credits, o.key))
             orchestrator.credits -= 1
             if orchestrator.credits == 0:
                 free.remove(orchestrator)

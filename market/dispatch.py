@@ -39,6 +39,7 @@ from market.states import (
     SendClose,
     SendLease,
     SendRevoke,
+    Takes,
 )
 
 HELLO_TIMEOUT_S = 10.0
@@ -173,6 +174,7 @@ class DispatchStream:
             self._functions.report(self._number, request.functions)
         elif kind == "asks":
             self._engine.asks[self._number] = list(request.asks.asks)
+            self._engine.do(Takes(self._number, frozenset(one.challenge_type for one in request.asks.asks)))
         elif kind == "goodbye":
             return False
         else:

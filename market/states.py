@@ -229,6 +229,14 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Takes:
+    """The task types that the orchestrator has workers for."""
+
+    connection: int
+    challenge_types: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """The orchestrator is alive."""
 
@@ -330,7 +338,7 @@ class Drain:
 
 
 Event = (
-    Restore | Create | Cancel | Look | Connect | Disconnect | Ready | Heartbeat | Progress | Outcomes
+    Restore | Create | Cancel | Look | Connect | Disconnect | Ready | Takes | Heartbeat | Progress | Outcomes
     | LedgerAnswered | EscrowRead | Tick | Drain
 )  # fmt: skip
 

@@ -140,10 +140,10 @@ class Dispatch:
         return welcomed
 
     async def _ask(self, outbox: Outbox[market_pb2.DispatchRequest]) -> None:
-        """What workers ask, now and every few seconds."""
+        """What workers ask, every few seconds."""
         while True:
-            outbox.push(market_pb2.DispatchRequest(asks=asks.summary(self._runtime.core.state)))
             await asyncio.sleep(ASKS_EVERY_S)
+            outbox.push(market_pb2.DispatchRequest(asks=asks.summary(self._runtime.core.state)))
 
     def _hello(self, greeting: common_pb2.Greeting) -> common_pb2.Hello:
         runtime = self._runtime
@@ -162,6 +162,7 @@ class Dispatch:
         rows = list(self._outcomes.values())
         for at in range(0, len(rows), MAX_ROWS):
             outbox.push(_outcomes(rows[at : at + MAX_ROWS]))
+        outbox.push(market_pb2.DispatchRequest(asks=asks.summary(state)))  # before credits: it says who can do what
         if credits > 0 and not self._runtime.stopping:
             outbox.push(market_pb2.DispatchRequest(ready=market_pb2.DispatchReady(credits=credits)))
         state.progress.update(state.tasks)

@@ -25,6 +25,15 @@ FIRST_PAYLOAD = {"matrix_size": 1024}
 FIRST_REWARD = "10.0"
 FIRST_TASK_LIMIT_S = 600.0
 
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(help="URL of a PostgreSQL database for the services' tables; if not given $COMPUTEMESH_DATABASE, else "
+                      "what the folder has, at first SQLite."),
+]  # fmt: skip
+ReplicasOption = Annotated[
+    int, typer.Option(help="How many of each service; more than one need --database.", min=1, max=4)
+]
+
 
 def up(
     workers: Annotated[int, typer.Option(help="Number of workers.", min=1, max=64)] = 2,
@@ -45,14 +54,8 @@ def up(
         bool, typer.Option("--tls", help="Encrypt every port, with certificates of the folder's own authority; the "
                                          "folder keeps to it.")
     ] = False,
-    database: Annotated[
-        str | None,
-        typer.Option(help="URL of a PostgreSQL database for the services' tables; if not given $COMPUTEMESH_DATABASE, "
-                          "else what the folder has, at first SQLite."),
-    ] = None,
-    replicas: Annotated[
-        int, typer.Option(help="How many of each service; more than one need --database.", min=1, max=4)
-    ] = 1,
+    database: DatabaseOption = None,
+    replicas: ReplicasOption = 1,
     demo: Annotated[
         bool | None,
         typer.Option("--demo/--no-demo", help="Publish a first task and verify its receipt; if neither is given, only "

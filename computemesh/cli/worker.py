@@ -60,12 +60,8 @@ def join(
 
     from computemesh.cli.plan import HOST, free_ports, taken, worker_key, write_toml
     from computemesh.service.addresses import listed
-    from computemesh.trust.errors import InvalidArgument
 
-    try:
-        listed(orchestrator)
-    except InvalidArgument as error:
-        raise typer.BadParameter(error.message, param_hint="HOST:PORT") from None
+    listed(orchestrator)
     folder = data.expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     key = worker_key(folder)

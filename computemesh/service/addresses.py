@@ -8,7 +8,7 @@ from computemesh.trust.errors import InvalidArgument
 
 
 def listed(addresses: str) -> list[str]:
-    """Each HOST:PORT. Raises InvalidArgument for what is none."""
+    """Each HOST:PORT. Raises InvalidArgument that names what is none."""
     found = [one.strip() for one in addresses.split(",")]
     for one in found:
         host, _, port = one.rpartition(":")

@@ -159,6 +159,17 @@ def test_silence_releases_the_task_to_another_orchestrator_under_the_next_epoch(
     assert (effects.send[0].connection, effects.send[0].lease.epoch) == (2, 2)
 
 
+def test_a_task_goes_to_an_orchestrator_with_workers_for_it_before_one_with_more_credits() -> None:
+    core = Core(LEASE_MS)
+    for connection, key, types in ((1, b"o" * 33, {"noop"}), (2, b"p" * 33, {"rendering"})):
+        core.step(s.Connect(connection, key, "a:1"), 0)
+        core.step(s.Takes(connection, frozenset(types)), 0)
+        core.step(s.Ready(connection, 8 * connection), 0)
+    assert answer(core, core.step(s.Create(spec(1)), 0), 0).send[0].connection == 1
+    core.step(s.Takes(1, frozenset()), 0)
+    assert answer(core, core.step(s.Create(spec(2)), 0), 0).send[0].connection == 2
+
+
 def test_a_heartbeat_keeps_the_lease() -> None:
     core = Core(LEASE_MS)
     leased(core)
