@@ -120,6 +120,7 @@ class Dispatch:
                     await call.write(market_pb2.DispatchRequest(hello=self._hello(response.greeting)))
                 elif kind == "welcome":
                     welcomed = True
+                    outbox.push(self._asks())  # before credits: the market leases by it
                     self._begin(outbox)
                     interval = max(response.welcome.heartbeat_interval_ms, 100) / 1000
                     beside = [
@@ -143,7 +144,10 @@ class Dispatch:
         """What workers ask, every few seconds."""
         while True:
             await asyncio.sleep(ASKS_EVERY_S)
-            outbox.push(market_pb2.DispatchRequest(asks=asks.summary(self._runtime.core.state)))
+            outbox.push(self._asks())
+
+    def _asks(self) -> market_pb2.DispatchRequest:
+        return market_pb2.DispatchRequest(asks=asks.summary(self._runtime.core.state))
 
     def _hello(self, greeting: common_pb2.Greeting) -> common_pb2.Hello:
         runtime = self._runtime
@@ -162,7 +166,6 @@ class Dispatch:
         rows = list(self._outcomes.values())
         for at in range(0, len(rows), MAX_ROWS):
             outbox.push(_outcomes(rows[at : at + MAX_ROWS]))
-        outbox.push(market_pb2.DispatchRequest(asks=asks.summary(state)))  # before credits: it says who can do what
         if credits > 0 and not self._runtime.stopping:
             outbox.push(market_pb2.DispatchRequest(ready=market_pb2.DispatchReady(credits=credits)))
         state.progress.update(state.tasks)
