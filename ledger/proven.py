@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from functools import cached_property, lru_cache
 
 from computemesh.service.store import Connection
-from computemesh.trust import computechain, identity, merkle, paths, statement
+from computemesh.trust import computechain, identity, merkle, paths, results, statement
 from computemesh.trust.amount import Shares, job_reward
 from computemesh.trust.errors import Internal, NotFound
-from computemesh.trust.statement import COMMITMENT_SIZE
+from computemesh.trust.statement import COMMITMENT_SIZE, RESULT_SIZE
 from computemesh.v1 import ledger_pb2 as pb
 from ledger import store, wire
-from ledger.evidence import Batch, Settle, batch_tree, result_statements
+from ledger.evidence import Batch, Settle
 from ledger.settling import parts_of
 from ledger.state import PLACES
 
@@ -28,8 +28,16 @@ class _SignedBatch:
 
     def __init__(self, batch: Batch, orchestrator_key: bytes) -> None:
         self.batch = batch
-        self.tree = merkle.Tree(batch_tree(batch)[1])
-        self.results = result_statements(batch, orchestrator_key, self.tree.root)
+        leaves = batch.leaf_hashes or statement.joined_leaves(batch.commitments, COMMITMENT_SIZE)
+        self.tree = merkle.Tree(leaves)
+        self.count = len(batch.commitments) // COMMITMENT_SIZE
+        self.results = results.result_statements(
+            orchestrator_key, self.tree.root, batch.commitments, batch.positions or range(self.count),
+            batch.proof_hashes)
+
+    def result(self, index: int) -> bytes:
+        """The packed result `index`."""
+        return self.results[index * RESULT_SIZE : (index + 1) * RESULT_SIZE]
 
     def commitment(self, index: int) -> bytes:
         """The packed commitment of the batch's result `index`."""
@@ -48,7 +56,7 @@ class Settlement:
         assert isinstance(parsed.body, Settle)
         self.transaction = parsed
         self._batches = [_SignedBatch(batch, parsed.public_key) for batch in parsed.body.batches]
-        self._starts = list(itertools.accumulate((len(batch.results) for batch in self._batches), initial=0))
+        self._starts = list(itertools.accumulate((batch.count for batch in self._batches), initial=0))
         self._refused = [refusal.position for refusal in wire.unpack_refusals(refusals)]
         self._first_leaf = first_leaf
 
@@ -60,7 +68,7 @@ class Settlement:
     @cached_property
     def tree(self) -> merkle.Tree:
         """The tree whose root the orchestrator signed."""
-        return merkle.Tree([merkle.leaf_hash(result) for batch in self._batches for result in batch.results])
+        return merkle.Tree(b"".join([merkle.leaf_hashes(batch.results, RESULT_SIZE) for batch in self._batches]))
 
     def find(self, position: int) -> tuple[_SignedBatch, int]:
         """The batch of a result and its index there."""
@@ -70,7 +78,7 @@ class Settlement:
     def statement(self, position: int) -> bytes:
         """The packed result."""
         batch, index = self.find(position)
-        return batch.results[index]
+        return batch.result(index)
 
     def leaf_index(self, position: int) -> int:
         """The settled result's leaf in its block: refused ones have none."""
@@ -89,10 +97,10 @@ class Library:
         self._connection, self._shares = connection, shares
         self.message = lru_cache(maxsize=256)(self._message)
         self._settlement = lru_cache(maxsize=64)(self._load_settlement)
-        self._block_tree = lru_cache(maxsize=16)(self._load_block_tree)
+        self._block_tree = lru_cache(maxsize=64)(self._load_block_tree)
         self._tx_tree = lru_cache(maxsize=16)(self._load_tx_tree)
         self._assigned = lru_cache(maxsize=64)(self._load_assigned)
-        self._sealed = lru_cache(maxsize=64)(self._load_sealed)
+        self._sealed = lru_cache(maxsize=1024)(self._load_sealed)
         self._assignment = lru_cache(maxsize=64)(self._find_assignment)
         self._statements = lru_cache(maxsize=4)(self._load_statements)
 
@@ -170,7 +178,7 @@ class Library:
         commitment, commitment_position = batch.commitment(index), batch.position(index)
         leaf_index = settlement.leaf_index(position)
         proven = pb.ProvenResult(
-            result=batch.results[index], commitment=commitment, commitment_position=commitment_position,
+            result=batch.result(index), commitment=commitment, commitment_position=commitment_position,
             commitment_count=batch.tree.size, commitment_path=batch.tree.path(commitment_position),
             worker_signature=batch.batch.worker_signature, settle_position=position,
             settle_path=settlement.tree.path(position), leaf_index=leaf_index,

@@ -155,21 +155,26 @@ def verify_consistency(old: int, new: int, old_root: bytes, new_root: bytes, pat
 class Tree:
     """A complete tree in memory: O(n) to build, O(log n) for a root, node or path."""
 
-    __slots__ = ("levels", "size")
+    __slots__ = ("_levels", "size")
 
     def __init__(self, hashes: Sequence[bytes] | bytes) -> None:
         """`hashes` are the leaf hashes, one by one or joined."""
         level = hashes if isinstance(hashes, bytes) else b"".join(hashes)
-        self.levels = [split(level)]
-        self.size = len(self.levels[0])
+        self.size = len(level) // HASH_BYTES
+        self._levels = [level]
         while len(level) > HASH_BYTES:
             level = _next_level(level)
-            self.levels.append(split(level))
+            self._levels.append(level)
+
+    @property
+    def levels(self) -> list[list[bytes]]:
+        """All nodes, the leaf hashes first."""
+        return [split(level) for level in self._levels]
 
     @property
     def root(self) -> bytes:
         """The root, 32 bytes."""
-        return self.levels[-1][0] if self.size else EMPTY_ROOT
+        return self._levels[-1] or EMPTY_ROOT
 
     def node(self, level: int, index: int) -> bytes:
         """MTH over leaves `[index * 2^level, (index + 1) * 2^level)`, cut at the tree's end. Else
@@ -177,20 +182,24 @@ class Tree:
         """
         if level < 0 or index < 0:
             raise IndexError("no such node")
-        return self.levels[level][index]
+        found = self._levels[level][HASH_BYTES * index : HASH_BYTES * (index + 1)]
+        if not found:
+            raise IndexError(f"level {level} has no node {index}")
+        return found
 
     def path(self, index: int, level: int = 0) -> list[bytes]:
         """The inclusion path of node `index` of `level`, upwards. Raises IndexError outside the tree.
 
         Above level 0 it is the path in the tree whose leaves are that level's nodes.
         """
-        if not 0 <= index < len(self.levels[level]):
-            raise IndexError(f"node {index} is not among the {len(self.levels[level])} of level {level}")
+        count = len(self._levels[level]) // HASH_BYTES
+        if not 0 <= index < count:
+            raise IndexError(f"node {index} is not among the {count} of level {level}")
         siblings = []
-        for nodes in self.levels[level:]:
-            sibling = index ^ 1
-            if sibling < len(nodes):
-                siblings.append(nodes[sibling])
+        for nodes in self._levels[level:]:
+            at = HASH_BYTES * (index ^ 1)
+            if at < len(nodes):
+                siblings.append(nodes[at : at + HASH_BYTES])
             index >>= 1
         return siblings
 
@@ -215,7 +224,7 @@ class Tree:
 
     def _range(self, start: int, width: int) -> bytes:
         level = (width - 1).bit_length()
-        return self.levels[level][start >> level]
+        return self.node(level, start >> level)
 
 
 class CompactRange:
