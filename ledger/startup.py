@@ -14,6 +14,7 @@ from typing import IO
 import grpc
 import structlog
 
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.server import build_server, serve, stop_on_signals
 from computemesh.service.store import GroupCommit, open_sqlite
 from computemesh.trust import identity, merkle
@@ -112,6 +113,7 @@ def recover(
     replay.check_identity(connection, replay.identity_of(config, signer))
     began = time.monotonic()
     folded = replay.replay(connection, config, signer)
+    crash_point("ledger.start.replayed")
     log.info(
         "replayed", blocks=folded.chain.height, transactions=folded.chain.state.next_tx - 1,
         seconds=round(time.monotonic() - began, 3))
@@ -132,6 +134,7 @@ class Running:
             chain, last_seq = recover(connection, config, signer, clock())
             kept = anchor.Anchor(anchor_url(config))
             anchor.reconcile(kept, connection, signer)
+            crash_point("ledger.start.anchored")
         except BaseException:
             connection.close()
             self._lock.close()

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import structlog
 
 from computemesh.service import metrics
+from computemesh.service.crashpoints import crash_point
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
@@ -48,6 +49,7 @@ def open_sqlite(path: str | Path, schema: Sequence[str]) -> sqlite3.Connection:
     for _, name, kind, _, _, strict in connection.execute("PRAGMA table_list").fetchall():
         if kind == "table" and not name.startswith("sqlite_") and not strict:
             raise RuntimeError(f"{path}: table {name} is not STRICT")
+    crash_point("store.opened")
     return connection
 
 
@@ -129,9 +131,12 @@ class GroupCommit:
         began = time.perf_counter()
         if writes:
             self._connection.execute("BEGIN IMMEDIATE")
+            crash_point("commit.begun")
         values = [operation(self._connection) for operation, _, _, _ in work]
         if writes:
+            crash_point("commit.written")
             self._connection.execute("COMMIT")
+            crash_point("commit.durable")
             metrics.COMMIT_SECONDS.observe(time.perf_counter() - began)
             metrics.COMMIT_OPERATIONS.observe(len(work))
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
