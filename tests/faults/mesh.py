@@ -35,6 +35,7 @@ IMPATIENT: dict[str, dict[str, Any]] = {
     "worker": {"functions": [str(FUNCTIONS)]},
 }  # fmt: skip
 PATIENCE_S = 90.0
+DEADLINE_S = 6 * 3600
 
 
 class Mesh:
@@ -55,6 +56,7 @@ class Mesh:
         self.cluster.start()
         try:
             self.client = Client(self.cluster.profile, timeout=PATIENCE_S, retry_for=PATIENCE_S)
+            self.client_at_once = Client(self.cluster.profile, timeout=PATIENCE_S, retry_for=0.0)
             self.laws = Laws(self.client)
             self._threads = ThreadPoolExecutor(8)
         except BaseException:
@@ -67,6 +69,7 @@ class Mesh:
     ) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.client.close()
+        self.client_at_once.close()
         self.cluster.stop()
 
     # ---- dying
@@ -100,12 +103,15 @@ class Mesh:
     def submit(self, challenge_type: str, payload: dict[str, Any], reward: str = "2.0") -> str:
         """A task, asked for under one request id until it is acknowledged; its id."""
         request_id, until = uuid7().hex(), time.monotonic() + PATIENCE_S
+        deadline = int(time.time()) + DEADLINE_S
         while True:
             try:
-                handle = self.client.submit(challenge_type, payload, reward, request_id=request_id)
+                handle = self.client.submit(challenge_type, payload, reward, deadline, request_id=request_id)
                 break
             except MeshError as error:
-                if time.monotonic() > until or error.retry_after_ms is None and not isinstance(error, Unavailable):
+                # While the orchestrator or the workers are away nobody offers the function.
+                passes = isinstance(error, Unavailable) or error.reason == "FUNCTION_UNKNOWN"
+                if not passes or time.monotonic() > until:
                     raise
                 time.sleep(0.1)
         self.laws.open.add(handle.task_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections import Counter
@@ -31,10 +32,12 @@ class Table:
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
+        self.untried: list[str] = []
 
     def run(self, name: str, seed: int, work: Callable[[], dict[str, float] | None]) -> bool:
         """One run; whether the mesh is sound after it."""
         row = self.rows.setdefault(name, Row(name))
+        notes = len(row.notes)
         row.runs += 1
         began, sound = time.monotonic(), True
         try:
@@ -51,6 +54,7 @@ class Table:
             row.notes.append(f"seed {seed}: {traceback.format_exc(limit=-4)}")
             sound = False
         row.seconds += time.monotonic() - began
+        print(f"{name}, seed {seed}: {time.monotonic() - began:.1f} s", *row.notes[notes:], file=sys.stderr, flush=True)
         return sound
 
     def failed(self) -> bool:
@@ -64,6 +68,8 @@ class Table:
             broken = "".join(f"{row.broken[law]:>5}" for law in LAWS)
             figures = ", ".join(f"{name} {value:g}" for name, value in row.figures.items())
             print(f"{row.name:52}{row.runs:>6}{broken}{row.missed:>8}{row.seconds / max(row.runs, 1):>8.1f}  {figures}")
+        for kind in self.untried:
+            print(f"{kind}: not tried, which takes the superuser's rights")
         for row in self.rows.values():
             for note in row.notes:
                 print(f"{row.name}: {note}")
@@ -74,7 +80,8 @@ class Table:
         for row in self.rows.values():
             total.update(row.broken)
         return {
-            "runs": sum(row.runs for row in self.rows.values()), "missed": sum(r.missed for r in self.rows.values()),
+            "untried": self.untried, "runs": sum(row.runs for row in self.rows.values()),
+            "missed": sum(row.missed for row in self.rows.values()),
             "violations": {law: total[law] for law in LAWS},
             "rows": {row.name: {"runs": row.runs, "missed": row.missed, "violations": dict(row.broken),
                                 "seconds": round(row.seconds, 1), **row.figures} for row in self.rows.values()},
