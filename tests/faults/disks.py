@@ -91,9 +91,9 @@ def ledger_ends(mesh: Mesh, seed: int, fault: Callable[[], contextlib.AbstractCo
 def artifacts_refused(mesh: Mesh, seed: int, fault: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
     """Uploads are refused and say so; tasks whose files cannot be kept wait until the disk is mended."""
     random, refused = Random(seed), 0
-    task_id = mesh.readability([f"{random.random()} words."] * 6)
     with mesh.laws.watching():
         with fault():
+            task_id = mesh.submit("function", {"function_name": "readability", "items": [{"text": "Few words."}]}, "60.0")
             for size in (10, 100_000, 9_000_000):
                 try:
                     mesh.client_at_once.put_artifact(random.randbytes(size))

@@ -197,8 +197,11 @@ class Laws:
 
     def _as_the_ledger_says(self, task: Task) -> None:
         """P and T: a task ended as its escrow did, each job was settled once and paid once, and nothing is left."""
-        escrow = self._client.ledger("GetEscrow", pb.GetEscrowRequest(task_id=task.task_id)).escrow
         name = f"{task.task_id[:8]} ({task.challenge_type})"
+        try:
+            escrow = self._client.ledger("GetEscrow", pb.GetEscrowRequest(task_id=task.task_id)).escrow
+        except NotFound:
+            raise Violation("C", f"{name} was made when its money was held, and there is no escrow") from None
         ended = (escrow.status, escrow.refund_cause)
         require(ended == ESCROW_OF[task.status], "T", f"{name} is {task.status}, its escrow {ended}")
         spent = escrow.settled_units + escrow.refunded_units

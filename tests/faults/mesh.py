@@ -34,6 +34,7 @@ IMPATIENT: dict[str, dict[str, Any]] = {
     "market": {"lease_ms": 4000, "heartbeat_interval_ms": 500},
     "worker": {"functions": [str(FUNCTIONS)]},
 }  # fmt: skip
+WORDS = ("nobody", "has", "to", "trust", "the", "seller.", "verifiable", "computation")
 PATIENCE_S = 90.0
 DEADLINE_S = 6 * 3600
 
@@ -138,7 +139,7 @@ class Mesh:
     def load(self, random: Random) -> list[Future[Any]]:
         """A little of everything, at once."""
         seed = str(random.random())
-        texts = [f"{random.random()} words." for _ in range(random.randint(1, 5))]
+        texts = [" ".join(random.choices(WORDS, k=random.randint(3, 60))) for _ in range(random.randint(1, 5))]
         return [
             self.beside(self.submit, "noop", {"jobs": random.randint(1, 400)}),
             self.beside(self.submit, "synthetic", {
