@@ -93,7 +93,8 @@ def artifacts_refused(mesh: Mesh, seed: int, fault: Callable[[], contextlib.Abst
     random, refused = Random(seed), 0
     with mesh.laws.watching():
         with fault():
-            task_id = mesh.submit("function", {"function_name": "readability", "items": [{"text": "Few words."}]}, "60.0")
+            data = {"text": f"{seed} words"}
+            task_id = mesh.submit("function", {"function_name": "readability", "data": data}, "60.0")
             for size in (10, 100_000, 9_000_000):
                 try:
                     mesh.client_at_once.put_artifact(random.randbytes(size))

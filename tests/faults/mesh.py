@@ -36,6 +36,7 @@ IMPATIENT: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 WORDS = ("nobody", "has", "to", "trust", "the", "seller.", "verifiable", "computation")
 PATIENCE_S = 90.0
+START_S = 300.0
 DEADLINE_S = 6 * 3600
 
 
@@ -51,7 +52,8 @@ class Mesh:
         settings = {name: {**IMPATIENT.get(name, {}), **(overrides or {}).get(name, {})}
                     for name in {*IMPATIENT, *(overrides or {})}}  # fmt: skip
         (folder / "crash").mkdir(parents=True)
-        self.cluster = Cluster(folder / "data", workers, port_base=port_base, overrides=settings, environment=variables)
+        self.cluster = Cluster(folder / "data", workers, port_base=port_base, overrides=settings, environment=variables,
+                               start_timeout_s=START_S)  # fmt: skip
 
     def __enter__(self) -> Mesh:
         self.cluster.start()
