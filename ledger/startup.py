@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -120,6 +121,23 @@ def recover(
     return folded.chain, folded.last_seq
 
 
+def _opened(
+    path: Path, config: Config, signer: NoteSigner, now_ms: int
+) -> tuple[sqlite3.Connection, Chain, int, anchor.Anchor]:
+    """The database with what `recover` says of it, and the anchor that agrees. Raises Corrupt, RolledBack, Forked."""
+    with contextlib.ExitStack() as stack:
+        try:
+            connection = stack.enter_context(contextlib.closing(open_sqlite(path, store.SCHEMA)))
+            chain, last_seq = recover(connection, config, signer, now_ms)
+            kept = anchor.Anchor(anchor_url(config))
+            anchor.reconcile(kept, connection, signer)
+        except sqlite3.DatabaseError as error:
+            raise replay.Corrupt(f"{path} cannot be read and is not served: {error}") from error
+        crash_point("ledger.start.anchored")
+        stack.pop_all()
+        return connection, chain, last_seq, kept
+
+
 class Running:
     """A ledger that serves. `stop` seals what is open, makes it durable and lets go of the folder."""
 
@@ -129,14 +147,9 @@ class Running:
         merkle.prepare()
         path, signer = database_path(config), load_signer(config)
         self._lock = _lock(path)
-        connection = open_sqlite(path, store.SCHEMA)
         try:
-            chain, last_seq = recover(connection, config, signer, clock())
-            kept = anchor.Anchor(anchor_url(config))
-            anchor.reconcile(kept, connection, signer)
-            crash_point("ledger.start.anchored")
+            connection, chain, last_seq, kept = _opened(path, config, signer, clock())
         except BaseException:
-            connection.close()
             self._lock.close()
             raise
         self._reader = store.open_reader(str(path))
@@ -212,5 +225,7 @@ def fsck(config: Config) -> list[str]:
         replay.check_identity(connection, replay.identity_of(config, signer))
         problems = list(replay.Replay(connection, config, signer, thorough=True).run())
         return problems or anchor.problems(anchor.Anchor(anchor_url(config)), connection, signer)
+    except sqlite3.DatabaseError as error:
+        return [f"{path} cannot be read: {error}"]
     finally:
         connection.close()

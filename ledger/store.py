@@ -155,6 +155,12 @@ def write_meta(connection: sqlite3.Connection, values: dict[str, str]) -> None:
     connection.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
 
 
+def damaged_pages(connection: sqlite3.Connection) -> list[str]:
+    """What SQLite finds wrong with its pages and indexes; nothing where all is well."""
+    rows = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
+    return [] if rows == ["ok"] else rows
+
+
 def log_rows(connection: sqlite3.Connection) -> Iterator[Row]:
     """(seq, time_ms, seal, tx_count) in order."""
     return connection.execute("SELECT seq, time_ms, seal, tx_count FROM log ORDER BY seq")
@@ -354,12 +360,20 @@ def _pages_after(connection: sqlite3.Connection, escrow_no: int, page: int, limi
         (escrow_no, page, limit)).fetchall()
 
 
-def results_count(connection: sqlite3.Connection) -> int:
-    """Results of all escrows that have a place."""
-    count, after = 0, (0, -1)
+def result_sums(connection: sqlite3.Connection) -> Row:
+    """(results that have a place, sums of their escrows' numbers, of their jobs, of their places): a bit that flips
+    changes one."""
+    count = escrows = jobs = where = 0
+    after: Row = (0, -1)
     while rows := connection.execute(
         "SELECT escrow, page, places FROM places WHERE (escrow, page) > (?, ?) ORDER BY escrow, page LIMIT 1000",
         after).fetchall():  # fmt: skip
-        count += sum(int(np.count_nonzero(np.frombuffer(row[2], ">u8"))) for row in rows)
+        for escrow_no, page, packed in rows:
+            found = np.frombuffer(packed.ljust(-(-len(packed) // 8) * 8, b"\0"), ">u8")
+            slots = np.flatnonzero(found)
+            count += slots.size
+            escrows += escrow_no * slots.size
+            jobs += PAGE * page * slots.size + int(slots.sum())
+            where += sum(found.tolist())
         after = rows[-1][:2]
-    return count
+    return count, escrows, jobs, where

@@ -41,7 +41,9 @@ class Table:
         row.runs += 1
         began, sound = time.monotonic(), True
         try:
-            row.figures |= work() or {}
+            for figure, value in (work() or {}).items():
+                before = row.figures.get(figure, 0.0)
+                row.figures[figure] = max(before, value) if figure.endswith("_s") else before + value
         except Missed as missed:
             row.missed += 1
             row.notes.append(f"seed {seed}: {missed}")
