@@ -203,7 +203,8 @@ class Replay:
         for escrow, jobs, places in touched.results:
             found = (len(jobs), escrow * len(jobs), sum(jobs), sum(places))
             self._results = list(map(add, self._results, found))
-            for job, place in zip(jobs, places, strict=True) if self._thorough else ():
+            # A numpy integer, as columns give them, is a blob to SQLite.
+            for job, place in zip(map(int, jobs), places, strict=True) if self._thorough else ():
                 if store.place(self._connection, escrow, job) != place:
                     return (f"transaction {place // PLACES}: the table `places` has job {job} of escrow {escrow} "
                             "elsewhere")  # fmt: skip

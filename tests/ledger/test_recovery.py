@@ -22,6 +22,7 @@ from computemesh.trust.errors import InvalidArgument, MeshError
 from computemesh.v1 import ledger_pb2 as pb
 from computemesh.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger import startup
+from ledger.columns import FEW
 from ledger.config import Config
 from ledger.replay import Corrupt
 from ledger.startup import Running
@@ -33,15 +34,16 @@ ROOT = Path(__file__).resolve().parents[2]
 FLIPS = 60
 
 
-async def some_history(config: Config, rounds: int = 3) -> None:
-    """Several sealed blocks with money, an escrow and results."""
+async def some_history(config: Config, rounds: int = 3, jobs: int = 4) -> None:
+    """Several sealed blocks with money, an escrow and results of all but one of its jobs."""
     async with serving(config) as stub:
         for _ in range(rounds):
             order = parties.order(1000, time.time_ns() // 1_000_000 + 3_600_000)
             task = parties.task_id(order)
-            settle = parties.settle([parties.batch([parties.commitment(task, job, _next()) for job in range(3)])])
+            done = [parties.commitment(task, job, _next()) for job in range(jobs - 1)]
+            settle = parties.settle([parties.batch(done)])
             reply = await stub.SubmitTransactions(pb.SubmitTransactionsRequest(
-                transactions=[parties.deposit(CUSTOMER, 1000), parties.open_(order), parties.assign(task, 4), settle],
+                transactions=[parties.deposit(CUSTOMER, 1000), parties.open_(order), parties.assign(task, jobs), settle],
                 wait=pb.WAIT_SEALED))
             assert all(one.kind == pb.OUTCOME_KIND_APPLIED for one in reply.outcomes), reply
 
@@ -110,6 +112,11 @@ async def test_a_changed_row_is_found_at_start_and_by_fsck(config: Config, state
     assert startup.fsck(config)
     with pytest.raises(Corrupt, match=r"block \d|table "):
         Running(config)
+
+
+async def test_fsck_finds_nothing_wrong_with_results_that_were_settled_by_columns(config: Config) -> None:
+    await some_history(config, jobs=4 * FEW)
+    assert startup.fsck(config) == []
 
 
 async def test_fsck_names_the_result_that_is_elsewhere(config: Config) -> None:
