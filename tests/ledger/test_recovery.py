@@ -43,7 +43,8 @@ async def some_history(config: Config, rounds: int = 3, jobs: int = 4) -> None:
             done = [parties.commitment(task, job, _next()) for job in range(jobs - 1)]
             settle = parties.settle([parties.batch(done)])
             reply = await stub.SubmitTransactions(pb.SubmitTransactionsRequest(
-                transactions=[parties.deposit(CUSTOMER, 1000), parties.open_(order), parties.assign(task, jobs), settle],
+                transactions=[parties.deposit(CUSTOMER, 1000), parties.open_(order), parties.assign(task, jobs),
+                              settle],
                 wait=pb.WAIT_SEALED))
             assert all(one.kind == pb.OUTCOME_KIND_APPLIED for one in reply.outcomes), reply
 
