@@ -22,7 +22,8 @@ DESCRIPTORS := --descriptor_set_out=build/contracts.binpb --include_imports --in
 
 .PHONY: help setup run-cluster demo demo-all test test-clients test-postgres test-long test-kill test-rest golden check check-proto
 .PHONY: check-docs docs proto baseline bench bench-dispatch bench-verify bench-gpu bench-ledger bench-artifacts bench-peers
-.PHONY: bench-scale bench-worker soak sim sim-market fuzz attacks overload screenshots clean
+.PHONY: bench-scale bench-worker soak sim sim-market faults faults-million faults-crowd fuzz attacks overload screenshots
+.PHONY: clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -189,6 +190,15 @@ overload: $(TOOLS)  ## a market under normal load, then with ten times as many c
 
 sim: $(TOOLS)  ## SEEDS=1000 runs of all cores under simulated faults; SEED=17: one of them, step by step
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0))
+
+faults: $(TOOLS) $(DEBIAN)  ## SEEDS=20 of each fault against real processes: KIND=points processes networks disks clocks
+	@$(BIN)/python -m tests.faults $(KIND) --seeds $(or $(SEEDS),20) --first $(or $(FIRST),0) --only '$(ONLY)'
+
+faults-million: $(TOOLS)  ## RESULTS=1000000 at full rate under kill -9 of every service: none that was acknowledged is lost
+	@$(BIN)/python -m tests.faults.million --results $(or $(RESULTS),1000000)
+
+faults-crowd: $(TOOLS)  ## kill -9 of the orchestrator under WORKERS=1000 connected workers: how soon all are back
+	@$(BIN)/python -m tests.faults.crowd --workers $(or $(WORKERS),1000)
 
 sim-market: $(TOOLS)  ## cheating fleets against the ledger's rules: detected, their profit, honest workers slashed
 	@$(BIN)/python -m bench.sim_market

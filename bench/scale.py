@@ -48,9 +48,11 @@ AT_ONCE = 64
 
 
 # ---- idle workers ----------------------------------------------------------------------------------------------------
-async def idle_worker(address: str, chain: str, joined: Callable[[], None], slots: asyncio.Semaphore) -> None:
-    """Join, grant credits, and send a heartbeat as often as the orchestrator wants one; nothing ever comes."""
-    key = PrivateKey.generate()
+async def idle_worker(
+    address: str, chain: str, key: PrivateKey, joined: Callable[[], None], slots: asyncio.Semaphore
+) -> None:
+    """Join, grant credits, and send a heartbeat as often as the orchestrator wants one; nothing ever comes. Raises what
+    ends the stream."""
     capabilities = common_pb2.Capabilities(
         devices=[common_pb2.Device(kind="idle", platform="cpu", memory_bytes=1 << 34)], challenge_types=["synthetic"],
     ).SerializeToString()  # fmt: skip
@@ -80,7 +82,8 @@ async def idle(address: str, chain: str, count: int) -> None:
         if there == count:
             print("joined", flush=True)
 
-    workers = [asyncio.create_task(idle_worker(address, chain, joined, slots)) for _ in range(count)]
+    workers = [asyncio.create_task(idle_worker(address, chain, PrivateKey.generate(), joined, slots))
+               for _ in range(count)]  # fmt: skip
     done, _ = await asyncio.wait(
         [*workers, asyncio.create_task(asyncio.to_thread(sys.stdin.read))], return_when=asyncio.FIRST_COMPLETED)
     for task in done:

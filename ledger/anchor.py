@@ -18,6 +18,7 @@ import structlog
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import from_url
 
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.store import Connection
 from computemesh.trust import paths
 from computemesh.trust.checkpoint import NoteSigner, NoteVerifier, open_checkpoint
@@ -73,8 +74,11 @@ class _Folder:
             with beside.open("wb") as file:
                 file.write(data)
                 file.flush()
+                crash_point("ledger.anchor.written")
                 os.fsync(file.fileno())
+            crash_point("ledger.anchor.synced")
             beside.replace(self._path)
+            crash_point("ledger.anchor.renamed")
             os.fsync(folder)
         finally:
             os.close(folder)

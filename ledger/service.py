@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.store import Connection
 from computemesh.trust import identity, merkle, paths, statement
 from computemesh.trust.amount import Shares
@@ -44,6 +45,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         self, request: pb.SubmitTransactionsRequest, context: Context
     ) -> pb.SubmitTransactionsResponse:
         """Shape first, for the whole request; then signatures; then one place in line."""
+        crash_point("ledger.submission.received")
         size = request.ByteSize()
         self._writer.admit(size)
         parsed = [wire.transaction(one, f"transactions[{at}]") for at, one in enumerate(request.transactions)]
@@ -53,11 +55,13 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             bodies.append(message.SerializeToString())
             await asyncio.sleep(0)  # a full message takes tens of ms: others may speak between two transactions
         sealed = request.wait == pb.WAIT_SEALED
+        crash_point("ledger.submission.queued")
         verdicts = await self._writer.submit(examined, bodies, size, sealed)
         response = pb.SubmitTransactionsResponse(
             outcomes=[views.outcome(verdict, self._height_of(verdict.number)) for verdict in verdicts])
         if sealed:
             response.checkpoint.CopyFrom(self._checkpoint())
+        crash_point("ledger.submission.answered")
         return response
 
     def _height_of(self, number: int) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from pathlib import Path
 import grpc
 import structlog
 
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.database import open_reader, open_store
 from computemesh.service.server import build_server, serve, stop_on_signals
 from computemesh.service.store import Connection, GroupCommit
@@ -112,6 +114,7 @@ def recover(
     replay.check_identity(connection, replay.identity_of(config, signer))
     began = time.monotonic()
     folded = replay.replay(connection, config, signer)
+    crash_point("ledger.start.replayed")
     log.info(
         "replayed", blocks=folded.chain.height, transactions=folded.chain.state.next_tx - 1,
         seconds=round(time.monotonic() - began, 3))
@@ -129,11 +132,15 @@ class Running:
         with ExitStack() as opened:
             if not config.database:
                 _lock(path, opened)
-            connection = open_store(config, path, store.STEPS)
-            opened.callback(connection.close)
-            chain, last_seq = recover(connection, config, signer, clock())
-            kept = anchor.Anchor(anchor_url(config))
-            anchor.reconcile(kept, connection, signer)
+            try:
+                connection = open_store(config, path, store.STEPS)
+                opened.callback(connection.close)
+                chain, last_seq = recover(connection, config, signer, clock())
+                kept = anchor.Anchor(anchor_url(config))
+                anchor.reconcile(kept, connection, signer)
+            except sqlite3.DatabaseError as error:
+                raise replay.Corrupt(f"{path} cannot be read and is not served: {error}") from error
+            crash_point("ledger.start.anchored")
             self._reader = open_reader(config, path)
             opened.callback(self._reader.close)
             self._opened = opened.pop_all()
@@ -207,5 +214,7 @@ def fsck(config: Config) -> list[str]:
         replay.check_identity(connection, replay.identity_of(config, signer))
         problems = list(replay.Replay(connection, config, signer, thorough=True).run())
         return problems or anchor.problems(anchor.Anchor(anchor_url(config)), connection, signer)
+    except sqlite3.DatabaseError as error:
+        return [f"{path} cannot be read: {error}"]
     finally:
         connection.close()

@@ -5,6 +5,7 @@ A transaction is one row and so is a group of them; of results there is a row fo
 
 from __future__ import annotations
 
+import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -165,6 +166,14 @@ def read_meta(connection: Connection) -> dict[str, str]:
 def write_meta(connection: Connection, values: dict[str, str]) -> None:
     """Adds names and values, inside the caller's transaction."""
     connection.executemany("INSERT INTO meta VALUES (?, ?)", values.items())
+
+
+def damaged_pages(connection: Connection) -> list[str]:
+    """What SQLite finds wrong with its pages and indexes; nothing where all is well, or where PostgreSQL keeps them."""
+    if not isinstance(connection, sqlite3.Connection):
+        return []
+    rows = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
+    return [] if rows == ["ok"] else rows
 
 
 def log_rows(connection: Connection) -> Iterator[Row]:
@@ -366,12 +375,20 @@ def _pages_after(connection: Connection, escrow_no: int, page: int, limit: int) 
         (escrow_no, page, limit)).fetchall()
 
 
-def results_count(connection: Connection) -> int:
-    """Results of all escrows that have a place."""
-    count, after = 0, (0, -1)
+def result_sums(connection: Connection) -> Row:
+    """(results that have a place, sums of their escrows' numbers, of their jobs, of their places): a bit that flips
+    changes one."""
+    count = escrows = jobs = where = 0
+    after: Row = (0, -1)
     while rows := connection.execute(
         "SELECT escrow, page, places FROM places WHERE (escrow, page) > (?, ?) ORDER BY escrow, page LIMIT 1000",
         after).fetchall():  # fmt: skip
-        count += sum(int(np.count_nonzero(np.frombuffer(row[2], ">u8"))) for row in rows)
+        for escrow_no, page, packed in rows:
+            found = np.frombuffer(packed.ljust(-(-len(packed) // 8) * 8, b"\0"), ">u8")
+            slots = np.flatnonzero(found)
+            count += slots.size
+            escrows += escrow_no * slots.size
+            jobs += PAGE * page * slots.size + int(slots.sum())
+            where += sum(found.tolist())
         after = rows[-1][:2]
-    return count
+    return count, escrows, jobs, where

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from computemesh.service import tracing
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.store import Connection, GroupCommit
 from computemesh.trust.checkpoint import NoteSigner
 from computemesh.trust.errors import ResourceExhausted, Unavailable
@@ -169,6 +170,7 @@ class Writer:
 
     async def _cycle(self, final: bool) -> None:
         """Folds what is queued and hands it to the disk. Takes a commit slot that is given back once it is durable."""
+        crash_point("ledger.fold.begins")
         self._archive.put_away()
         rows, touched = store.Rows(), Touched()
         done: list[tuple[Submission, list[Verdict]]] = []
@@ -189,6 +191,7 @@ class Writer:
         elif not done:
             self._slots.release()
             return
+        crash_point("ledger.fold.done")
         commit = self._group.submit(lambda connection: store.write(connection, rows))
         commit.add_done_callback(lambda _: self._durable(rows, done))
 
@@ -256,6 +259,7 @@ class Writer:
             last = max((verdict.number for verdict in verdicts), default=0) if submission.sealed else 0
             self._waiting.append((last, submission, verdicts))
         if rows.blocks:
+            crash_point("ledger.block.durable")
             self._durable_block = rows.blocks[-1]
             self._anchor_due.set()
         self._telemetry.sealed(rows.blocks)
@@ -279,7 +283,9 @@ class Writer:
         """False where the anchor cannot be reached while we stop: the next start makes it good."""
         while True:
             try:
+                crash_point("ledger.anchor.begins")
                 await asyncio.to_thread(self._anchor.advance, note)
+                crash_point("ledger.anchor.done")
                 return True
             except Unavailable as error:
                 log.error("blocks stay unpublished until the anchor answers", problem=str(error))
@@ -331,6 +337,7 @@ class _Group:
             writer._seq += 1
         if seal:
             sealed = chain.seal()
+            crash_point("ledger.block.sealed")
             self._rows.blocks.append(replay.block_row(sealed, writer._signer))
             self._rows.nodes.extend(sealed.nodes)
             self._touched.update(sealed.touched)

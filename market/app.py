@@ -16,6 +16,7 @@ from computemesh.service import access, retention
 from computemesh.service import artifacts as artifact_service
 from computemesh.service.artifacts import Artifacts
 from computemesh.service.blobs import Owner
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.database import open_store
 from computemesh.service.server import build_server, dial, serve
 from computemesh.service.store import GroupCommit
@@ -55,7 +56,9 @@ class Market:
     async def run(self, stop: asyncio.Event) -> None:
         """Reloads, serves until `stop`, drains."""
         await self.engine.restore()
+        crash_point("market.start.restored")
         await self.creation.recover()
+        crash_point("market.start.recovered")
         if isinstance(self.engine.released, Releases):
             await self.engine.released.sweep(self.engine.group)
         background = [asyncio.create_task(part) for part in (
@@ -120,6 +123,7 @@ class Releases:
         files = [row.digest for row in market_pb2.Task.FromString(item.files).artifacts]
         try:
             await self._artifacts.release_task(item.task_id.hex(), self._artifacts.ttl_ms, files)
+            crash_point("market.files.released")
             # Which output was which job's (orchestrator/files.py) matters to nobody any more.
             objects = self._artifacts.store.objects
             await objects.delete([one.path for one in await objects.list(f"outputs/{item.task_id.hex()}")])

@@ -12,6 +12,7 @@ import structlog
 
 from computemesh.service import tracing, transactions
 from computemesh.service.artifacts import Artifacts
+from computemesh.service.crashpoints import crash_point
 from computemesh.trust import envelope, identity, statement
 from computemesh.trust.amount import format_cpc
 from computemesh.trust.errors import (
@@ -159,10 +160,12 @@ class Creation:
     async def _open(self, draft: orders.Draft, caller: Caller, request_id: bytes) -> tuple[Spec, State]:
         engine = self._engine
         spec = await self.order(draft, caller, request_id)
+        crash_point("market.order.signed")
         await self.hold(draft, spec.task_id)
         # Noted first: a crash while the ledger takes the money must leave a trace of what it is for.
         keep = bool(draft.request_id)
         await engine.group.commit(lambda c: store.put_draft(c, spec, keep))
+        crash_point("market.order.noted")
         try:
             outcome = await engine.ledger.open(spec.order, spec.order_signature)
             if outcome.kind != ledger_pb2.OUTCOME_KIND_APPLIED:
@@ -180,7 +183,9 @@ class Creation:
 
     async def publish(self, spec: Spec) -> tuple[Spec, State]:
         """The task, now that its money is held."""
+        crash_point("market.order.held")
         await self._engine.do(Create(spec))
+        crash_point("market.order.made")
         found = await self._engine.group.read(lambda c: store.task(c, spec.task_id))
         assert found is not None
         return found

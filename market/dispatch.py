@@ -15,6 +15,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.outbox import Outbox
 from computemesh.service.validation import validate
 from computemesh.trust import envelope, statement
@@ -147,6 +148,7 @@ class DispatchStream:
             heartbeat_interval_ms=self._config.heartbeat_interval_ms, lease_ms=self._config.lease_ms)))
         log.info("orchestrator connected", key=key.hex(), connection=self._number, held=len(held))
         self._engine.do(Connect(self._number, key, info.address, held, tuple(ended)))
+        crash_point("market.orchestrator.connected")
         async for request in requests:
             validate(request)
             if not self._take(request):
@@ -169,6 +171,7 @@ class DispatchStream:
                 if row.partial:
                     self._engine.show(self._number, bytes(row.task_id), row.epoch, row.partial)
         elif kind == "outcomes":
+            crash_point("market.outcomes.arrived")
             self._engine.do(Outcomes(self._number, tuple(map(_outcome, request.outcomes.outcomes))))
         elif kind == "functions":
             self._functions.report(self._number, request.functions)
@@ -197,11 +200,14 @@ def _assemble(items: Sequence[Item]) -> Iterable[Response]:
     """Neighbours of a kind share a message; the order of kinds stays, because a revocation may follow its lease."""
     for kind, group in itertools.groupby(items, type):
         if kind is SendLease:
+            crash_point("market.leases.leave")
             yield from _lease_batches(item for item in group if isinstance(item, SendLease))
         elif kind is SendAck:
+            crash_point("market.acks.leave")
             yield Response(acks=market_pb2.OutcomeAckBatch(
                 task_ids=[item.task_id for item in group if isinstance(item, SendAck)]))
         elif kind is SendRevoke:
+            crash_point("market.revokes.leave")
             yield Response(revokes=market_pb2.TaskRevokeBatch(revokes=[
                 market_pb2.TaskRevoke(
                     task_id=item.task_id, epoch=item.epoch,

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import structlog
 
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.store import GroupCommit
 from computemesh.v1 import market_pb2
 from market import store, views
@@ -125,13 +126,16 @@ class Engine:
             done.set_result(None)
             return done
         # A step without records waits its turn too, or its messages would overtake those of the step before.
+        crash_point("market.step.decided")
         self._in_flight += 1
         tells = any(not isinstance(item, Changed) or item.kind or item.feed for item in effects.persist)
         durable = self.group.submit(lambda connection: store.record(connection, effects.persist))
 
         def finish(_: asyncio.Future[None]) -> None:
+            crash_point("market.step.durable")
             self._in_flight -= 1
             self._perform(effects)
+            crash_point("market.step.performed")
             if tells:
                 self.feed.wake()
             if not done.done():

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import structlog
 
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.errors import from_rpc_error
 from computemesh.trust import merkle, statement
 from computemesh.trust.errors import MeshError, NotFound, Unavailable
@@ -195,12 +196,14 @@ class LedgerClient:
         delay = _FIRST_DELAY_S
         while True:
             try:
+                crash_point("market.transactions.leave")
                 response = await self._stub.SubmitTransactions(request, timeout=CALL_TIMEOUT_S)
                 break
             except grpc.aio.AioRpcError as failure:
                 log.warning("transactions not accepted yet", count=len(batch), error=from_rpc_error(failure).message)
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LONGEST_DELAY_S)
+        crash_point("market.transactions.answered")
         answers = []
         for call, outcome in zip(batch, response.outcomes, strict=True):
             applied = outcome.kind == ledger_pb2.OUTCOME_KIND_APPLIED
@@ -221,6 +224,7 @@ class LedgerClient:
                 log.warning("escrow not read yet", task=call.task_id.hex(), error=from_rpc_error(failure).message)
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LONGEST_DELAY_S)
+        crash_point("market.escrow.read")
         self.on_event(event)
 
     async def _read_escrow(self, call: Inspect) -> EscrowRead:

@@ -15,6 +15,7 @@ import grpc
 
 from computemesh import workloads
 from computemesh.service.artifacts import Artifacts
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.limits import Rates
 from computemesh.trust.errors import InvalidArgument, InvalidState, TaskNotFound, Unauthorized, Unavailable
 from computemesh.trust.identity import PrivateKey
@@ -164,6 +165,7 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         spec, state = await self._own_task(request.task_id, context)
         if state.status not in TERMINAL:
             state = await self._cancel(spec)
+            crash_point("market.cancel.done")
         if state.status is not Status.CANCELLED:
             raise InvalidState(
                 f"task {request.task_id} cannot be cancelled: it is {state.status.name}",
@@ -174,6 +176,7 @@ class MarketService(market_pb2_grpc.MarketServiceServicer):
         """Asks for the end and waits for the ledger's word on it."""
         watcher = self._engine.watch(spec.task_id)
         try:
+            crash_point("market.cancel.asked")
             await self._engine.do(Cancel(spec.task_id))
             async with asyncio.timeout(CANCEL_TIMEOUT_S):
                 while True:

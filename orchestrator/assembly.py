@@ -12,6 +12,7 @@ from computemesh.service import access
 from computemesh.service import artifacts as artifact_service
 from computemesh.service import server as servers
 from computemesh.service.artifacts import Artifacts
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.database import open_store
 from computemesh.service.store import Connection, GroupCommit
 from computemesh.trust import merkle
@@ -110,6 +111,7 @@ async def run(config: Config) -> None:
     boot, next_batch = store.start(connection)
     core = Core(boot, limits(config), next_batch)
     pending, outcomes = restore(core, connection, now_ms())
+    crash_point("orchestrator.start.restored")
     log.info("started", boot=boot, address=key.address, tasks=len(core.state.tasks), unanswered=len(pending))
     group = GroupCommit(connection)
     merkle.prepare()

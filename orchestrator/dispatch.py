@@ -13,6 +13,7 @@ from google.protobuf.json_format import MessageToDict
 
 from computemesh import workloads
 from computemesh.service import tracing
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.errors import from_rpc_error
 from computemesh.service.outbox import Outbox
 from computemesh.service.server import dial
@@ -81,6 +82,7 @@ class Dispatch:
     def outcome(self, row: e.SaveOutcome) -> None:
         """Tell the market how a task ended, now and at every new stream until it acknowledges."""
         self._outcomes[row.task_id] = row
+        crash_point("orchestrator.outcome.leaves")
         if self._outbox is not None:
             self._outbox.push(_outcomes([row]))
 
@@ -171,6 +173,7 @@ class Dispatch:
         state.progress.update(state.tasks)
         self.progress.set()
         self._outbox = outbox
+        crash_point("orchestrator.market.welcomed")
 
     async def _report(self, outbox: Outbox[market_pb2.DispatchRequest]) -> None:
         """Progress of tasks that changed, at most every 200 ms."""
@@ -211,6 +214,7 @@ class Dispatch:
 
     # ---- told by the market ------------------------------------------------------------------------------------------
     def _leases(self, response: market_pb2.DispatchResponse) -> None:
+        crash_point("orchestrator.leases.arrived")
         for lease in response.leases.leases:
             held = self._runtime.core.state.tasks.get(lease.task_id)
             if held is None and lease.epoch > 1:
@@ -253,13 +257,16 @@ class Dispatch:
         if task.id not in self._runtime.core.state.tasks:
             self._runtime.telemetry.leased(task)
         self._runtime.apply(e.TaskLeased(task, lease.SerializeToString(), settled, outputs))
+        crash_point("orchestrator.lease.taken")
 
     def _acks(self, response: market_pb2.DispatchResponse) -> None:
+        crash_point("orchestrator.outcome.acknowledged")
         for task_id in response.acks.task_ids:
             self._outcomes.pop(task_id, None)
         self._runtime.apply(e.OutcomeAcked(list(response.acks.task_ids)))
 
     def _revokes(self, response: market_pb2.DispatchResponse) -> None:
+        crash_point("orchestrator.revokes.arrived")
         for revoke in response.revokes.revokes:
             log.info("task revoked", task=revoke.task_id.hex(), status=market_pb2.TaskStatus.Name(revoke.status))
             self._reading.pop(revoke.task_id, None)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from computemesh import workloads
+from computemesh.service.crashpoints import crash_point
 from computemesh.trust import audit as proofs
 from computemesh.trust.errors import InvalidState, MeshError, NotFound
 from computemesh.v1 import market_pb2
@@ -69,6 +70,7 @@ class Outputs:
             accepted, proof, problem, inline = await self._found(work)
             if accepted:
                 await self._keep(work)
+                crash_point("orchestrator.output.kept")
         except (MeshError, OSError) as error:
             log.error("audit could not be made", task=lease.task.id.hex(), job=lease.index, error=str(error)[:300])
             self._runtime.apply(e.AuditBroke(batch, [position]))

@@ -13,6 +13,7 @@ import grpc
 import structlog
 
 from computemesh.service.artifacts import Artifacts
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.errors import from_rpc_error
 from computemesh.service.store import GroupCommit
 from computemesh.trust import merkle
@@ -86,6 +87,7 @@ class Runtime:
         """Let the core take in an event; persist, then send what binds. Raises what the core raises on broken rules."""
         out = self.core.step(event, now_ms())
         self.telemetry.took(event)
+        crash_point("orchestrator.step.decided")
         send = out.send
         if out.persist:
             write = partial(_write, out.persist)
@@ -108,6 +110,7 @@ class Runtime:
 
     def _durable(self, effects: list[e.Send], group: asyncio.Future[None]) -> None:
         if not group.cancelled():
+            crash_point("orchestrator.step.durable")
             self._deliver(effects)
 
     def do(self, work: e.Work) -> None:
@@ -179,7 +182,9 @@ class Runtime:
         for effect in effects:
             self.telemetry.sends(effect)
             if isinstance(effect, e.DrawSeed):
+                crash_point("orchestrator.seed.due")
                 self.apply(e.SeedDrawn(effect.batch, *self.beacons.draw(effect.batch)))
+                crash_point("orchestrator.seed.drawn")
             elif isinstance(effect, e.SaveOutcome):
                 self.dispatch.outcome(effect)
             else:
@@ -233,6 +238,7 @@ class Runtime:
                 log.exception("audit could not be made", batch=batch.id, positions=at[:8])
                 self.apply(e.AuditBroke(batch, at))
                 return
+            crash_point("orchestrator.audit.judged")
             then(found)
 
         self.spawn(run())
@@ -246,6 +252,7 @@ class Runtime:
             height = work.height or await self.submitter.height(work)
             task = self.core.state.tasks.get(work.task_id)
             artifacts, detail = await self.outputs.assemble(task) if task is not None else (b"", "")
+            crash_point("orchestrator.task.rooted")
             self.apply(e.Rooted(work.task_id, root, height, artifacts, detail))
 
         self.spawn(run())

@@ -13,6 +13,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.outbox import Outbox
 from computemesh.service.validation import validate
 from computemesh.trust import envelope, statement
@@ -76,6 +77,7 @@ class Session:
             one.challenge_type: one.price_units_per_teraop for one in self.capabilities.asks})
         runtime.apply(e.WorkerJoined(self.number, self.key, types, memory, self.capabilities.owner, ask,
                                      frozenset(one.name for one in self.capabilities.functions)))
+        crash_point("orchestrator.worker.joined")
         self._offers()
         runtime.spawn(runtime.standing.ask(self.key))
         log.info(
@@ -190,6 +192,7 @@ def _ready(session: Session, request: pb.WorkRequest) -> None:
 
 
 def _commitments(session: Session, request: pb.WorkRequest) -> None:
+    crash_point("orchestrator.commitments.arrived")
     batch = request.commitments
     lease_ids = list(batch.lease_ids)
     if len(batch.compute_us) not in (0, len(lease_ids)):
@@ -203,6 +206,7 @@ def _commitments(session: Session, request: pb.WorkRequest) -> None:
         session.number, lease_ids, batch.commitments, batch.signature, leaves, outputs, unit_digests,
         batch.env_class[:256], root,
     ))  # fmt: skip
+    crash_point("orchestrator.commitments.taken")
 
 
 def _artifacts(field: str, digests: Sequence[bytes], count: int) -> list[bytes]:
@@ -213,6 +217,7 @@ def _artifacts(field: str, digests: Sequence[bytes], count: int) -> list[bytes]:
 
 
 def _openings(session: Session, request: pb.WorkRequest) -> None:
+    crash_point("orchestrator.openings.arrived")
     openings = request.openings.openings
     _bounded("openings.openings", len(openings), MAX_ITEMS)
     uploaded = [(item.lease_id, item.artifact) for item in openings if item.artifact]

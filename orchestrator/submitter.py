@@ -18,6 +18,7 @@ import grpc
 import structlog
 
 from computemesh.service import tracing
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.errors import from_rpc_error
 from computemesh.service.transactions import uuid7
 from computemesh.trust.errors import MeshError
@@ -60,6 +61,7 @@ class Submitter:
                 if work is None:
                     break
                 body = settlement.build(runtime.key, runtime.config.chain_id, work.tx_id, work.parts)
+                crash_point("orchestrator.settlement.built")
                 leases = (part.batch.leases[at] for part in work.parts for at in part.positions)
                 tasks = {lease.task.id: lease.task.traceparent for lease in leases if lease is not None}
                 await runtime.group.commit(
@@ -72,9 +74,11 @@ class Submitter:
         transaction = ledger_pb2.Transaction.FromString(body)
         request = ledger_pb2.SubmitTransactionsRequest(transactions=[transaction], wait=ledger_pb2.WAIT_ACCEPTED)
         results = sum(len(batch.proof_hashes) // 32 for batch in transaction.settle.batches)
+        crash_point("orchestrator.settlement.leaves")
         try:
             with tracing.shared("settle", traces, {"tx_id": tx_id.hex(), "results": results}):
                 response = await self._call(self._runtime.ledger.SubmitTransactions, request)
+            crash_point("orchestrator.settlement.answered")
             refused, height = settlement.read_answer(response.outcomes[0], results)
         except MeshError as error:
             # The ledger cannot read the transaction, and never will: all of it is refused, loudly.

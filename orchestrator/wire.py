@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.spliced import varint
 from computemesh.v1 import orchestrator_pb2 as pb
 from computemesh.workloads.contract import JobSpec
@@ -107,9 +108,12 @@ def assemble(items: Sequence[object], lease_ms: int) -> Iterator[object]:
             rest.append(item)
         else:
             raise TypeError(f"{type(item).__name__} is not sent to workers")
+    if leases:
+        crash_point("orchestrator.jobs.leave")
     yield from job_batches(leases, lease_ms)
     yield from rest
     if verdicts:
+        crash_point("orchestrator.verdicts.leave")
         yield pb.WorkResponse(
             verdicts=pb.VerdictBatch(
                 verdicts=[

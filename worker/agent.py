@@ -16,6 +16,7 @@ import structlog
 
 from computemesh import workloads
 from computemesh.service.addresses import listed
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.pauses import shorten_pauses
 from computemesh.trust.errors import InvalidArgument, Unavailable
 from computemesh.trust.identity import PrivateKey
@@ -148,6 +149,7 @@ class Agent:
         if one_is_enough(self.executors[0].description):
             del self.executors[1:]
         await asyncio.gather(*(executor.start() for executor in self.executors[1:]))
+        crash_point("worker.start.opened")
         described = [executor.description for executor in self.executors]
         self.capabilities = Capabilities(
             devices=[Device(kind=d["kind"], platform=d["platform"], memory_bytes=d["memory_bytes"]) for d in described],
@@ -227,12 +229,15 @@ class Agent:
             await self._apply(self.core.step(event, now_ms()))
 
     async def _apply(self, effects: Effects) -> None:
+        crash_point("worker.step.decided")
         if effects.persist is not None:
             # Before anything is sent; in a thread, so that a slow disk does not stop heartbeats being read.
             assert self._nonces is not None
             await asyncio.to_thread(self._nonces.reserve, effects.persist)
+            crash_point("worker.step.durable")
         if self._session is not None:
             self._session.send(effects.send)
+            crash_point("worker.step.sent")
         for run in effects.run:
             self.executors[run.lane].run(run)
         for lane, group_id in effects.cancel:
@@ -267,6 +272,7 @@ class Agent:
             assert self._files is not None
             return await self._files.open(challenged, self._scratch)
         openings = await asyncio.to_thread(answer.open, challenged.seed, challenged.k)
+        crash_point("worker.units.opened")
         return Opened(challenged.lease_id, answer, openings)
 
     def _introduction(self) -> dict[str, object]:

@@ -13,6 +13,7 @@ import grpc
 
 from computemesh.service.artifact_cache import ArtifactCache
 from computemesh.service.auth import make_token
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.job_files import JobFiles
 from computemesh.service.server import dial
 from computemesh.service.tls import PLAIN, Trust
@@ -59,6 +60,7 @@ class Files:
             await stack.aclose()
             raise
         self._used[job.lease_id] = (job, stack)
+        crash_point("worker.inputs.fetched")
         return Fetched(job, JobFiles(local, {item.job: item.output for item in job.needs}))
 
     async def let_go(self, held: Mapping[int, pb.Job] | Container[int]) -> None:
@@ -80,6 +82,7 @@ class Files:
             )
         except (MeshError, OSError) as error:
             return Stored(storing, failure=(pb.NACK_KIND_RETRYABLE, "OUTPUT_NOT_STORED", str(error)))
+        crash_point("worker.output.stored")
         return Stored(storing, bytes.fromhex(output.digest), bytes.fromhex(listed.digest) if listed else b"")
 
     async def open(self, challenged: Challenged, scratch: Path) -> Opened:

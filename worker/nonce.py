@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
+from computemesh.service.crashpoints import crash_point
 from computemesh.trust.errors import InvalidState
 
 FIRST = 1
@@ -50,12 +51,16 @@ class NonceFile:
         """Make `end` durable as the first nonce that is still free. Blocks for one fsync or two."""
         if end < self.next:
             raise InvalidState(f"nonces up to {self.next} are reserved already; {end} would go back")
+        crash_point("worker.nonce.begins")
         fresh = self._folder / "nonce.new"
         with open(fresh, "w") as file:
             file.write(f"{end}\n")
             file.flush()
+            crash_point("worker.nonce.written")
             os.fsync(file.fileno())
+        crash_point("worker.nonce.synced")
         os.replace(fresh, self._path)
+        crash_point("worker.nonce.renamed")
         # Without this the rename itself can be lost in a power cut, and with it the reservation.
         directory = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from computemesh.service.child import LOST, Child, ChildFailed
+from computemesh.service.crashpoints import crash_point
 from worker.events import Event, Finished, LaneDown, LaneUp
 from worker.lanes import Run
 
@@ -56,6 +57,7 @@ class ExecutorProcess:
                     while True:
                         kind, found = await self._child.receive()
                         pause_s = FIRST_PAUSE_S
+                        crash_point("worker.result.arrived")
                         self._post(Finished([found]) if kind == "done" else found)
                 except LOST:
                     pass

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import grpc
 import structlog
 
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.errors import from_rpc_error
 from computemesh.service.outbox import Outbox
 from computemesh.service.server import dial
@@ -40,6 +41,7 @@ class Session:
         try:
             call = OrchestratorServiceStub(channel).Work()  # type: ignore[no-untyped-call]
             self._outbox = Outbox(call.write)
+            crash_point("worker.stream.opened")
             self._post(self, Dialled())
             try:
                 await self._hold(call)
@@ -75,6 +77,7 @@ class Session:
                 # would look like a working one. Later silence is what keepalive is for.
                 message = await asyncio.wait_for(anext(messages), None if greeted else GREETING_TIMEOUT_S)
                 greeted = True
+                crash_point("worker.message.arrived")
                 self._post(self, Received(message))
         except StopAsyncIteration:
             self.cause = self.cause or "the orchestrator closed the stream"

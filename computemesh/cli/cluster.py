@@ -49,7 +49,8 @@ class Cluster:
     `port_base`: None = stored or default ports (7101..), 0 = free ones, else the first port. `host`: where other
     machines reach the services, None = as stored, this machine only at first. `edge_port`: None = no edge (REST and the
     web page), 0 = stored or default port (7104), else its port. `overrides`: config
-    values per process name ("worker" means all). `supervise`: restart children that die by themselves. `notice`:
+    values per process name ("worker" means all). `environment`: variables per process name, read at each start of one.
+    `supervise`: restart children that die by themselves. `notice`:
     told each thing people should know. `tls`: every port with a certificate of the folder's own authority; a folder
     that has one keeps it. `database`: URL of a PostgreSQL for the services' tables, None = $COMPUTEMESH_DATABASE, empty
     = as stored, SQLite at first. `replicas`: how many of each service there are in it; of ledgers and markets one
@@ -65,6 +66,7 @@ class Cluster:
         host: str | None = None,
         edge_port: int | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        environment: Mapping[str, Mapping[str, str]] | None = None,
         supervise: bool = False,
         fund: bool = True,
         tls: bool = False,
@@ -79,6 +81,7 @@ class Cluster:
         self.notice = notice
         self.start_timeout_s, self.stop_timeout_s = start_timeout_s, stop_timeout_s
         self._port_base, self._host, self._edge_port, self._overrides = port_base, host, edge_port, overrides
+        self._environment = environment or {}
         self._supervise, self._fund, self._tls = supervise, fund, tls
         self._database = os.environ.get(DATABASE, "") if database is None else database
         self.replicas = replicas
@@ -294,7 +297,8 @@ class Cluster:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches only us, and we stop them in order
-                env={**os.environ, "PYTHONPATH": _search_path(), "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "PYTHONPATH": _search_path(), "PYTHONUNBUFFERED": "1",
+                     **self._environment.get(node.name, {})},
             )
 
     def _stop_together(self, names: list[str], progress: Callable[[str, str], None]) -> None:

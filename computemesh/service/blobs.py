@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from computemesh.service.crashpoints import crash_point
 from computemesh.service.objects import Object, Objects
 from computemesh.trust import folder
 from computemesh.trust.errors import DigestMismatch, InvalidArgument, InvalidState, NotFound, ResourceExhausted
@@ -314,7 +315,9 @@ class Upload:
             "created_ms": self._now_ms, "parts": [[part.name, part.size] for part in self._parts],
         }  # fmt: skip
         index = json.dumps(body, separators=(",", ":")).encode()
+        crash_point("upload.stored")
         await self._store.objects.put(f"blobs/{declared.digest}/{self.version}", index)
+        crash_point("upload.kept")
         if self._marked:
             await self._store.objects.delete([self._marker])
         self._end()

@@ -16,6 +16,8 @@ from computemesh.trust.errors import MeshError, from_reason
 
 DOMAIN = "computemesh.v1"
 DETAILS_TRAILER = "grpc-status-details-bin"
+# What grpc.aio says, as INTERNAL, where a connection broke while a message was on its way.
+BROKEN = "Internal error from Core"
 
 
 def to_status(error: MeshError) -> status_pb2.Status:
@@ -62,6 +64,8 @@ def from_rpc_error(error: grpc.RpcError) -> MeshError:
     message = (error.details() if hasattr(error, "details") else "") or str(error)
     reason, metadata, violations, retry = "", {}, [], None
     raw = _trailer(error)
+    if message == BROKEN and raw is None:
+        code = grpc.StatusCode.UNAVAILABLE
     for packed in status_pb2.Status.FromString(raw).details if raw else ():
         if packed.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             info = error_details_pb2.ErrorInfo.FromString(packed.value)

@@ -21,6 +21,7 @@ import structlog
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
+from computemesh.service.crashpoints import crash_point
 from computemesh.trust.errors import InvalidArgument, NotFound, Unavailable
 
 SCHEMES = ("file", "memory", "s3", "s3a", "gs", "az", "adl", "abfs", "abfss", "azure")
@@ -62,8 +63,10 @@ class Objects:
         """Writes an object (a buffer or a list of them); it is durable when this returns."""
         try:
             await obstore.put_async(self._store, path, data, use_multipart=False)
+            crash_point("object.written")
             if self.root is not None:
                 await asyncio.to_thread(_flush, self.root, self.root / path)
+            crash_point("object.durable")
         except (BaseError, OSError) as error:
             raise self._failed("write", path, error) from None
 

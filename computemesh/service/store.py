@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from computemesh.service import metrics
+from computemesh.service.crashpoints import crash_point
 
 T = TypeVar("T")
 
@@ -76,6 +77,7 @@ def open_sqlite(path: str | Path, schema: Sequence[str] = ()) -> sqlite3.Connect
     if mode != "wal" or synchronous != 2:
         raise RuntimeError(f"{path}: journal_mode={mode} synchronous={synchronous}, need wal and 2 (FULL)")
     check_strict(connection)
+    crash_point("store.opened")
     return connection
 
 
@@ -182,9 +184,12 @@ class GroupCommit:
         began = time.perf_counter()
         if writes:
             self._connection.execute("BEGIN IMMEDIATE")
+            crash_point("commit.begun")
         values = [operation(self._connection) for operation, _, _, _ in work]
         if writes:
+            crash_point("commit.written")
             self._connection.execute("COMMIT")
+            crash_point("commit.durable")
             metrics.COMMIT_SECONDS.observe(time.perf_counter() - began)
             metrics.COMMIT_OPERATIONS.observe(len(work))
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}

@@ -119,6 +119,8 @@ class Transfer:
                 return await self._put_once(source, declared, retry, progress)
             except grpc.RpcError as error:
                 failure = self._meaning(error)
+            except Unavailable as error:
+                failure = error
             if not await retry.wait(failure):
                 raise failure
 
@@ -198,6 +200,8 @@ class Transfer:
                 sink.restart()
             except grpc.RpcError as error:
                 failure = self._meaning(error)
+            except Unavailable as error:
+                failure = error
             if begun and isinstance(failure, InvalidArgument):
                 begun = False
                 sink.restart()

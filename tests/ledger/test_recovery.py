@@ -11,16 +11,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpc
 import pytest
 
 from computemesh.service.server import dial
-from computemesh.trust.errors import InvalidArgument
+from computemesh.trust.errors import InvalidArgument, MeshError
 from computemesh.v1 import ledger_pb2 as pb
 from computemesh.v1.ledger_pb2_grpc import LedgerServiceStub
 from ledger import startup
+from ledger.columns import FEW
 from ledger.config import Config
 from ledger.replay import Corrupt
 from ledger.startup import Running
@@ -29,17 +31,20 @@ from tests.ledger.conftest import make_config, serving
 from tests.ledger.parties import CUSTOMER, OTHER
 
 ROOT = Path(__file__).resolve().parents[2]
+FLIPS = 60
 
 
-async def some_history(config: Config, rounds: int = 3) -> None:
-    """Several sealed blocks with money, an escrow and results."""
+async def some_history(config: Config, rounds: int = 3, jobs: int = 4) -> None:
+    """Several sealed blocks with money, an escrow and results of all but one of its jobs."""
     async with serving(config) as stub:
         for _ in range(rounds):
             order = parties.order(1000, time.time_ns() // 1_000_000 + 3_600_000)
             task = parties.task_id(order)
-            settle = parties.settle([parties.batch([parties.commitment(task, job, _next()) for job in range(3)])])
+            done = [parties.commitment(task, job, _next()) for job in range(jobs - 1)]
+            settle = parties.settle([parties.batch(done)])
             reply = await stub.SubmitTransactions(pb.SubmitTransactionsRequest(
-                transactions=[parties.deposit(CUSTOMER, 1000), parties.open_(order), parties.assign(task, 4), settle],
+                transactions=[parties.deposit(CUSTOMER, 1000), parties.open_(order), parties.assign(task, jobs),
+                              settle],
                 wait=pb.WAIT_SEALED))
             assert all(one.kind == pb.OUTCOME_KIND_APPLIED for one in reply.outcomes), reply
 
@@ -70,7 +75,8 @@ async def test_restart_replays_to_the_same_chain_and_goes_on(config: Config) -> 
     await some_history(config, rounds=1)
     async with serving(config) as stub:
         after = (await stub.GetCheckpoint(pb.GetCheckpointRequest())).checkpoint
-        proof = await stub.GetConsistencyProof(pb.GetConsistencyProofRequest(old_size=before.size))
+        sizes = pb.GetConsistencyProofRequest(old_size=before.size, new_size=after.size)
+        proof = await stub.GetConsistencyProof(sizes)
     assert proof.old_root == before.root
     assert (proof.new_size, proof.new_root) == (after.size, after.root)
     assert startup.fsck(config) == []
@@ -87,10 +93,14 @@ LOG_DAMAGE = (
     "DELETE FROM log WHERE seq = 1",
     "UPDATE nodes SET hash = zeroblob(32) WHERE level = 1 AND position = 0",
 )
+# The lowest byte of where job 2's result stands.
+MOVED = ("UPDATE places SET places = CAST(substr(places, 1, 23) || x'7f' || substr(places, 25) AS BLOB) "
+         "WHERE escrow = 1")  # fmt: skip
 TABLE_DAMAGE = (
     "UPDATE accounts SET balance = balance + 1 WHERE address = (SELECT min(address) FROM accounts)",
     "UPDATE escrows SET phase = 5 WHERE no = 2",
     "UPDATE places SET places = zeroblob(2048) WHERE escrow = 1",
+    MOVED,
     "UPDATE supply SET burned = burned - 1",
     "UPDATE assignments SET tx = tx + 1 WHERE escrow = 1",
 )
@@ -105,11 +115,51 @@ async def test_a_changed_row_is_found_at_start_and_by_fsck(config: Config, state
         Running(config)
 
 
-async def test_only_fsck_looks_up_every_result(config: Config) -> None:
+async def test_fsck_finds_nothing_wrong_with_results_that_were_settled_by_columns(config: Config) -> None:
+    await some_history(config, jobs=4 * FEW)
+    assert startup.fsck(config) == []
+
+
+async def test_fsck_names_the_result_that_is_elsewhere(config: Config) -> None:
     await some_history(config)
-    moved = "CAST(substr(places, 1, 23) || x'7f' || substr(places, 25) AS BLOB)"  # the lowest byte of job 2
-    change(config, f"UPDATE places SET places = {moved} WHERE escrow = 1")
+    change(config, MOVED)
     assert "table `places`" in startup.fsck(config)[0]
+
+
+QUESTIONS = (
+    ("GetSupply", pb.GetSupplyRequest()), ("ListAccounts", pb.ListAccountsRequest(page_size=100)),
+    ("GetCheckpoint", pb.GetCheckpointRequest()), ("ListBlocks", pb.ListBlocksRequest(page_size=100)),
+    *(("GetBlock", pb.GetBlockRequest(height=height, full=True)) for height in range(4)),
+)  # fmt: skip
+
+
+async def answers(config: Config) -> list[Any]:
+    async with serving(config) as stub:
+        found = [await getattr(stub, method)(request) for method, request in QUESTIONS]
+        tasks = sorted({result.task_id for block in found[4:] for result in block.results})
+        for task in tasks:
+            found += [await stub.GetEscrow(pb.GetEscrowRequest(task_id=task)),
+                      await stub.ListResults(pb.ListResultsRequest(task_id=task, with_proofs=True)),
+                      await stub.GetResult(pb.GetResultRequest(task_id=task, job=1))]  # fmt: skip
+        return found
+
+
+async def test_a_flipped_bit_of_the_database_is_found_at_start_or_changes_no_answer(config: Config) -> None:
+    await some_history(config)
+    async with serving(config) as stub:
+        async for _ in stub.WatchBlocks(pb.WatchBlocksRequest()):
+            if not (await stub.GetSupply(pb.GetSupplyRequest())).maturing_units:
+                break
+    truth, path = await answers(config), startup.database_path(config)
+    sound, random, refused = path.read_bytes(), Random(0), 0
+    for _ in range(FLIPS):
+        at, bit = random.randrange(len(sound)), 1 << random.randrange(8)
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ bit]) + sound[at + 1 :])
+        try:
+            assert await answers(config) == truth, f"byte {at}, bit {bit}"
+        except MeshError:
+            refused += 1
+    assert FLIPS // 10 < refused < FLIPS
 
 
 async def test_a_chains_settings_cannot_change_after_its_first_start(config: Config, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import structlog
 
 from computemesh.service import telemetry
 from computemesh.service.access import Caller, Role
-from computemesh.service.errors import abort, from_rpc_error
+from computemesh.service.errors import BROKEN, abort, from_rpc_error
 from computemesh.service.server import build_server, dial, set_serving
 from computemesh.trust.errors import InsufficientFunds, InvalidArgument, MeshError, ResourceExhausted
 from computemesh.v1 import market_pb2, market_pb2_grpc
@@ -52,6 +52,12 @@ async def failure(call) -> MeshError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return from_rpc_error(caught.value)
+
+
+@pytest.mark.parametrize(("text", "status"), [(BROKEN, "UNAVAILABLE"), ("a bug", "INTERNAL")])
+def test_a_connection_that_broke_under_a_message_is_unavailable(text: str, status: str) -> None:
+    none = grpc.aio.Metadata()
+    assert from_rpc_error(grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, none, none, text)).status == status
 
 
 async def test_a_domain_error_arrives_with_type_reason_and_metadata(channel) -> None:
