@@ -31,6 +31,8 @@ pytest.importorskip("ray")
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 JOBS = 100
 SECOND = "127.0.0.2"
+# What Ray allows its own processes to start, seconds: machines under load need more.
+PATIENCE = ("RAY_raylet_start_wait_time_s", "RAY_worker_register_timeout_seconds")
 RAY = Path(sys.executable).parent / "ray"
 
 
@@ -50,7 +52,8 @@ class RayCluster:
 
     def processes(self) -> list[psutil.Process]:
         """Ray's daemons of this cluster; its workers end with them."""
-        return [one for one in psutil.process_iter(["cmdline"]) if str(self.folder) in " ".join(one.info["cmdline"] or ())]
+        everything = psutil.process_iter(["cmdline"])
+        return [one for one in everything if str(self.folder) in " ".join(one.info["cmdline"] or ())]
 
     def kill_second_node(self) -> None:
         (raylet,) = [one for one in self.processes() if f"--node_ip_address={SECOND}" in one.info["cmdline"]]
@@ -61,8 +64,9 @@ class RayCluster:
 def ray_cluster() -> Iterator[RayCluster]:
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: the names of Ray's sockets have little room
     (port,) = free_ports(1)
-    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
-    cluster = RayCluster(f"127.0.0.1:{port}", folder, {**os.environ, **access})
+    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
+                **dict.fromkeys(PATIENCE, "300")}  # fmt: skip
+    cluster = RayCluster(f"127.0.0.1:{port}", folder, {**os.environ, **settings})
     try:
         cluster.start("--head", f"--port={port}", "--include-dashboard=false")
         cluster.start(f"--address={cluster.address}", f"--node-ip-address={SECOND}")
@@ -73,46 +77,70 @@ def ray_cluster() -> Iterator[RayCluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def until(what: Callable[[], Any], worker: subprocess.Popen[bytes], log: Path, within_s: float = 600) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (found := what()):
-        assert worker.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
-    return found
+class Front:
+    """A worker that joined with one command, in front of the cluster."""
+
+    def __init__(self, folder: Path, orchestrator: str, ray_cluster: RayCluster) -> None:
+        self._log = folder / "worker.log"
+        command = [sys.executable, "-m", "computemesh.cli.main", "worker", "join", orchestrator, "--name", "front",
+                   "--data", str(folder / "worker"), "--types", "synthetic", "--engine", "ray",
+                   "--ray-address", ray_cluster.address]  # fmt: skip
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(command, env=ray_cluster.environment, stdout=log, stderr=log)
+
+    def says(self, text: str) -> bool:
+        return text in self._log.read_text()
+
+    def until(self, what: Callable[[], Any], within_s: float = 600) -> Any:
+        deadline = time.monotonic() + within_s
+        while not (found := what()):
+            assert self.process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.2)
+        return found
+
+    def leave(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
 
 
-def test_a_lost_node_of_a_ray_cluster_costs_time_only(tmp_path: Path, ray_cluster: RayCluster) -> None:
-    with Cluster(tmp_path / "mesh", workers=0, port_base=0, overrides=IMPATIENT) as mesh, Client(mesh.profile) as client:
-        log = tmp_path / "worker.log"
-        command = [sys.executable, "-m", "computemesh.cli.main", "worker", "join", mesh.profile.orchestrator,
-                   "--data", str(tmp_path / "worker"), "--name", "front", "--types", "synthetic",
-                   "--engine", "ray", "--ray-address", ray_cluster.address]  # fmt: skip
-        with log.open("wb") as writing:
-            worker = subprocess.Popen(command, env=ray_cluster.environment, stdout=writing, stderr=writing)
-        try:
-            def listed() -> Any:
-                return client.orchestrator("ListWorkers", orchestrator_pb2.ListWorkersRequest()).workers
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Cluster]:
+    with Cluster(tmp_path / "mesh", workers=0, port_base=0, overrides=IMPATIENT, start_timeout_s=180) as running:
+        yield running
 
-            (front,) = until(listed, worker, log)
-            assert [device.platform for device in front.capabilities.devices] == ["cpu", "cpu"]
-            assert f"node={SECOND}" in log.read_text().replace('"node": "', "node=")
 
-            payload = {"matrix_size": 512, "iterations": 8, "jobs": JOBS, "seed": "ray"}
-            handle = client.submit("synthetic", payload, reward="20.0")
-            until(lambda: settled(client, handle.task_id) >= JOBS // 4, worker, log)
-            ray_cluster.kill_second_node()
-            until(lambda: "executor died" in log.read_text(), worker, log, 120)
-            assert (left := JOBS - settled(client, handle.task_id)) > 0, "the task was over before the blow"
-            until(lambda: client.get(handle.task_id).ended_ms, worker, log)
+@pytest.fixture
+def front(tmp_path: Path, mesh: Cluster, ray_cluster: RayCluster) -> Iterator[Front]:
+    worker = Front(tmp_path, mesh.profile.orchestrator, ray_cluster)
+    yield worker
+    worker.process.kill()
+    worker.process.wait()
 
-            task = client.get(handle.task_id)
-            assert (task.status, task.jobs_settled, task.jobs_total) == ("completed", JOBS, JOBS), f"{left} were left"
-            assert listed()[0].jobs_settled == JOBS, "each once, all of them by the one worker"
-            receipt = client.receipt(handle.task_id)
-            assert accepted(client.verify(receipt))
-            assert len(receipt.jobs) == JOBS
-            assert matured_supply(client).escrowed_units == 0
-        finally:
-            worker.send_signal(signal.SIGTERM)
-            assert worker.wait(timeout=60) == 0, log.read_text()
+
+def test_a_lost_node_of_a_ray_cluster_costs_time_only(mesh: Cluster, ray_cluster: RayCluster, front: Front) -> None:
+    with Client(mesh.profile) as client:
+        def workers() -> Any:
+            return client.orchestrator("ListWorkers", orchestrator_pb2.ListWorkersRequest()).workers
+
+        (joined,) = front.until(workers)
+        assert [device.platform for device in joined.capabilities.devices] == ["cpu", "cpu"]
+        assert front.says(f'"node": "{SECOND}"')
+
+        payload = {"matrix_size": 512, "iterations": 8, "jobs": JOBS, "seed": "ray"}
+        handle = client.submit("synthetic", payload, reward="20.0")
+        front.until(lambda: settled(client, handle.task_id) >= JOBS // 4)
+        ray_cluster.kill_second_node()
+        front.until(lambda: front.says("executor died"), 120)
+        left = JOBS - settled(client, handle.task_id)
+        assert left, "the task was over before the blow"
+        front.until(lambda: client.get(handle.task_id).ended_ms)
+
+        task = client.get(handle.task_id)
+        assert (task.status, task.jobs_settled, task.jobs_total) == ("completed", JOBS, JOBS), f"{left} were left"
+        assert workers()[0].jobs_settled == JOBS, "each once"
+        assert matured_supply(client).escrowed_units == 0
+        receipt = client.receipt(handle.task_id)
+        assert accepted(client.verify(receipt))
+        assert len(receipt.jobs) == JOBS
+    assert front.leave() == 0
