@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -31,8 +32,8 @@ pytest.importorskip("ray")
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 JOBS = 100
 SECOND = "127.0.0.2"
-# What Ray allows its own processes to start, seconds: machines under load need more.
-PATIENCE = ("RAY_raylet_start_wait_time_s", "RAY_worker_register_timeout_seconds")
+STARTS = 3
+"""Ray gives its daemons 30 s to start, which is not always enough for a machine under load."""
 RAY = Path(sys.executable).parent / "ray"
 
 
@@ -47,8 +48,12 @@ class RayCluster:
     def start(self, *options: str) -> None:
         command = [str(RAY), "start", *options, "--num-cpus=1", "--num-gpus=0", "--object-store-memory=80000000",
                    f"--temp-dir={self.folder}"]  # fmt: skip
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True)
+
+    def end(self) -> None:
+        for process in self.processes():
+            process.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def processes(self) -> list[psutil.Process]:
         """Ray's daemons of this cluster; its workers end with them."""
@@ -60,21 +65,30 @@ class RayCluster:
         os.kill(raylet.pid, signal.SIGKILL)
 
 
-@pytest.fixture
-def ray_cluster() -> Iterator[RayCluster]:
+def started() -> RayCluster:
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: the names of Ray's sockets have little room
     (port,) = free_ports(1)
-    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
-                **dict.fromkeys(PATIENCE, "300")}  # fmt: skip
+    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     cluster = RayCluster(f"127.0.0.1:{port}", folder, {**os.environ, **settings})
     try:
         cluster.start("--head", f"--port={port}", "--include-dashboard=false")
         cluster.start(f"--address={cluster.address}", f"--node-ip-address={SECOND}")
-        yield cluster
-    finally:
-        for process in cluster.processes():
-            process.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        cluster.end()
+        raise
+    return cluster
+
+
+@pytest.fixture
+def ray_cluster() -> Iterator[RayCluster]:
+    for _ in range(STARTS - 1):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            cluster = started()
+            break
+    else:
+        cluster = started()
+    yield cluster
+    cluster.end()
 
 
 class Front:
@@ -131,9 +145,12 @@ def test_a_lost_node_of_a_ray_cluster_costs_time_only(mesh: Cluster, ray_cluster
         handle = client.submit("synthetic", payload, reward="20.0")
         front.until(lambda: settled(client, handle.task_id) >= JOBS // 4)
         ray_cluster.kill_second_node()
+        struck = time.monotonic()
         front.until(lambda: front.says("executor died"), 120)
+        print(f"noticed after {time.monotonic() - struck:.1f} s")
         left = JOBS - settled(client, handle.task_id)
         assert left, "the task was over before the blow"
+        assert not front.says('"lane": 0, "status"'), "only the lane of that node"
         front.until(lambda: client.get(handle.task_id).ended_ms)
 
         task = client.get(handle.task_id)
