@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 TOOLS := $(VENV)/.installed-tools
 DEMO := $(VENV)/.installed-demo
 DEBIAN := $(VENV)/.installed-debian
+RAY := $(VENV)/.installed-ray
 COMPILERS := $(VENV)/.installed-compilers
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?= data
@@ -20,7 +21,8 @@ PROTOC := $(PROTO_VENV)/bin/python -m grpc_tools.protoc -Iproto --plugin=protoc-
 
 DESCRIPTORS := --descriptor_set_out=build/contracts.binpb --include_imports --include_source_info $(PROTOS)
 
-.PHONY: help setup run-cluster demo demo-all test test-clients test-postgres test-long test-kill test-rest golden check check-proto
+.PHONY: help setup run-cluster demo demo-all test test-clients test-postgres test-long test-kill test-ray test-rest
+.PHONY: golden check check-proto
 .PHONY: check-docs docs proto baseline bench bench-dispatch bench-verify bench-gpu bench-ledger bench-artifacts bench-peers
 .PHONY: bench-scale bench-worker soak sim sim-market faults faults-million faults-crowd fuzz attacks overload screenshots
 .PHONY: clean
@@ -40,6 +42,11 @@ $(STAMP): pyproject.toml constraints.txt
 $(TOOLS): $(STAMP)
 	@echo "installing the tools of tests and checks into $(VENV)"
 	@$(PIP) -e '.[$(EXTRA)test,check]'
+	@touch $@
+
+$(RAY): $(STAMP)
+	@echo "installing Ray into $(VENV)"
+	@$(PIP) -e '.[ray]'
 	@touch $@
 
 # Programs from Debian that tests run as they are: verifiers, browsers and clients that others wrote; and what the
@@ -91,11 +98,14 @@ test-postgres: $(TOOLS) $(DEBIAN) build/node_modules  ## the same with every ser
 	@COMPUTEMESH_TEST_DATABASE=postgresql $(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile
 	@$(BIN)/python -m pytest tests/e2e/test_failover.py
 
-test-long: $(TOOLS) $(DEBIAN) $(COMPILERS) build/node_modules  ## run every test, including those that take minutes
+test-long: $(TOOLS) $(RAY) $(DEBIAN) $(COMPILERS) build/node_modules  ## run every test, including those that take minutes
 	@$(BIN)/python -m pytest
 
 test-kill: $(TOOLS)  ## kill a worker in the middle of a task of every type: nothing changes but the time
 	@$(BIN)/python -m pytest tests/e2e/test_kills.py
+
+test-ray: $(TOOLS) $(RAY)  ## 100 jobs through a Ray cluster of two nodes, one of which is killed
+	@$(BIN)/python -m pytest tests/e2e/test_ray.py
 
 check: $(TOOLS) check-proto check-docs  ## lint, types, contracts, generated code, architecture
 	$(BIN)/ruff check .

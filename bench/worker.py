@@ -25,6 +25,7 @@ from bench.dispatch import percentile
 from computemesh import workloads
 from computemesh.cli.cluster import Cluster
 from computemesh.client import Client
+from computemesh.service.child import Child
 from computemesh.v1 import ledger_pb2
 from worker.answers import GroupDone
 from worker.events import Event, Finished
@@ -56,7 +57,8 @@ async def groups(folder: Path, size: int, jobs: int) -> list[GroupDone]:
             if len(done) == jobs:
                 finished.set()
 
-    executor = ExecutorProcess(0, {"JAX_PLATFORMS": "cpu"}, str(folder / "cache"), heard)
+    settings = {"lane": 0, "cache_dir": str(folder / "cache"), "scratch_dir": None}
+    executor = ExecutorProcess(0, Child("worker.executor", settings, {"JAX_PLATFORMS": "cpu"}), heard)
     await executor.start()
     keeping = asyncio.create_task(executor.keep())
     for number, row in enumerate(waiting):

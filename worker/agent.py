@@ -8,9 +8,8 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -20,11 +19,12 @@ from computemesh.service.crashpoints import crash_point
 from computemesh.service.pauses import shorten_pauses
 from computemesh.trust.errors import InvalidArgument, Unavailable
 from computemesh.trust.identity import PrivateKey
-from computemesh.v1.common_pb2 import Ask, Capabilities, Device
+from computemesh.v1.common_pb2 import Capabilities
 from computemesh.v1.worker_pb2 import WorkerAgentStatus, WorkerDescription
+from worker import engine
+from worker.capabilities import capabilities, env_class
 from worker.config import WorkerConfig
 from worker.core import Core
-from worker.devices import environments
 from worker.events import (
     Challenged,
     Dialled,
@@ -47,7 +47,6 @@ from worker.service import ControlServer
 from worker.session import Session
 from worker.telemetry import Telemetry
 
-SOFTWARE_VERSION = "0.1.0"
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 SUPERSEDED_PAUSE_S = 60.0
@@ -81,29 +80,6 @@ def load_key(folder: Path) -> PrivateKey:
         raise InvalidArgument(f"{path} is not a private key of 64 hex characters") from None
 
 
-def one_is_enough(description: Mapping[str, Any]) -> bool:
-    """Whether the first executor took all there is: GPUs may be there, but no JAX plugin for them."""
-    return bool(description["platform"] == "cpu")
-
-
-def read_asks(texts: Sequence[str]) -> list[Ask]:
-    """The asks of a configuration, "TYPE=UNITS" each. Raises InvalidArgument."""
-    found = []
-    for text in texts:
-        name, _, units = text.partition("=")
-        if not name or not units.isdecimal():
-            problem = f"{text[:80]!r} must be TYPE=UNITS, base units per 10^12 operations, e.g. rendering=250"
-            raise InvalidArgument(f"asks: {problem}", violations=[("asks", problem)])
-        found.append(Ask(challenge_type=name, price_units_per_teraop=int(units)))
-    return found
-
-
-def env_class(description: Mapping[str, Any]) -> str:
-    """Where float results are byte-equal: device kind, jaxlib and what changes the code XLA makes."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    return f"{description['kind']}/{description['jaxlib_version']}/{flags}"[:256]
-
-
 class Agent:
     """One worker: its core, its executors, its stream. `start` first, then `run`."""
 
@@ -111,6 +87,7 @@ class Agent:
         self.config = config
         self._orchestrators = listed(config.orchestrator)
         random.shuffle(self._orchestrators)
+        engine.check(config.engine)
         self._folder = Path(config.data_dir)
         self._scratch = self._folder.absolute() / "units"
         self.key = load_key(self._folder)
@@ -134,34 +111,17 @@ class Agent:
     async def start(self) -> None:
         """Open the devices. Raises DeviceUnavailable, and InvalidState where another agent has the folder."""
         self._nonces = NonceFile(self._folder)
-        cache = str((self._folder / "compile-cache").absolute())
         # What an agent that died left of unit bytes: their challenges are void.
         shutil.rmtree(self._scratch, ignore_errors=True)
         self._scratch.mkdir()
         extra, functions = await asyncio.to_thread(offer, self.config.functions)
-        places = [{**place, **extra} for place in environments(self.config.platform)]
-        self.executors = [
-            ExecutorProcess(lane, place, cache, lambda event: self._inbox.put_nowait((None, event)),
-                            str(self._scratch / str(lane)))
-            for lane, place in enumerate(places)
-        ]
-        await self.executors[0].start()
-        if one_is_enough(self.executors[0].description):
-            del self.executors[1:]
-        await asyncio.gather(*(executor.start() for executor in self.executors[1:]))
+        self.executors = await engine.executors(
+            self.config, extra, self._scratch, lambda event: self._inbox.put_nowait((None, event))
+        )
+        await engine.start(self.executors, self.config.engine)
         crash_point("worker.start.opened")
         described = [executor.description for executor in self.executors]
-        self.capabilities = Capabilities(
-            devices=[Device(kind=d["kind"], platform=d["platform"], memory_bytes=d["memory_bytes"]) for d in described],
-            challenge_types=self._types,
-            jaxlib_version=described[0]["jaxlib_version"],
-            display_name=self.config.display_name[:64],
-            price_units_per_teraop=self.config.price_units_per_teraop,
-            software_version=SOFTWARE_VERSION,
-            functions=functions,
-            owner=self.config.owner,
-            asks=read_asks(self.config.asks),
-        )
+        self.capabilities = capabilities(self.config, self._types, functions, described)
         batchable = [name for name in self._types if workloads.get(name).execute_batch is not None]
         self.core = core = Core(
             self.key, self.capabilities.SerializeToString(), self._types, batchable, len(self.executors),

@@ -29,6 +29,10 @@ class WorkerConfig(Exposure):
     display_name: str = ""
     challenge_types: tuple[str, ...] = ()
     platform: str = ""
+    # Where executors run: "local" on this machine's devices, "ray" on those of a Ray cluster.
+    engine: str = "local"
+    # HOST:PORT of that cluster, "auto" = the one that has a node on this machine.
+    ray_address: str = "auto"
     credits: int = 0
     # Account of whoever owns this machine, `cpc1...`; empty: the worker's own.
     owner: str = ""

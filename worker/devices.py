@@ -39,6 +39,10 @@ def environments(platform: str) -> list[dict[str, str]]:
     gpus = visible_gpus() if platform in ("", "cuda", "gpu") else []
     if not gpus:
         return [base]
-    # By default JAX takes three quarters of a GPU at once, and a second worker on it would not start.
-    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "false")}
-    return [{**base, **shared, "CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus]
+    return [{**base, **shared_gpu(), "CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus]
+
+
+def shared_gpu() -> dict[str, str]:
+    """The extra environment of who may not be alone on a GPU: by default JAX takes three quarters of it at once, and
+    a second worker on it, or the process of a customer's program, would not start."""
+    return {"XLA_PYTHON_CLIENT_PREALLOCATE": os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "false")}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import structlog
 
-from computemesh.service.child import LOST, Child, ChildFailed
+from computemesh.service.child import LOST, ChildFailed
 from computemesh.service.crashpoints import crash_point
 from worker.events import Event, Finished, LaneDown, LaneUp
 from worker.lanes import Run
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+KIND = ("platform", "kind", "jaxlib_version")
 log = structlog.get_logger("worker.executor")
 
 
@@ -22,30 +23,42 @@ class DeviceUnavailable(Exception):
     """The executor could not open its device; the text is JAX's."""
 
 
+class Place(Protocol):
+    """Where an executor runs: `computemesh.service.child.Child`, which says what these do, or one elsewhere."""
+
+    @property
+    def pid(self) -> int | None: ...
+    async def start(self) -> Any: ...
+    async def receive(self) -> Any: ...
+    def send(self, message: object) -> None: ...
+    async def end(self) -> int | None: ...
+
+
 class ExecutorProcess:
     """Keeps one executor running for lane `lane` and posts what happens as core events."""
 
-    def __init__(
-        self, lane: int, environment: Mapping[str, str], cache_dir: str, post: Callable[[Event], None],
-        scratch_dir: str | None = None,
-    ) -> None:  # fmt: skip
-        self._lane, self._post = lane, post
-        settings = {"lane": lane, "cache_dir": cache_dir, "scratch_dir": scratch_dir}
-        self._child = Child("worker.executor", settings, environment)
+    def __init__(self, lane: int, place: Place, post: Callable[[Event], None]) -> None:
+        self._lane, self._place, self._post = lane, place, post
         self.description: dict[str, Any] = {}
 
     @property
     def pid(self) -> int | None:
         """The process id of the executor that is up, None while there is none."""
-        return self._child.pid
+        return self._place.pid
 
     async def start(self) -> None:
-        """Start the process and wait until its device is open. Raises DeviceUnavailable."""
+        """Start the process and wait until its device is open. Raises DeviceUnavailable, also where it is of another
+        kind than before: the orchestrator was told that kind, and float results are compared within it."""
         try:
-            self.description = await self._child.start()
+            found = await self._place.start()
         except ChildFailed as error:
             raise DeviceUnavailable(str(error)) from error
-        log.info("executor up", lane=self._lane, pid=self._child.pid, **self.description)
+        if self.description and any(found[key] != self.description[key] for key in KIND):
+            await self._place.end()
+            kind = ", ".join(str(found[key]) for key in KIND)
+            raise DeviceUnavailable(f"another kind of device than at the start ({kind}): restart the worker to take it")
+        self.description = found
+        log.info("executor up", lane=self._lane, pid=self._place.pid, **found)
         self._post(LaneUp(self._lane))
 
     async def keep(self) -> None:
@@ -55,13 +68,13 @@ class ExecutorProcess:
             while True:
                 try:
                     while True:
-                        kind, found = await self._child.receive()
+                        kind, found = await self._place.receive()
                         pause_s = FIRST_PAUSE_S
                         crash_point("worker.result.arrived")
                         self._post(Finished([found]) if kind == "done" else found)
                 except LOST:
                     pass
-                code = await self._child.end()
+                code = await self._place.end()
                 log.warning("executor died", lane=self._lane, status=code)
                 self._post(LaneDown(self._lane))
                 pause_s = await self._start_again(pause_s)
@@ -70,7 +83,7 @@ class ExecutorProcess:
 
     async def close(self) -> None:
         """End the executor, whatever it does."""
-        await self._child.end()
+        await self._place.end()
 
     async def _start_again(self, pause_s: float) -> float:
         while True:
@@ -84,8 +97,8 @@ class ExecutorProcess:
 
     def run(self, run: Run) -> None:
         """Give the executor a group. Lost where it has just died: LaneDown accounts for that group."""
-        self._child.send(("run", run.group_id, run.challenge_type, run.rows))
+        self._place.send(("run", run.group_id, run.challenge_type, run.rows))
 
     def cancel(self, group_id: int) -> None:
         """Tell the executor that a group's results are not wanted."""
-        self._child.send(("cancel", group_id))
+        self._place.send(("cancel", group_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,11 @@ NAME_SHOWN = 32
 """Characters of a name in lists: others choose it, and a long one would push the columns off the screen."""
 
 
+class Engine(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
 @app.command()
 def join(
     orchestrator: Annotated[
@@ -34,6 +40,10 @@ def join(
     name: Annotated[str, typer.Option(help="Name shown in lists.")] = "",
     types: Annotated[str, typer.Option(help="Task types to take, separated by commas; all if empty.")] = "",
     platform: Annotated[str, typer.Option(help="JAX platform: cpu, cuda, tpu; JAX's choice if empty.")] = "",
+    engine: Annotated[
+        Engine, typer.Option(help="Work on this machine's devices, or on those of a Ray cluster.")
+    ] = Engine.local,
+    ray_address: Annotated[str, typer.Option(help="HOST:PORT of the Ray cluster; auto: this machine's.")] = "auto",
     functions: Annotated[
         list[Path] | None,
         typer.Option("--functions", help="Python file with exposed functions; repeat for several.", exists=True,
@@ -58,22 +68,20 @@ def join(
     """Work for an orchestrator until Ctrl-C, which finishes what is held first."""
     import socket
 
-    from computemesh.cli.plan import HOST, free_ports, taken, worker_key, write_toml
+    from computemesh.cli.plan import worker_key, write_toml
     from computemesh.service.addresses import listed
 
     listed(orchestrator)
     folder = data.expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     key = worker_key(folder)
-    if not control:
-        control = f"{HOST}:{DEFAULT_CONTROL_PORT}"
-        control = f"{HOST}:{free_ports(1)[0]}" if taken(control) else control
+    control = control or free_control()
     called = name or socket.gethostname()[:64]
     path = folder / "worker.toml"
     tls = {"tls_ca_file": ca_file, "tls_cert_file": cert_file, "tls_key_file": key_file}
     write_toml(path, {
         "orchestrator": orchestrator, "data_dir": str(folder), "control_listen": control,
-        "display_name": called, "platform": platform,
+        "display_name": called, "platform": platform, "engine": engine.value, "ray_address": ray_address,
         "functions": [str(path.absolute()) for path in functions or []],
         **{name: str(file.absolute()) for name, file in tls.items() if file},
         "challenge_types": [one.strip() for one in types.split(",") if one.strip()],
@@ -81,6 +89,14 @@ def join(
     output.say(f"{shown(called)} works for {orchestrator}; pay goes to {key.address} (key in {folder}); "
                f"control on {control}")  # fmt: skip
     os.execv(sys.executable, [sys.executable, "-m", "worker", "--config", str(path)])
+
+
+def free_control() -> str:
+    """HOST:PORT for a control service: the usual port, or another where something listens on it."""
+    from computemesh.cli.plan import HOST, free_ports, taken
+
+    usual = f"{HOST}:{DEFAULT_CONTROL_PORT}"
+    return f"{HOST}:{free_ports(1)[0]}" if taken(usual) else usual
 
 
 @app.command("list")
