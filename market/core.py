@@ -273,8 +273,8 @@ class Core:
             if task_id is None:
                 return
             task = self.book.tasks[task_id]
-            kind = task.spec.challenge_type
-            orchestrator = max(free, key=lambda o, kind=kind: (kind in o.takes, o.credits, o.key))
+            ranks = [(task.spec.challenge_type in one.takes, one.credits, one.key) for one in free]
+            orchestrator = free[ranks.index(max(ranks))]
             orchestrator.credits -= 1
             if orchestrator.credits == 0:
                 free.remove(orchestrator)
