@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,19 +47,17 @@ def guided(runs: int, seed: int) -> dict[str, tuple[int, int]]:
         done = subprocess.run(
             [sys.executable, "-m", "tests.fuzz.guided", str(runs), str(seed), f"-artifact_prefix={folder}/"],
             capture_output=True, text=True, check=False)  # fmt: skip
-    said = done.stdout + done.stderr
     if done.returncode:
-        raise Broken(said[-6000:])
-    if (covered := re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", said)):
+        raise Broken(f"{done.stdout[-6000:]}\n{done.stderr[-1000:]}")
+    if covered := re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", done.stderr):
         print("coverage {} edges, {} features; corpus {} inputs".format(*covered[-1]))
     rows = (line.split("\t") for line in done.stdout.splitlines() if line.count("\t") == 2)
     return {name: (int(count), int(accepted)) for name, count, accepted in rows}
 
 
-def fed(runs: int, seed: int) -> dict[str, Any]:
+def fed(runs: int, seed: int, fuzz: Callable[[int, int], dict[str, tuple[int, int]]]) -> dict[str, Any]:
     """The parsers' part."""
     began = time.monotonic()
-    fuzz = guided if importlib.util.find_spec("atheris") else plain
     rows = fuzz(runs, seed)
     for name, (inputs, accepted) in sorted(rows.items()):
         print(f"{name:24} {inputs:10,} inputs {accepted / inputs:6.1%} accepted")
@@ -76,20 +75,21 @@ def talked(runs: int, seed: int, kind: type[Calls] | type[Streams]) -> dict[str,
                 "seconds": round(time.monotonic() - began)}  # fmt: skip
 
 
-PARTS = {"parsers": fed, "calls": partial(talked, kind=Calls), "streams": partial(talked, kind=Streams)}
-
-
 def main() -> int:
     """0: every law held. 1: one did not."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--inputs", type=int, default=100_000, help="in all parts together")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--plain", action="store_true", help="parsers without Atheris")
+    parser.add_argument("--parts", nargs="*", choices=SHARES, default=list(SHARES))
     arguments = parser.parse_args()
     found: dict[str, Any] = {"seed": arguments.seed}
+    without = arguments.plain or not importlib.util.find_spec("atheris")
+    parts = {"parsers": partial(fed, fuzz=plain if without else guided),
+             "calls": partial(talked, kind=Calls), "streams": partial(talked, kind=Streams)}  # fmt: skip
     try:
         for name in arguments.parts:
-            found[name] = PARTS[name](int(arguments.inputs * SHARES[name]), arguments.seed)
+            found[name] = parts[name](int(arguments.inputs * SHARES[name]), arguments.seed)
             print(f"{name}: {json.dumps(found[name])}", flush=True)
     except Broken as broken:
         print(broken)

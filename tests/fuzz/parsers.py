@@ -74,7 +74,7 @@ class Parser:
         if self.shaped is not None and rng.random() < 0.7:
             try:
                 return self.shaped(rng, data)
-            except (ValueError, DecodeError, RecursionError):
+            except (ValueError, OverflowError, DecodeError, RecursionError):
                 pass  # its form was broken before
         return mutate(rng, data, self.seeds)
 
@@ -223,7 +223,7 @@ def _payloads() -> Iterator[Parser]:
         task = workloads.get(name)
 
         def parse(data: bytes, task: Any = task) -> Any:
-            params = task.parse(json.loads(data))
+            params = task.parse(json.loads(data, parse_int=float))  # a Struct knows doubles only
             task.price(params)
             return task.jobs(params)
 

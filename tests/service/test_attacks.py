@@ -9,14 +9,17 @@ import psutil
 import pytest
 
 from computemesh.cli.cluster import Cluster
+from computemesh.service.access import Caller, Role
 from computemesh.service.errors import from_rpc_error
+from computemesh.service.exposure import Exposure
 from computemesh.service.limits import Slots
-from computemesh.trust.errors import InvalidArgument, ResourceExhausted
-from computemesh.v1 import market_pb2
+from computemesh.service.server import build_server, dial
+from computemesh.trust.errors import InvalidArgument, MeshError, ResourceExhausted
+from computemesh.v1 import market_pb2, market_pb2_grpc
 from tests.attacks.frames import ATTACKS
-from tests.attacks.overload import Load, clients
 from tests.attacks.rig import compare
 
+SERVICE = "computemesh.v1.MarketService"
 MAX_GROWTH_BYTES = 256 << 20
 
 
@@ -30,11 +33,44 @@ def test_an_honest_client_is_answered_during_an_attack(cluster: Cluster, port: s
     assert found.grown < MAX_GROWTH_BYTES
 
 
-def test_who_is_refused_by_an_overloaded_market_is_told_when_to_come_back(cluster: Cluster) -> None:
-    load: Load = asyncio.run(clients(cluster.address("market"), cluster.plan.api_key, 200, 2.0))
-    assert load.codes["RESOURCE_EXHAUSTED"] > 0
-    assert load.latencies_ms
-    assert not load.untold
+async def test_who_is_refused_by_a_full_service_is_told_when_to_come_back_and_reads_do_not_wait_for_writes() -> None:
+    free = asyncio.Event()
+
+    class Waiting(market_pb2_grpc.MarketServiceServicer):
+        async def CreateTask(self, request, context):
+            await free.wait()
+            return market_pb2.CreateTaskResponse()
+
+        async def GetMarket(self, request, context):
+            return market_pb2.GetMarketResponse(chain_id="here")
+
+    server, port = build_server(
+        "127.0.0.1:0", lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(Waiting(), s), [SERVICE],
+        identify=lambda context: Caller("anybody", frozenset(Role)), exposure=Exposure(calls_at_once=4))
+    await server.start()
+    order = market_pb2.CreateTaskRequest(challenge_type="noop", reward="1")
+    async with dial(f"127.0.0.1:{port}") as channel:
+        stub = market_pb2_grpc.MarketServiceStub(channel)
+        calls = [stub.CreateTask(order, timeout=30) for _ in range(12)]
+        refused, waiting = await asyncio.wait([asyncio.ensure_future(_outcome(call)) for call in calls], timeout=0.5)
+        while len(waiting) > 4:
+            more, waiting = await asyncio.wait(waiting, timeout=0.5)
+            refused |= more
+        assert (await stub.GetMarket(market_pb2.GetMarketRequest(), timeout=30)).chain_id == "here"
+        free.set()
+        errors = [await one for one in refused]
+        assert len(errors) == 8
+        assert all(error is not None and error.reason == "OVERLOADED" and error.retry_after_ms for error in errors)
+        assert [await one for one in waiting] == [None] * 4
+    await server.stop(None)
+
+
+async def _outcome(call: grpc.aio.UnaryUnaryCall) -> MeshError | None:
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return from_rpc_error(error)
+    return None
 
 
 def test_a_slot_is_free_again_when_its_call_ends_in_whatever_way() -> None:
