@@ -28,6 +28,12 @@ from tests.ledger import parties
 from tests.ledger.conftest import make_config, serving
 from tests.ledger.parties import CUSTOMER, OTHER
 
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """Always in SQLite: these tests damage, copy and lock its file."""
+    return make_config(tmp_path, database="")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
