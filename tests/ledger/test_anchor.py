@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import shutil
 import signal
@@ -25,9 +26,18 @@ from ledger.anchor import Anchor, Forked, RolledBack
 from ledger.config import Config
 from ledger.startup import Running
 from tests.artifacts.test_objects import s3  # noqa: F401
-from tests.ledger import parties
-from tests.ledger.conftest import make_config, serving
+from tests.ledger import conftest, parties
+from tests.ledger.conftest import serving
 from tests.ledger.parties import CUSTOMER
+
+# Always in SQLite: these tests damage, copy and lock its file.
+make_config = functools.partial(conftest.make_config, database="")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return make_config(tmp_path)
+
 
 ROOT = Path(__file__).resolve().parents[2]
 # A ledger that kills itself (SIGKILL) around the write to its anchor: after its Nth block is durable.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import signal
@@ -26,9 +27,18 @@ from ledger.columns import FEW
 from ledger.config import Config
 from ledger.replay import Corrupt
 from ledger.startup import Running
-from tests.ledger import parties
-from tests.ledger.conftest import make_config, serving
+from tests.ledger import conftest, parties
+from tests.ledger.conftest import serving
 from tests.ledger.parties import CUSTOMER, OTHER
+
+# Always in SQLite: these tests damage, copy and lock its file.
+make_config = functools.partial(conftest.make_config, database="")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return make_config(tmp_path)
+
 
 ROOT = Path(__file__).resolve().parents[2]
 FLIPS = 60
