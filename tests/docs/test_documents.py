@@ -31,7 +31,6 @@ ELSEWHERE = {
     r"mesh worker join": "stays until Ctrl-C: tests/docs/conftest.py and tests/cli/test_commands.py start it",
     r"mesh ledger relay": "tests/cli/test_proofs.py",
     r"mesh db ": "needs a stopped service: tests/service/test_migrations.py",
-    r"pip install 'computemesh\[postgresql\]'": "pyproject.toml",
     r"mesh audit verify": "needs administrative acts: tests/service/test_journal.py",
     r"examples/cpp": "tests/client/test_cpp.py",
     r"node worker\.js|statistics": "tests/client/test_node_worker.py",
@@ -183,7 +182,7 @@ def test_the_larger_tasks_of_the_documents_complete(
     write_arrays(folder / "inputs.npz")
     given: dict[str, str] = {}
     larger = [piece for piece in CODE if reason(piece) == "in the long test below"]
-    assert len(larger) == 8
+    assert len(larger) == 9
     for piece in larger:
         if piece.kind == "python":
             run_python(piece, cluster, monkeypatch)
