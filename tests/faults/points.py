@@ -12,7 +12,7 @@ from tests.faults.mesh import PATIENCE_S, Mesh
 
 # Passed at the start of a process only, or once in a long while.
 AT_START = {
-    "store.opened", "ledger.start.replayed", "ledger.start.anchored", "market.start.restored",
+    "store.opened", "worker.step.durable", "ledger.start.replayed", "ledger.start.anchored", "market.start.restored",
     "market.start.recovered", "market.orchestrator.connected", "orchestrator.start.restored",
     "orchestrator.market.welcomed", "orchestrator.worker.joined", "worker.start.opened", "worker.stream.opened",
     "worker.nonce.begins", "worker.nonce.written", "worker.nonce.synced", "worker.nonce.renamed",
