@@ -50,10 +50,14 @@ async def executors(
 async def start(executors: list[ExecutorProcess], engine: str) -> None:
     """Start them all; drops those without a device of their own. Raises DeviceUnavailable."""
     await executors[0].start()
-    if engine == "local" and executors[0].description["platform"] == "cpu":
-        # It took all there is: GPUs may be there, but no JAX plugin for them.
+    if engine == "local" and one_is_enough(executors[0].description):
         del executors[1:]
     await asyncio.gather(*(executor.start() for executor in executors[1:]))
+
+
+def one_is_enough(description: Mapping[str, Any]) -> bool:
+    """Whether the first executor took all there is: GPUs may be there, but no JAX plugin for them."""
+    return bool(description["platform"] == "cpu")
 
 
 def _ray() -> ModuleType:

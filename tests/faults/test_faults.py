@@ -17,7 +17,7 @@ from tests.faults.points import AT_START, ROWS, crash
 
 SLICE = (
     ("ledger", "commit.written"), ("ledger", "ledger.anchor.synced"), ("market", "market.order.noted"),
-    ("orchestrator", "orchestrator.settlement.leaves"), ("worker", "worker.step.durable"),
+    ("orchestrator", "orchestrator.settlement.leaves"), ("worker", "worker.step.sent"),
 )  # fmt: skip
 HASTY = Path(__file__).parent / "hasty"
 ROOT = Path(__file__).parents[2]

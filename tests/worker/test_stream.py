@@ -242,8 +242,8 @@ async def test_two_devices_share_the_jobs(
     orchestrator: Orchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = [{"JAX_PLATFORMS": "cpu"}, {"JAX_PLATFORMS": "cpu"}]
-    monkeypatch.setattr("worker.agent.environments", lambda platform: two)
-    monkeypatch.setattr("worker.agent.one_is_enough", lambda description: False)
+    monkeypatch.setattr("worker.engine.environments", lambda platform: two)
+    monkeypatch.setattr("worker.engine.one_is_enough", lambda description: False)
     async with working(orchestrator, tmp_path) as agent:
         assert len(orchestrator.capabilities[0].devices) == 2
         for number in range(4):
