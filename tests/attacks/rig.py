@@ -52,8 +52,9 @@ def beside(address: str, path: str, others: Sequence[Sequence[str]]) -> Beside:
             assert one.stdout is not None
             one.stdout.readline()
         began, calls, longest = time.monotonic(), 0, 0.0
-        while any(one.poll() is None for one in started):
-            sent = time.monotonic()
+        running = True
+        while running:  # and once more where they were done before the first answer came
+            running, sent = any(one.poll() is None for one in started), time.monotonic()
             call(b"", timeout=CALL_S)
             calls, longest = calls + 1, max(longest, time.monotonic() - sent)
         seconds = time.monotonic() - began

@@ -75,7 +75,7 @@ class Mesh:
             "address": [key.address for key in keys.values()], "worker": [keys["worker-1"].address, public[-2]],
             "to": [key.address for key in keys.values()], "public_key": [key.public for key in keys.values()],
             "orchestrator_key": [keys["orchestrator"].public.hex()], "reward": ["1", "0.5", "100000000"],
-            "customer_key": public, "name": ["a", "pool"], "url": ["http://127.0.0.1:9/"],
+            "customer_key": public, "name": ["a", "pool"],  # and no URL: an event might be posted to it
         }  # fmt: skip
 
     def state(self) -> tuple[Any, ...]:
