@@ -83,6 +83,7 @@ async def test_what_cannot_be_finished_in_time_is_handed_back(orchestrator: Orch
         await until(lambda: orchestrator.held)
         process.send_signal(signal.SIGINT)
         assert await ended(process) == 0
+        await until(lambda: orchestrator.nacks)
     assert [nack.reason for nack in orchestrator.nacks] == ["DRAINING"]
 
 
