@@ -15,6 +15,7 @@ from pathlib import Path
 
 from computemesh import workloads
 from computemesh.trust import audit, merkle, statement
+from computemesh.trust.digest import tag_prefix
 from computemesh.trust.errors import InvalidArgument, MeshError, Unauthorized
 from computemesh.workloads.contract import JobSpec, Workload
 from computemesh.workloads.openings import prove
@@ -22,8 +23,7 @@ from computemesh.workloads.outputs import Shown, bound
 
 MAX_BATCH = 4096
 _NO_OPENINGS = sha256(b"").digest()
-# What `digest.tagged` puts before a transcript of this length.
-_TRANSCRIPT = sha256(b"computemesh.v1/transcript").digest() * 2
+_TRANSCRIPT = tag_prefix("computemesh.v1/transcript")
 _BODY_BYTES = 32 + 32 + 4 + 8 + 32 + 1
 
 

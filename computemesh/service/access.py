@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from computemesh.service.auth import bearer, read_token
+from computemesh.service.auth import read_token, required_bearer
 from computemesh.service.limits import Rates, Slots
 from computemesh.trust.errors import Unauthenticated, Unauthorized
 from computemesh.trust.identity import address_of
@@ -149,11 +149,7 @@ def by_key(chain: str, roles_of: Callable[[bytes], frozenset[Role]], now_ms: Cal
     """Callers are keys that signed their own token; `roles_of` says what a key (33 bytes) is here."""
 
     def identify(context: Context) -> Caller:
-        text = bearer(context)
-        if text is None:
-            raise Unauthenticated("no credentials: send metadata `authorization: Bearer <token signed by your key>`",
-                                  reason="MISSING_CREDENTIALS")  # fmt: skip
-        token = read_token(text, chain, now_ms())
+        token = read_token(required_bearer(context), chain, now_ms())
         return Caller(address_of(token.key), roles_of(token.key), token.read_only)
 
     return identify

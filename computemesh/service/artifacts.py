@@ -15,13 +15,13 @@ import grpc
 import structlog
 
 from computemesh.service import metrics, spliced
-from computemesh.service.auth import bearer, verify_token
+from computemesh.service.auth import required_bearer, verify_token
 from computemesh.service.blobs import CHUNK_BYTES, Blob, BlobStore, Declaration, Owner, missing
 from computemesh.service.objects import Objects
 from computemesh.service.quota import Quota
 from computemesh.service.retention import HOUR_MS, Label, Reference, Retention, described
 from computemesh.service.validation import validate
-from computemesh.trust.errors import InvalidArgument, NotFound, ResourceExhausted, Unauthenticated, Unauthorized
+from computemesh.trust.errors import InvalidArgument, NotFound, ResourceExhausted, Unauthorized
 from computemesh.trust.folder import MEDIA_TYPE
 from computemesh.trust.identity import address_of
 from computemesh.v1 import artifact_pb2 as pb
@@ -140,11 +140,7 @@ def signed_by(chain: str, admits: Callable[[bytes], bool], kind: str = "account"
     bytes)."""
 
     def identify(context: Context) -> Owner:
-        token = bearer(context)
-        if token is None:
-            raise Unauthenticated("no credentials: send metadata `authorization: Bearer <token signed by your key>`",
-                                  reason="MISSING_CREDENTIALS")  # fmt: skip
-        key = verify_token(token, chain, now_ms())
+        key = verify_token(required_bearer(context), chain, now_ms())
         if not admits(key):
             raise Unauthorized(f"{address_of(key)} is not known here: workers join first, customers ask the market")
         return Owner(kind, address_of(key))

@@ -86,6 +86,15 @@ def _signed(token: str, chain: str) -> Token:
     return read
 
 
+def required_bearer(context: grpc.aio.ServicerContext) -> str:
+    """The token of the call. Raises Unauthenticated where there is none."""
+    token = bearer(context)
+    if token is None:
+        raise Unauthenticated("no credentials: send metadata `authorization: Bearer <token signed by your key>`",
+                              reason="MISSING_CREDENTIALS")  # fmt: skip
+    return token
+
+
 def bearer(context: grpc.aio.ServicerContext) -> str | None:
     """The token of `authorization: Bearer <token>`, or None."""
     for name, value in context.invocation_metadata() or ():

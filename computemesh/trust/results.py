@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from computemesh.trust import merkle
-from computemesh.trust.digest import sha256
+from computemesh.trust.digest import tag_prefix
 from computemesh.trust.statement import COMMITMENT_SIZE, RESULT_SIZE
 
-_AUTHORISATION_TAG = sha256(b"computemesh.v1/authorisation") * 2
+_AUTHORISATION = tag_prefix("computemesh.v1/authorisation")
 
 
 def result_statements(
@@ -23,7 +23,7 @@ def result_statements(
     """
     assert (len(orchestrator_key), len(root), len(proofs)) == (33, 32, 32 * len(positions))
     places = np.array(positions, ">u4").tobytes()
-    authorised = merkle.hash_each(places, 4, _AUTHORISATION_TAG + orchestrator_key + root)
+    authorised = merkle.hash_each(places, 4, _AUTHORISATION + orchestrator_key + root)
     rows = np.empty((len(positions), RESULT_SIZE), np.uint8)
     committed = np.frombuffer(commitments, np.uint8).reshape(-1, COMMITMENT_SIZE)
     rows[:, :37] = committed[:, :37]  # version, task id, job
