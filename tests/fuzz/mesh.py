@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,22 @@ class Mesh:
             payload = {"scene": "cornell", "width": 64, "height": 64}
             in_a_year = datetime.timedelta(days=300)
             task = self.client.submit("rendering", payload, reward=reward, deadline=in_a_year)
-            until = time.monotonic() + PATIENCE_S
-            while not self._is_assigned(task.task_id):
-                if time.monotonic() > until:
-                    raise Broken(f"task {task.task_id} was not leased within {PATIENCE_S:.0f} s")
-                time.sleep(0.05)
+            self._until(lambda: self._is_assigned(task.task_id), f"task {task.task_id} was not leased")
+        # What was earned is paid out blocks later, whatever is called meanwhile.
+        self._until(lambda: not self._is_maturing(), "earnings did not mature")
+
+    def _until(self, holds: Callable[[], bool], otherwise: str) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while not holds():
+            if time.monotonic() > until:
+                raise Broken(f"{otherwise} within {PATIENCE_S:.0f} s")
+            time.sleep(0.05)
 
     def _is_assigned(self, task_id: str) -> bool:
         return bool(self.client.ledger("GetEscrow", ledger_pb2.GetEscrowRequest(task_id=task_id)).escrow.jobs)
+
+    def _is_maturing(self) -> bool:
+        return bool(self.client.ledger("GetSupply", ledger_pb2.GetSupplyRequest()).maturing_units)
 
     def known(self) -> dict[str, list[Any]]:
         """Names and numbers that exist here, by the contracts' names of fields."""
