@@ -24,7 +24,7 @@ DESCRIPTORS := --descriptor_set_out=build/contracts.binpb --include_imports --in
 .PHONY: help setup run-cluster demo demo-all test test-clients test-postgres test-long test-kill test-ray test-rest
 .PHONY: golden check check-proto
 .PHONY: check-docs docs proto baseline bench bench-dispatch bench-verify bench-gpu bench-ledger bench-artifacts bench-peers
-.PHONY: bench-scale bench-worker soak sim sim-market faults faults-million faults-crowd fuzz attacks overload screenshots
+.PHONY: bench-scale bench-worker bench-profiles soak sim sim-market faults faults-million faults-crowd fuzz attacks overload screenshots
 .PHONY: clean
 
 help:  ## list the targets
@@ -184,6 +184,10 @@ bench-peers: $(TOOLS) $(PEERS)  ## ours among Ray, Dask, Celery, NATS JetStream 
 
 bench-scale: $(TOOLS)  ## ten thousand idle workers; the scheduler among many tasks and workers
 	@$(BIN)/python -m bench.scale
+
+bench-profiles: $(TOOLS)  ## flame graphs of orchestrator, ledger and a worker under no-op jobs, into docs/images
+	@$(PIP) -e '.[profile]'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m bench.profiles docs/images
 
 soak: $(TOOLS)  ## MINUTES=60 of mixed load with cancels and lost workers: memory, money, every task's end
 	@$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),60) --plot docs/images/soak.png
