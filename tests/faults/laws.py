@@ -96,7 +96,7 @@ class Laws:
     def _look(self, client: Client) -> None:
         note = client.ledger("GetCheckpoint", pb.GetCheckpointRequest()).checkpoint.note
         point = open_checkpoint(note, self._verifier, self._origin)
-        require(point.size >= max((size for size, _ in self._points), default=0), "C",
+        require(point.size >= max((size for size, _ in set(self._points)), default=0), "C",
                 f"a checkpoint of {point.size} blocks comes after a longer one")  # fmt: skip
         self._points.add((point.size, point.root))
         for task_id in list(self.open):
@@ -165,6 +165,7 @@ class Laws:
     def _follow_the_log(self) -> None:
         """R: the headers that are new link to those before, hold the results they name, and make every checkpoint that
         was seen. P: no job is in two results."""
+        seen = set(self._points)  # a watcher may see longer ones meanwhile
         note = self._client.ledger("GetCheckpoint", pb.GetCheckpointRequest()).checkpoint.note
         point = open_checkpoint(note, self._verifier, self._origin)
         require(point.size >= len(self._leaves), "C", f"the log has {point.size} blocks, {len(self._leaves)} were read")
@@ -178,9 +179,10 @@ class Laws:
                 self._leaves.append(header.block_hash)
                 if header.result_count:
                     self._read_results(header)
-        for size, root in {*self._points, (point.size, point.root)}:
+        for size, root in {*seen, (point.size, point.root)}:
             require(merkle.root(self._leaves[:size]) == root, "R", f"the first {size} blocks are not what was signed")
-        self._points = {(point.size, point.root)}
+        self._points -= seen
+        self._points.add((point.size, point.root))
 
     def _read_results(self, header: statement.Header) -> None:
         packed: list[bytes] = []
