@@ -5,9 +5,10 @@
 The service is a process of its own; the client is this one. `upload` is a whole put of a file: digest, transfer,
 server's check, durable. `download` is a whole get to a file: transfer, digest, durable. Beside it, in the same run:
 SHA-256 of the file (`sha256`), the same bytes written with one fsync (`disk`), and gRPC messages of 1 MiB with nothing
-behind them (`transport_up`, `transport_down`). MB/s, the best of the rounds; memory is the most either process grew
-by. `*_cpu` is MB per second of processor time, server and client, the best of the rounds: what it would be with a core
-each and nobody else on them. The last line is one JSON object.
+behind them (`transport_up`, `transport_down`). MB/s, the best of the rounds; memory is the most either process grew by.
+`first` is the first round: the system finds memory for the files there, which later rounds get back from the one
+before, whose files are removed. `*_cpu` is MB per second of processor time, server and client, the best of the rounds:
+what it would be with a core each and nobody else on them. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import psutil  # noqa: E402
 from computemesh.service import artifacts  # noqa: E402
 from computemesh.service.access import Caller, Role  # noqa: E402
 from computemesh.service.blobs import Owner  # noqa: E402
+from computemesh.service.objects import Objects  # noqa: E402
 from computemesh.service.server import build_server, dial  # noqa: E402
 from computemesh.service.transfer import Transfer, file_digest  # noqa: E402
 from computemesh.v1 import artifact_pb2 as pb  # noqa: E402
@@ -44,11 +46,21 @@ BARE = "/bench.Bare"
 
 
 class _Bare(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """What the transport alone does with the same messages."""
+    """What the transport alone does with the same messages; and an empty store."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    async def _clear(self, request: bytes, context: Any) -> bytes:
+        for folder in ("refs", "blobs", "data"):
+            await self._objects.delete([one.path for one in await self._objects.list(folder)])
+        return b""
 
     def service(self, details: Any) -> Any:
         if details.method == f"{BARE}/Up":
             return grpc.stream_unary_rpc_method_handler(self._up, pb.UploadArtifactRequest.FromString, None)
+        if details.method == f"{BARE}/Clear":
+            return grpc.unary_unary_rpc_method_handler(self._clear)
         if details.method == f"{BARE}/Down":
             return grpc.unary_stream_rpc_method_handler(
                 self._down, None, pb.DownloadArtifactResponse.SerializeToString)
@@ -69,7 +81,7 @@ async def serve(url: str) -> None:
 
     def register(server: grpc.aio.Server) -> None:
         artifacts.mount(server, store, lambda context: Owner("account", "bench"))
-        server.add_generic_rpc_handlers((_Bare(),))
+        server.add_generic_rpc_handlers((_Bare(store.store.objects),))
 
     server, port = build_server("127.0.0.1:0", register, [artifacts.SERVICE],
                                 identify=lambda context: Caller("bench", frozenset(Role)))  # fmt: skip
@@ -106,7 +118,6 @@ def write_bytes(path: Path, source: Path) -> None:
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
-    path.unlink()
 
 
 async def timed(work: Callable[[], Awaitable[Any]]) -> float:
@@ -130,10 +141,13 @@ async def measure(port: int, server: int, folder: Path, mib: int, rounds: int) -
     most = [[rss] for rss in before]
     watch = [asyncio.create_task(memory(*pair)) for pair in zip(processes, most, strict=True)]
     best: dict[str, float] = {}
+    first: dict[str, float] = {}
     cpu: dict[str, list[float]] = {}
 
     def note(name: str, seconds: float) -> None:
-        best[name] = max(best.get(name, 0.0), round(mib * CHUNK / 1e6 / seconds, 1))
+        rate = round(mib * CHUNK / 1e6 / seconds, 1)
+        best[name] = max(best.get(name, 0.0), rate)
+        first.setdefault(name, rate)
 
     async def spent(name: str, work: Callable[[], Awaitable[Any]]) -> None:
         began = [sum(process.cpu_times()[:2]) for process in processes]
@@ -142,16 +156,19 @@ async def measure(port: int, server: int, folder: Path, mib: int, rounds: int) -
                  for process, start in zip(processes, began, strict=True)]  # fmt: skip
         cpu[f"{name}_cpu"] = [round(max(pair), 1) for pair in zip(rates, cpu.get(f"{name}_cpu", [0, 0]), strict=True)]
 
-    source = folder / "source"
+    source, copy, plain = folder / "source", folder / "copy", folder / "plain"
     for _ in range(rounds):
+        await channel.unary_unary(f"{BARE}/Clear")(b"")
+        copy.unlink(missing_ok=True)
+        plain.unlink(missing_ok=True)
         with source.open("wb") as file:
             for _ in range(mib):
                 file.write(os.urandom(CHUNK))
         digest, _ = await asyncio.to_thread(file_digest, source)
         await spent("upload", lambda: transfer.put(source))
-        await spent("download", lambda: transfer.get(digest, folder / "copy"))  # noqa: B023
+        await spent("download", lambda: transfer.get(digest, copy))  # noqa: B023
         note("sha256", await timed(lambda: asyncio.to_thread(file_digest, source)))
-        note("disk", await timed(lambda: asyncio.to_thread(write_bytes, folder / "plain", source)))
+        note("disk", await timed(lambda: asyncio.to_thread(write_bytes, plain, source)))
     grown = [round((top[0] - base) / 2**20) for top, base in zip(most, before, strict=True)]
     for _ in range(rounds):
         note("transport_up", await timed(lambda: bare_up(channel, mib)))
@@ -159,8 +176,9 @@ async def measure(port: int, server: int, folder: Path, mib: int, rounds: int) -
     for task in watch:
         task.cancel()
     await channel.close(None)
-    return {**best, **cpu, "unit": "MB/s", "mib": mib, "rounds": rounds, "server_grew_mib": grown[0],
-            "client_grew_mib": grown[1], "load": os.getloadavg()[0], "cores": os.cpu_count()}  # fmt: skip
+    return {**best, "first": {name: first[name] for name in ("upload", "download", "disk")}, **cpu, "unit": "MB/s",
+            "mib": mib, "rounds": rounds, "server_grew_mib": grown[0], "client_grew_mib": grown[1],
+            "load": os.getloadavg()[0], "cores": os.cpu_count()}  # fmt: skip
 
 
 def main() -> None:

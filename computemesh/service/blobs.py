@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from computemesh.service.blocks import Blocks
 from computemesh.service.crashpoints import crash_point
 from computemesh.service.objects import Object, Objects
 from computemesh.trust import folder
@@ -28,7 +29,7 @@ from computemesh.trust.errors import DigestMismatch, InvalidArgument, InvalidSta
 
 CHUNK_BYTES = 1 << 20
 PART_BYTES = 8 << 20
-# What a sender may be ahead of what is stored; three parts are held at most: filling, being stored, being received.
+# What a sender may be ahead of what is stored; two parts are held: one fills, one is being stored.
 WINDOW_BYTES = 4 * PART_BYTES
 MAX_INDEX_BYTES = 8 << 20
 READ_BYTES = 4 << 20
@@ -229,8 +230,7 @@ class Upload:
         self._stream = secrets.token_hex(4)
         self._hash = hashlib.sha256()
         self._received = self.stored
-        self._buffer: list[bytes | memoryview] = []
-        self._buffered = 0
+        self._blocks = Blocks(min(PART_BYTES + CHUNK_BYTES, declared.size - self.stored))
         self._over = False
         self._ended = asyncio.Event()
         self._moved_s = time.monotonic()
@@ -244,9 +244,8 @@ class Upload:
         self._received += len(chunk)
         if self._received > self.declared.size:
             raise self._wrong_length("at least ")
-        self._buffer.append(chunk)
-        self._buffered += len(chunk)
-        if self._buffered < PART_BYTES:
+        self._blocks.add(chunk)
+        if self._blocks.filled < PART_BYTES:
             return False
         await self._store_part()
         return True
@@ -254,29 +253,24 @@ class Upload:
     async def _store_part(self) -> None:
         """Begins to store what is buffered, after what was begun before is done."""
         await self._settled()
-        chunks, self._buffer = self._buffer, []
-        offset, self._buffered = self._received - self._buffered, 0
-        if not chunks:
+        data = self._blocks.take()
+        if not data:
             return
         if not self._marked and self._received < self.declared.size:
             await self.mark()
-        self._storing = asyncio.create_task(self._put(offset, chunks))
+        self._storing = asyncio.create_task(self._put(self._received - len(data), data))
 
     async def _settled(self) -> None:
         storing, self._storing = self._storing, None
         if storing is not None:
             await storing
 
-    async def _put(self, offset: int, chunks: list[bytes | memoryview]) -> None:
-        part = Part(f"{offset:012x}-{self._stream}", sum(map(len, chunks)))
-        put = self._store.objects.put(f"data/{self.version}/{part.name}", chunks)
-        await asyncio.gather(asyncio.to_thread(self._digest, chunks), put)
+    async def _put(self, offset: int, data: memoryview) -> None:
+        part = Part(f"{offset:012x}-{self._stream}", len(data))
+        put = self._store.objects.put(f"data/{self.version}/{part.name}", data)
+        await asyncio.gather(asyncio.to_thread(self._hash.update, data), put)
         self._parts.append(part)
         self.stored += part.size
-
-    def _digest(self, chunks: list[bytes | memoryview]) -> None:
-        for chunk in chunks:
-            self._hash.update(chunk)
 
     async def _rehash(self) -> None:
         for part in self._parts:

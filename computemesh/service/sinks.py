@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 
 BLOCK_BYTES = 4 << 20
@@ -20,15 +19,14 @@ class BytesSink:
         self.restart()
 
     def restart(self) -> None:
-        self.chunks: list[memoryview] = []
+        self.chunks: list[bytes] = []
         self.size = 0
         self._hash = hashlib.sha256()
 
-    def write(self, chunks: Sequence[memoryview]) -> None:
-        for chunk in chunks:
-            self._hash.update(chunk)
-            self.chunks.append(chunk)
-            self.size += len(chunk)
+    def write(self, data: memoryview) -> None:
+        self._hash.update(data)
+        self.chunks.append(bytes(data))
+        self.size += len(data)
 
     def digest(self) -> str:
         return self._hash.hexdigest()
@@ -62,13 +60,12 @@ class FileSink:
         os.ftruncate(self._file, 0)
         self.size, self._hash = 0, hashlib.sha256()
 
-    def write(self, chunks: Sequence[memoryview]) -> None:
-        for chunk in chunks:
-            at = 0
-            while at < len(chunk):
-                at += os.pwrite(self._file, chunk[at:], self.size + at)
-            self._hash.update(chunk)
-            self.size += len(chunk)
+    def write(self, data: memoryview) -> None:
+        at = 0
+        while at < len(data):
+            at += os.pwrite(self._file, data[at:], self.size + at)
+        self._hash.update(data)
+        self.size += len(data)
 
     def digest(self) -> str:
         return self._hash.hexdigest()

@@ -20,6 +20,7 @@ import grpc
 
 from computemesh.service import spliced
 from computemesh.service.blobs import CHUNK_BYTES, WINDOW_BYTES
+from computemesh.service.blocks import Blocks
 from computemesh.service.errors import from_rpc_error
 from computemesh.service.sinks import BLOCK_BYTES, BytesSink, FileSink
 from computemesh.trust.errors import (
@@ -214,7 +215,7 @@ class Transfer:
         request = pb.DownloadArtifactRequest(digest=digest, offset=sink.size)
         call = self._download(request, metadata=await self._metadata())
         writing: asyncio.Task[None] | None = None
-        chunks: list[memoryview] = []
+        blocks: Blocks | None = None
         received, total = sink.size, -1
         try:
             while (answer := await call.read()) is not END:
@@ -225,11 +226,12 @@ class Transfer:
                     raise InvalidArgument(problem, reason="ARTIFACT_TOO_LARGE")
                 if received > total:
                     raise InvalidProof(f"artifact {digest}: more bytes came than its {total:,}")
-                chunks.append(chunk)
-                if len(chunks) * CHUNK_BYTES >= BLOCK_BYTES:
+                blocks = blocks or Blocks(min(BLOCK_BYTES + CHUNK_BYTES, total - sink.size))
+                blocks.add(chunk)
+                if blocks.filled >= BLOCK_BYTES:
                     if writing is not None:
                         await writing
-                    writing, chunks = asyncio.create_task(asyncio.to_thread(sink.write, chunks)), []
+                    writing = asyncio.create_task(asyncio.to_thread(sink.write, blocks.take()))
                 retry.moved(received)
                 progress(received, total)
             if received != total and total >= 0:
@@ -238,8 +240,8 @@ class Transfer:
             call.cancel()
             if writing is not None:
                 await writing
-            if chunks:
-                await asyncio.to_thread(sink.write, chunks)
+            if blocks is not None and blocks.filled:
+                await asyncio.to_thread(sink.write, blocks.take())
 
     # --- about -----------------------------------------------------------------------------------------------------
 
