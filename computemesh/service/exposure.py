@@ -26,6 +26,8 @@ class Exposure:
     calls_burst: int = 100
     # Calls answered at once, of those that write and of those that read, 0: any number; streams are not counted.
     calls_at_once: int = 64
+    # Unary calls that would wait in the transport for longer than this, in milliseconds, are refused; 0: none.
+    calls_wait_ms: int = 60
 
     @property
     def trust(self) -> Trust:

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from computemesh.service import metrics, tracing
 from computemesh.service.access import Gate
 from computemesh.service.errors import abort
+from computemesh.service.pressure import Pressure
 from computemesh.service.validation import validate
 from computemesh.trust.errors import Internal, InvalidArgument, MeshError
 
@@ -139,6 +140,13 @@ def _wrap(
     return call
 
 
+def _refusing(refusal: MeshError) -> grpc.RpcMethodHandler:
+    """Answers whatever kind of call with an error, before its request is read."""
+    async def refuse(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        await abort(context, refusal)
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
 _HANDLERS = {
     (False, False): (grpc.unary_unary_rpc_method_handler, "unary_unary"),
     (False, True): (grpc.unary_stream_rpc_method_handler, "unary_stream"),
@@ -147,22 +155,42 @@ _HANDLERS = {
 }
 
 
-class Boundary(grpc.aio.ServerInterceptor):
-    """Asks `gate` whether a call is admitted; maps MeshError to its status, anything else to INTERNAL with an incident
-    number that the log explains; checks unary requests against the contract's rules. Stream messages are checked by who
-    reads them."""
+def _is_ours(method: str) -> bool:
+    return method.startswith("/computemesh.")
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """Refuses unary calls that `pressure` says would wait too long. Asks `gate` whether a call is admitted; maps
+    MeshError to its status, anything else to INTERNAL with an incident number that the log explains; checks unary
+    requests against the contract's rules. Stream messages are checked by who reads them."""
+
+    def __init__(self, gate: Gate, pressure: Pressure) -> None:
+        self._gate, self._pressure = gate, pressure
+        self._handlers: dict[str, grpc.RpcMethodHandler] = {}
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler:
-        handler = await continuation(handler_call_details)
+        self._pressure.begins()
         method = str(handler_call_details.method)
-        if handler is None or not method.startswith("/computemesh."):
+        handler = self._handlers.get(method)
+        if handler is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            handler = self._handlers[method] = self._bounded(handler, method)
+        # Streams are few and last; a service that is asked whether it is well still says so.
+        if _is_ours(method) and not handler.request_streaming and not handler.response_streaming:
+            try:
+                self._pressure.admit()
+            except MeshError as refusal:
+                return _refusing(refusal)
+        return handler
+
+    def _bounded(self, handler: grpc.RpcMethodHandler, method: str) -> grpc.RpcMethodHandler:
+        if not _is_ours(method):
             return handler
         make, name = _HANDLERS[(handler.request_streaming, handler.response_streaming)]
         return make(

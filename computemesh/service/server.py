@@ -19,6 +19,7 @@ from computemesh.service.exposure import DEFAULT, Exposure
 from computemesh.service.interceptors import Boundary
 from computemesh.service.limits import Rates
 from computemesh.service.pauses import shorten_pauses
+from computemesh.service.pressure import Pressure, counters, newest_server
 from computemesh.service.tls import PLAIN, Trust, server_credentials
 from computemesh.trust.errors import InvalidArgument
 
@@ -38,6 +39,9 @@ _SERVER = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
+    # Its counters say how many calls wait (computemesh.service.pressure); its events are read by nobody.
+    ("grpc.enable_channelz", 1),
+    ("grpc.max_channel_trace_event_memory_per_node", 0),
     # Calls begun per read of one connection: one that opens and resets streams without end yields to the others.
     ("grpc.http2.max_requests_per_read", 1),
 ]
@@ -88,9 +92,12 @@ def build_server(
     """
     secure = server_credentials(exposure.tls_cert_file, exposure.tls_key_file, exposure.tls_client_ca_file)
     gate = Gate(identify, Rates(exposure.calls_per_s, exposure.calls_burst), exposure.calls_at_once)
+    pressure = Pressure(exposure.calls_wait_ms, lambda: counters(number))
     server = grpc.aio.server(
-        interceptors=[Boundary(gate)],
+        interceptors=[Boundary(gate, pressure)],
         options=[*_SERVER, ("grpc.max_concurrent_streams", max_concurrent_streams)])
+    number = newest_server()
+    server.computemesh_pressure = pressure  # type: ignore[attr-defined]
     register(server)
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
@@ -136,9 +143,11 @@ async def serve(
     await server.start()
     await set_serving(server, True)
     shorten_pauses()
+    pressure = asyncio.create_task(server.computemesh_pressure.run())  # type: ignore[attr-defined]
     try:
         await stop.wait()
     finally:
+        pressure.cancel()
         await set_serving(server, False)
         if before_stop is not None:
             await before_stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import grpc
 import psutil
 
 from computemesh.cli.cluster import Cluster
+from computemesh.service.errors import from_rpc_error
 
 ROOT = Path(__file__).resolve().parents[2]
 CALL_S = 30.0
@@ -41,13 +42,26 @@ class Beside:
         return self.calls / self.seconds
 
 
+def answered(call: Callable[..., bytes]) -> None:
+    """Calls until there is an answer, as late as a refusal says. Raises what else the call raises."""
+    while True:
+        try:
+            call(b"", timeout=CALL_S)
+            return
+        except grpc.RpcError as error:
+            refusal = from_rpc_error(error)
+            if refusal.retry_after_ms is None:
+                raise
+            time.sleep(refusal.retry_after_ms / 1000)
+
+
 def beside(address: str, path: str, others: Sequence[Sequence[str]]) -> Beside:
     """Calls one after the other for as long as the `others` (arguments of tests.attacks.attacker) run."""
     started = [subprocess.Popen([sys.executable, "-m", "tests.attacks.attacker", *one], cwd=ROOT, text=True,
                                 stdout=subprocess.PIPE) for one in others]  # fmt: skip
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(path)
-        call(b"", timeout=CALL_S)
+        answered(call)
         for one in started:
             assert one.stdout is not None
             one.stdout.readline()
@@ -55,7 +69,7 @@ def beside(address: str, path: str, others: Sequence[Sequence[str]]) -> Beside:
         running = True
         while running:  # and once more where they were done before the first answer came
             running, sent = any(one.poll() is None for one in started), time.monotonic()
-            call(b"", timeout=CALL_S)
+            answered(call)
             calls, longest = calls + 1, max(longest, time.monotonic() - sent)
         seconds = time.monotonic() - began
     rows = [one.communicate()[0].split() for one in started]
