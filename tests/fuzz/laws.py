@@ -36,10 +36,10 @@ def leaked(text: str, secrets: tuple[str, ...] = ()) -> str | None:
     return next((secret for secret in secrets if secret in text), None)
 
 
-def judge(error: MeshError, what: str) -> None:
-    """A refusal by a parser. Raises Broken."""
+def judge(error: MeshError, what: str, sent: bytes) -> None:
+    """A refusal by a parser; it may repeat what was sent. Raises Broken."""
     text = " ".join([error.message, *(f"{field} {problem}" for field, problem in error.violations)])
-    if (inside := leaked(text)) is not None:
+    if (inside := leaked(text)) is not None and inside.encode() not in sent:
         raise Broken(f"{what}: the refusal tells {inside!r}: {text[:500]}")
     if len(error.message) > MAX_TEXT:
         raise Broken(f"{what}: the refusal has {len(error.message):,} characters: {text[:200]}")

@@ -85,7 +85,7 @@ class Parser:
             found = self.parse(data)
         except self.refusals as error:
             if isinstance(error, MeshError):
-                judge(error, what)
+                judge(error, what, data)
             return False
         except (Broken, KeyboardInterrupt):
             raise
