@@ -12,8 +12,9 @@ from computemesh import workloads
 from computemesh.cli.cluster import Cluster
 from computemesh.client import Client
 from computemesh.service.auth import make_token
+from computemesh.trust import envelope, statement
 from computemesh.trust.identity import PrivateKey
-from computemesh.v1 import ledger_pb2, orchestrator_pb2_grpc
+from computemesh.v1 import common_pb2, ledger_pb2, orchestrator_pb2_grpc
 from computemesh.v1 import orchestrator_pb2 as pb
 from orchestrator import events as e
 from tests.orchestrator.scripted import ScriptedWorker
@@ -215,6 +216,52 @@ async def test_hello_of_another_chain_is_refused(bare: Cluster) -> None:
         error = await stranger.ended()
         assert error is not None
         assert error.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_hello_under_a_key_that_is_not_the_signers_is_refused(bare: Cluster) -> None:
+    victim = PrivateKey.generate()
+    async with worker(bare) as forger:
+        greeting = await forger.next("greeting")
+        body = statement.hello_body(greeting.nonce, greeting.public_key, victim.public, b"")
+        await forger.send(hello=common_pb2.Hello(
+            public_key=victim.public, signature=envelope.sign(forger.key, "hello", bare.profile.chain_id, body)))
+        error = await forger.ended()
+        assert error is not None
+        assert error.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_result_under_a_lease_of_another_is_stale_and_its_holder_is_paid(
+    bare: Cluster, customer: Client
+) -> None:
+    async with worker(bare, "noop") as holder, worker(bare, "none") as thief:
+        await holder.join(credits=1)
+        await thief.join(credits=1)
+        task_id = await submit(customer, "noop", {"jobs": 1})
+        (job,) = await holder.jobs(1)
+        await thief.commit([job])
+        assert await thief.verdicts(1) == {job.lease_id: (e.STALE, "")}
+        await holder.commit([job])
+        assert await holder.verdicts(1) == {job.lease_id: (e.SETTLED, "")}
+        await status(customer, task_id, "completed")
+    result = customer.ledger("GetResult", ledger_pb2.GetResultRequest(task_id=task_id)).result
+    assert result.worker_address == holder.key.address
+
+
+async def test_an_opening_of_megabytes_is_wrong_and_another_does_the_job(bare: Cluster, customer: Client) -> None:
+    async with worker(bare, "synthetic") as liar, worker(bare, "synthetic") as honest:
+        await liar.join(credits=1)
+        task_id = await submit(customer, "synthetic", SYNTHETIC)
+        (job,) = await liar.jobs(1)
+        await liar.commit([job])
+        (challenge,) = (await liar.next("challenges")).challenges
+        much = liar.opening(challenge).openings + bytes(3 << 20)
+        await liar.send(openings=pb.OpeningBatch(openings=[pb.JobOpening(lease_id=job.lease_id, openings=much)]))
+        assert await liar.verdicts(1) == {job.lease_id: (e.WRONG, "")}
+        await honest.join(credits=1)
+        await honest.commit(await honest.jobs(1))
+        await honest.answer()
+        await honest.verdicts(1)
+        await status(customer, task_id, "completed")
 
 
 async def test_unsigned_batch_is_refused(bare: Cluster, customer: Client) -> None:
