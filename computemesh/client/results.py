@@ -100,7 +100,7 @@ def places(files: tuple[TaskFile, ...]) -> Iterator[tuple[TaskFile, str]]:
     taken: set[str] = set()
     for file in files:
         name = plain_name(file.name, file.digest)
-        if name.lower() in taken:
+        while name.lower() in taken:
             name = f"{file.digest[:12]}-{name}"
         taken.add(name.lower())
         yield file, name

@@ -24,7 +24,8 @@ from computemesh import (
 )
 from computemesh.cli.cluster import Cluster
 from computemesh.client import Result, mapping
-from computemesh.client.results import text_of
+from computemesh.client.model import TaskFile
+from computemesh.client.results import places, text_of
 from computemesh.trust.checkpoint import NoteSigner
 from examples.functions import text_service
 
@@ -166,6 +167,14 @@ def test_generated_texts_are_the_text_of_each_line() -> None:
     assert text_of(lines, generated=True) == "one\ntwo"
     assert text_of(lines, generated=False) == lines.decode()
     assert text_of(b'{"classes": []}', generated=True) == '{"classes": []}'
+
+
+def test_a_name_is_never_a_path(tmp_path: Path) -> None:
+    names = ("../../up", "/etc/passwd", "..\\..\\up", "..", ".", "", "a\0b", "up", "UP")
+    files = tuple(TaskFile(name, "", f"{at:064x}", 1) for at, name in enumerate(names))
+    chosen = [name for _, name in places(files)]
+    assert all((tmp_path / name).resolve().parent == tmp_path.resolve() for name in chosen)
+    assert len({name.lower() for name in chosen}) == len(names), "none takes another's place"
 
 
 async def test_the_async_client_has_the_same_results(cluster: Cluster) -> None:

@@ -1,4 +1,5 @@
-"""docs/coverage.md names only what exists: RPCs and routes of the contracts, commands, acts, events, tests."""
+"""docs/coverage.md names only what exists: RPCs and routes of the contracts, commands, acts, events, tests; and
+docs/reliability.md only tests that do."""
 
 from __future__ import annotations
 
@@ -62,3 +63,13 @@ def test_every_feature_has_a_way_and_a_test_that_exist_or_a_reason(row: list[str
 def test_each_of_the_five_systems_has_its_table() -> None:
     assert re.findall(r"^## (.+)$", PAGE, re.M) == [*SYSTEMS, "Errors they name"]
     assert len(ROWS) > 60
+
+
+def test_each_threat_is_made_by_a_test_that_exists() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    threats = page.partition("## Threats")[2].partition("\n## ")[0]
+    rows = [line for line in threats.splitlines() if line.startswith("| ") and not line.startswith(("| Who", "| ---"))]
+    assert len(rows) > 15
+    assert [row for row in rows if "::" not in row] == []
+    named = [name.split("::") for name in re.findall(r"`([\w/]+\.py::\w+)`", page)]
+    assert [name for name in named if name[1] not in functions_in(name[0])] == []
