@@ -24,8 +24,8 @@ DESCRIPTORS := --descriptor_set_out=build/contracts.binpb --include_imports --in
 .PHONY: help setup run-cluster demo demo-all test test-clients test-postgres test-long test-kill test-ray test-rest
 .PHONY: golden check check-proto
 .PHONY: check-docs docs proto baseline bench bench-dispatch bench-verify bench-gpu bench-ledger bench-artifacts bench-peers
-.PHONY: bench-scale bench-worker bench-profiles soak sim sim-market faults faults-million faults-crowd fuzz attacks overload screenshots
-.PHONY: clean
+.PHONY: bench-scale bench-worker bench-profiles soak sim sim-market faults faults-million faults-crowd fuzz attacks attacks-idle overload
+.PHONY: screenshots clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -198,6 +198,9 @@ fuzz: $(TOOLS)  ## INPUTS=1000000 inputs that are almost right: parsers (Atheris
 
 attacks: $(TOOLS)  ## rapid reset, ping flood, slow read and header bomb on every public port, each next to a control
 	@$(BIN)/python -m tests.attacks
+
+attacks-idle: $(TOOLS)  ## a hundred thousand streams that are opened and do nothing: how many are taken, memory, honest calls
+	@$(BIN)/python -m tests.attacks.idle
 
 overload: $(TOOLS)  ## a market under normal load, then with ten times as many clients
 	@$(BIN)/python -m tests.attacks.overload

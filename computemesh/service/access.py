@@ -166,15 +166,20 @@ def is_local(context: Context) -> bool:
 
 
 class Gate:
-    """Admits calls by the table, no more of them than `rates` allow, and `at_once` at a time."""
+    """Admits calls by the table, no more of them than `rates` allow, and `at_once` calls and `streams` at a time."""
 
-    def __init__(self, identify: Identify = nobody, rates: Rates | None = None, at_once: int = 0) -> None:
+    def __init__(
+        self, identify: Identify = nobody, rates: Rates | None = None, at_once: int = 0, streams: int = 0
+    ) -> None:
         self._identify, self._rates = identify, rates or Rates()
         # Apart: writes wait for disks and other services, and reads need not wait with them.
         self._reading, self._writing = Slots(at_once), Slots(at_once)
+        self._streams = Slots(streams, "streams are open")
 
-    def slot(self, method: str) -> AbstractContextManager[None]:
-        """Held while a call is answered. Raises ResourceExhausted saying when to try again."""
+    def slot(self, method: str, streams: bool) -> AbstractContextManager[None]:
+        """Held while a call is answered, or a stream is open. Raises ResourceExhausted saying when to try again."""
+        if streams:
+            return self._streams.one()
         row = ACCESS.get(method, ANYBODY)
         return (self._writing if row.writes else self._reading).one()
 

@@ -24,8 +24,10 @@ class Exposure:
     # Calls a second on average, 0: no limit; and how many at once after a quiet time.
     calls_per_s: float = 0.0
     calls_burst: int = 100
-    # Calls answered at once, of those that write and of those that read, 0: any number; streams are not counted.
+    # Calls answered at once, of those that write and of those that read, 0: any number.
     calls_at_once: int = 64
+    # Streams that are open at once, 0: any number. An idle one takes some 50 KiB.
+    streams_at_once: int = 20_000
     # Unary calls that would wait in the transport for longer than this, in milliseconds, are refused; 0: none.
     calls_wait_ms: int = 60
 

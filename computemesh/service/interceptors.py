@@ -118,8 +118,9 @@ def _wrap(
         async def generate(request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
             with _counted(method, streams, context):
                 try:
-                    async for response in behaviour(admit(request, context), context):
-                        yield response
+                    with gate.slot(method, streams):
+                        async for response in behaviour(admit(request, context), context):
+                            yield response
                 except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
                     raise
                 except Exception as error:
@@ -129,10 +130,11 @@ def _wrap(
     async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
         with _counted(method, streams, context):
             try:
-                if streams:
-                    return await behaviour(admit(request, context), context)
-                with gate.slot(method), tracing.serving(method, context.invocation_metadata()):
-                    return await behaviour(admit(request, context), context)
+                with gate.slot(method, streams):
+                    if streams:
+                        return await behaviour(admit(request, context), context)
+                    with tracing.serving(method, context.invocation_metadata()):
+                        return await behaviour(admit(request, context), context)
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             except Exception as error:

@@ -48,10 +48,10 @@ class Rates:
 
 
 class Slots:
-    """At most `at_once` calls run at a time, 0: any number. A call more would only make all of them slower."""
+    """At most `at_once` calls or streams, as `what` says, run at a time, 0: any number."""
 
-    def __init__(self, at_once: int = 0) -> None:
-        self._at_once, self._running = at_once, 0
+    def __init__(self, at_once: int = 0, what: str = "calls are being answered") -> None:
+        self._at_once, self._what, self._running = at_once, what, 0
 
     @contextmanager
     def one(self) -> Iterator[None]:
@@ -60,7 +60,7 @@ class Slots:
         if self._at_once and self._running >= self._at_once:
             wait_ms = round(COME_BACK_MS * random.uniform(0.5, 1.5))
             raise ResourceExhausted(
-                f"{self._running} calls are being answered, as many as are taken at once: try again in {wait_ms} ms",
+                f"{self._running} {self._what}, as many as are taken at once: try again in {wait_ms} ms",
                 reason="OVERLOADED", retry_after_ms=wait_ms)  # fmt: skip
         self._running += 1
         try:

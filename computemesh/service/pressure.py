@@ -67,6 +67,7 @@ class Pressure:
     ) -> None:
         self._most_ms, self._read, self._clock = most_ms, read, clock
         self._begun, self._excess = 0, 0
+        self._news, self._still, self._lost = False, 0, 0
         self._seen: deque[tuple[float, int, int]] = deque(maxlen=WINDOW)  # (when, calls ended, calls waiting)
 
     def begins(self) -> None:
@@ -75,6 +76,7 @@ class Pressure:
         task = asyncio.current_task()
         assert task is not None
         self._begun += 1
+        self._news = True
         task.add_done_callback(self._over)
 
     def _over(self, _: asyncio.Task[Any]) -> None:
@@ -83,11 +85,20 @@ class Pressure:
     def sample(self) -> None:
         """Looks at the queue again."""
         calls, now = self._read(), self._clock()
-        self._seen.append((now, calls.ended, calls.started - calls.ended - self._begun))
+        self._seen.append((now, calls.ended, self._waiting(calls)))
         since, ended, _ = self._seen[0]
         per_s = (calls.ended - ended) / max(now - since, SAMPLE_S)
         standing = min(waiting for _, _, waiting in self._seen) if len(self._seen) == WINDOW else 0
         self._excess = standing - max(LEAST, round(per_s * self._most_ms / 1000))
+
+    def _waiting(self, calls: Calls) -> int:
+        """Calls in the transport's queue. Those that it refuses itself are counted as begun and never as ended: what
+        waits while nothing is begun is lost to the count, not waiting."""
+        waiting = calls.started - calls.ended - self._begun
+        self._still = 0 if self._news else self._still + 1
+        self._news = False
+        self._lost = waiting if self._still >= WINDOW else min(self._lost, max(waiting, 0))
+        return waiting - self._lost
 
     async def run(self) -> None:
         """Samples for ever; returns at once where nothing is refused."""

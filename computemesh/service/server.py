@@ -39,6 +39,9 @@ _SERVER = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
+    # Beyond these (the first by chance, the second always) it refuses calls itself, and does not say when to come back.
+    ("grpc.server.max_pending_requests", 10_000),
+    ("grpc.server.max_pending_requests_hard_limit", 20_000),
     # Its counters say how many calls wait (computemesh.service.pressure); its events are read by nobody.
     ("grpc.enable_channelz", 1),
     ("grpc.max_channel_trace_event_memory_per_node", 0),
@@ -91,7 +94,8 @@ def build_server(
     InvalidArgument where the address cannot be bound, or a file for TLS cannot be used.
     """
     secure = server_credentials(exposure.tls_cert_file, exposure.tls_key_file, exposure.tls_client_ca_file)
-    gate = Gate(identify, Rates(exposure.calls_per_s, exposure.calls_burst), exposure.calls_at_once)
+    gate = Gate(identify, Rates(exposure.calls_per_s, exposure.calls_burst), exposure.calls_at_once,
+                exposure.streams_at_once)
     pressure = Pressure(exposure.calls_wait_ms, lambda: counters(number))
     server = grpc.aio.server(
         interceptors=[Boundary(gate, pressure)],

@@ -66,6 +66,42 @@ async def test_who_is_refused_by_a_full_service_is_told_when_to_come_back_and_re
     await server.stop(None)
 
 
+async def test_more_streams_than_a_service_takes_are_refused_until_one_ends() -> None:
+    class Waiting(market_pb2_grpc.MarketServiceServicer):
+        async def WatchTask(self, request, context):
+            yield market_pb2.WatchTaskResponse()
+            await asyncio.Event().wait()
+
+    server, port = build_server(
+        "127.0.0.1:0", lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(Waiting(), s), [SERVICE],
+        identify=lambda context: Caller("anybody", frozenset(Role)), exposure=Exposure(streams_at_once=4))
+    await server.start()
+    async with dial(f"127.0.0.1:{port}") as channel:
+        stub = market_pb2_grpc.MarketServiceStub(channel)
+
+        async def opened() -> grpc.aio.UnaryStreamCall:
+            call = stub.WatchTask(market_pb2.WatchTaskRequest(task_id="0" * 64), timeout=60)
+            await call.read()
+            return call
+
+        held = [await opened() for _ in range(4)]
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await opened()
+        error = from_rpc_error(refused.value)
+        assert (error.reason, bool(error.retry_after_ms)) == ("OVERLOADED", True)
+        held[0].cancel()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    held.append(await opened())
+                    break
+                except grpc.aio.AioRpcError:
+                    await asyncio.sleep(0.01)
+        for call in held:
+            call.cancel()
+    await server.stop(None)
+
+
 async def _outcome(call: grpc.aio.UnaryUnaryCall) -> MeshError | None:
     try:
         await call

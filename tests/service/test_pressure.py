@@ -26,11 +26,16 @@ class Queue:
         self.now, self.calls = 0.0, Calls(0, 0)
         self.pressure = Pressure(most_ms, lambda: self.calls, lambda: self.now)
 
-    def pass_time(self, arrive: int, end: int, samples: int = 1) -> None:
+    def pass_time(self, arrive: int, end: int, samples: int = 1, *, begins: bool = True) -> None:
         for _ in range(samples):
             self.now += SAMPLE_S
+            if begins:
+                asyncio.run(self._begin())
             self.calls = Calls(self.calls.started + arrive, self.calls.ended + end)
             self.pressure.sample()
+
+    async def _begin(self) -> None:
+        self.pressure.begins()
 
     def refused(self, of: int = 10_000) -> int:
         count = 0
@@ -66,22 +71,32 @@ def test_a_few_calls_may_wait_however_long() -> None:
 
 
 async def test_calls_that_the_service_has_begun_do_not_wait() -> None:
-    queue, free = Queue(most_ms=100), asyncio.Event()
+    calls, free = Calls(500, 0), asyncio.Event()
+    pressure = Pressure(100, lambda: calls)
 
     async def call() -> None:
-        queue.pressure.begins()
+        pressure.begins()
         await free.wait()
 
-    async with asyncio.TaskGroup() as calls:
+    async with asyncio.TaskGroup() as begun:
         for _ in range(500):
-            calls.create_task(call())
+            begun.create_task(call())
         await asyncio.sleep(0)
-        queue.pass_time(arrive=500, end=0)
-        queue.pass_time(arrive=0, end=0, samples=WINDOW)
-        assert queue.refused() == 0
+        for _ in range(WINDOW):
+            pressure.sample()
+        pressure.admit()
         free.set()
+
+
+def test_what_waits_while_nothing_is_begun_is_lost_to_the_count() -> None:
+    queue = Queue(most_ms=100)
+    queue.pass_time(arrive=500, end=0)
     queue.pass_time(arrive=0, end=0, samples=WINDOW)
     assert queue.refused() == 500 - LEAST
+    queue.pass_time(arrive=0, end=0, samples=2 * WINDOW, begins=False)
+    assert queue.refused() == 0
+    queue.pass_time(arrive=100, end=0, samples=2 * WINDOW)
+    assert queue.refused() == 800 - LEAST - 100 * (WINDOW - 1), "what comes after counts again"
 
 
 def test_without_a_bound_nothing_is_refused() -> None:
