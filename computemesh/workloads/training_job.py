@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, Strict
+from pydantic_core import PydanticSerializationError
 
 from computemesh.kernels.training.architectures import (
     ARCHITECTURES,
@@ -182,7 +183,12 @@ def _whole(text: str) -> Job:
 
 def whole(params: Params) -> Job:
     """Job 0 of a task. Raises InvalidArgument on what a job cannot hold or a task may not ask."""
-    return _whole(params.model_dump_json())
+    try:
+        text = params.model_dump_json()
+    except PydanticSerializationError:
+        problem = "model_architecture: holds text with half of a surrogate pair, which no UTF-8 has"
+        raise refuse(("model_architecture", problem)) from None
+    return _whole(text)
 
 
 def _cut(params: Params) -> Job:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from computemesh.kernels.training import local, outer
-from computemesh.trust.errors import InvalidProof
+from computemesh.trust.errors import InvalidArgument, InvalidProof
 from computemesh.trust.merkle import leaf_hash
 from computemesh.workloads import Claim, Context, training
 from computemesh.workloads import training_job as tj
@@ -124,6 +124,11 @@ def jobs_of(name, sizes, optimizer):
 def test_a_round_needs_every_job_of_the_round_before_and_nothing_else(payload):
     specs = TASK.split(TASK.parse({**payload, "rounds": 3, "workers": 2}), TASK_ID)
     assert [spec.needs for spec in specs] == [(), (), (0, 1), (0, 1), (2, 3), (2, 3)]
+
+
+def test_half_a_surrogate_pair_is_refused_by_field(payload):
+    with pytest.raises(InvalidArgument, match="model_architecture: holds text with half of a surrogate pair"):
+        TASK.parse({**payload, "model_architecture": {"name": "mlp", "hidden": [{"\ud8ff": 60}]}})
 
 
 def test_a_repeated_shape_is_compiled_once(files, payload):
