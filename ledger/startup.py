@@ -30,9 +30,6 @@ from ledger.writer import Writer
 
 log = structlog.get_logger("ledger")
 
-_STREAMS = 128
-"""Callers are services that put many calls on one connection; one call over the limit is refused, not queued."""
-
 
 def database_path(config: Config) -> Path:
     """Where the ledger's only file is, if it is not in PostgreSQL."""
@@ -157,7 +154,7 @@ class Running:
         self._work.add_done_callback(_end_on_failure)
         self.server, self.port = build_server(
             self._config.listen, self._register,
-            ["computemesh.v1.LedgerService"], exposure=self._config, max_concurrent_streams=_STREAMS)  # fmt: skip
+            ["computemesh.v1.LedgerService"], exposure=self._config)  # fmt: skip
 
     def _register(self, server: grpc.aio.Server) -> None:
         add_LedgerServiceServicer_to_server(self._service, server)  # type: ignore[no-untyped-call]

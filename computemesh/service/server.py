@@ -39,6 +39,9 @@ _SERVER = [
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
+    # It refuses streams beyond the limit at random before the client can know that it is at the limit: whoever has more
+    # calls than that under way on a connection would lose some (tests/service/test_pressure.py).
+    ("grpc.http.overload_protection", 0),
     # Beyond these (the first by chance, the second always) it refuses calls itself, and does not say when to come back.
     ("grpc.server.max_pending_requests", 10_000),
     ("grpc.server.max_pending_requests_hard_limit", 20_000),

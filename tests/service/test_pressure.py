@@ -113,6 +113,23 @@ class Slow(market_pb2_grpc.MarketServiceServicer):
         return market_pb2.GetMarketResponse(chain_id="here")
 
 
+async def test_more_calls_on_a_connection_than_it_takes_streams_wait_for_each_other() -> None:
+    class Quick(market_pb2_grpc.MarketServiceServicer):
+        async def GetMarket(self, request, context):
+            return market_pb2.GetMarketResponse(chain_id="here")
+
+    server, port = build_server(
+        "127.0.0.1:0", lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(Quick(), s), [SERVICE],
+        identify=lambda context: Caller("anybody", frozenset(Role)), exposure=Exposure(calls_at_once=0),
+        max_concurrent_streams=4)  # fmt: skip
+    await server.start()
+    async with dial(f"127.0.0.1:{port}", own_connection=True) as channel:
+        stub = market_pb2_grpc.MarketServiceStub(channel)
+        calls = [stub.GetMarket(market_pb2.GetMarketRequest(), timeout=60) for _ in range(200)]
+        assert {(await call).chain_id for call in calls} == {"here"}
+    await server.stop(None)
+
+
 @pytest.mark.parametrize("most_ms", [0, 20])
 async def test_calls_behind_a_busy_processor_are_refused_and_told_when_to_come_back(most_ms: int) -> None:
     server, port = build_server(
