@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +12,13 @@ import pytest
 
 from computemesh.cli.cluster import Cluster
 from computemesh.client import Client
+from computemesh.service.config import load
+from computemesh.service.database import open_reader
 from computemesh.trust.amount import format_cpc
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import ledger_pb2, orchestrator_pb2
+from orchestrator import store
+from orchestrator.config import Config
 from tests import money
 from tests.e2e.conftest import FUNCTIONS
 
@@ -37,9 +41,9 @@ def owners(tmp_path: Path) -> Iterator[Cluster]:
 
 def rewards(cluster: Cluster) -> list[tuple[bytes, int]]:
     """(worker key, state) of each replica's transfer."""
-    database = next((cluster.data / "orchestrator").glob("*.db"))
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-        return connection.execute("SELECT worker_key, state FROM rewards").fetchall()
+    config = load(Config, str(cluster.plan.nodes["orchestrator"].config), "orchestrator")
+    with contextlib.closing(open_reader(config, Path(config.data_dir) / store.FILE)) as tables:
+        return [(bytes(key), state) for key, state in tables.execute("SELECT worker_key, state FROM rewards")]
 
 
 def owns(client: Client, key: PrivateKey) -> int:
