@@ -15,6 +15,7 @@ from computemesh.trust.errors import InvalidArgument
 
 M = TypeVar("M", bound=BaseModel)
 MAX_SHOWN = 60
+MAX_TOLD = 1500
 MAX_VIOLATIONS = 10
 
 
@@ -74,7 +75,10 @@ def read(model: type[M], task_type: str, payload: Mapping[str, object]) -> M:
 def refuse(*violations: tuple[str, str]) -> InvalidArgument:
     """An InvalidArgument from (field, text) pairs; fields get the `payload.` prefix here."""
     full = [(f"payload.{name}", text) for name, text in violations]
-    return InvalidArgument("; ".join(text for _, text in violations), violations=full)
+    told = "; ".join(text for _, text in violations)
+    if len(told) > MAX_TOLD:
+        told = f"{told[:MAX_TOLD]}... ({len(violations)} problems)"
+    return InvalidArgument(told, violations=full)
 
 
 def _violation(model: type[BaseModel], task_type: str, item: Any) -> tuple[str, str]:

@@ -18,6 +18,8 @@ AT_START = {
     "orchestrator.market.welcomed", "orchestrator.worker.joined", "worker.start.opened", "worker.stream.opened",
     "worker.nonce.begins", "worker.nonce.written", "worker.nonce.synced", "worker.nonce.renamed",
 }  # fmt: skip
+# Passed with a worker's first results: it has to be there before the work is.
+AT_FIRST_RESULT = {point for point in AT_START if point.startswith("worker.nonce.")} | {"worker.step.durable"}
 ROUNDS = 8
 ROWS = [(service, point) for point, services in POINTS.items() for service in services]
 """(service, point): a point in shared code counts for each service that comes by."""
@@ -35,7 +37,7 @@ def crash(mesh: Mesh, service: str, point: str, seed: int) -> None:
     if point in AT_START:
         mesh.cluster.kill(name)
         mesh.arm(name, point, 1)
-        mesh.cluster.start_process(name, wait=False)
+        mesh.cluster.start_process(name, wait=point in AT_FIRST_RESULT)
     else:
         mesh.arm(name, point, random.choice((1, 1, 2, 3, 5)))
     work: list[Future[Any]] = []

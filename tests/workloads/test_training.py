@@ -131,6 +131,14 @@ def test_half_a_surrogate_pair_is_refused_by_field(payload):
         TASK.parse({**payload, "model_architecture": {"name": "mlp", "hidden": [{"\ud8ff": 60}]}})
 
 
+def test_however_many_fields_are_wrong_the_text_stays_short(payload):
+    with pytest.raises(InvalidArgument) as refused:
+        TASK.parse({**payload, **{f"unknown{number}": number for number in range(40)}})
+    assert len(str(refused.value)) < 2000
+    assert "(10 problems)" in str(refused.value)
+    assert len(refused.value.violations) == 10
+
+
 def test_a_repeated_shape_is_compiled_once(files, payload):
     payload |= {"model_architecture": {"name": "mlp", "hidden": [17]}, "epochs": 1}
     before = len(local.traces)
