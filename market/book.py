@@ -159,10 +159,11 @@ class Book:
         return task if task.state.phase is Phase.LEASED else None
 
     def stranded(self, orchestrator: Orchestrator, patience_ms: int) -> list[Task]:
-        """Tasks it holds, has had no worker for as long as `patience_ms`, and that others have workers and credits
-        for."""
-        leased = [task for task_id in orchestrator.held if (task := self.tasks[task_id]).state.phase is Phase.LEASED]
-        lacking = [task for task in leased if task.spec.challenge_type not in orchestrator.takes]
+        """Tasks it holds and does not say are done, that it has had no worker for as long as `patience_ms`, and that
+        others have workers and credits for."""
+        held = [self.tasks[task_id] for task_id in orchestrator.held]
+        lacking = [task for task in held if task.state.phase is Phase.LEASED and task.claim is None
+                   and task.spec.challenge_type not in orchestrator.takes]
         since = orchestrator.lacks
         orchestrator.lacks = {name: since.get(name, self.now_ms) for name in {t.spec.challenge_type for t in lacking}}
         credits = {key: one.credits for key, one in self.connections.items() if one is not orchestrator and one.credits}

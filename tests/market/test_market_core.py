@@ -198,6 +198,18 @@ def test_a_task_stays_where_workers_are_away_for_less_than_a_lease() -> None:
         assert not core.step(s.Takes(1, frozenset(["noop"] if now % LEASE_MS else ())), now).persist
 
 
+def test_a_task_that_is_done_stays_where_it_was_done_when_the_workers_leave() -> None:
+    core = Core(LEASE_MS)
+    leased(core)
+    core.step(s.Outcomes(1, (s.OutcomeRow(spec(1).task_id, 1, True, "", bytes(32), 1, 3),)), 0)
+    core.step(s.Connect(2, b"p" * 33, "b:1"), 0)
+    core.step(s.Takes(2, frozenset(["noop"])), 0)
+    core.step(s.Ready(2, 1), 0)
+    for now in (0, LEASE_MS - 1, LEASE_MS):
+        core.step(s.Heartbeat(2), now)
+        assert not core.step(s.Takes(1, frozenset()), now).persist
+
+
 def test_a_heartbeat_keeps_the_lease() -> None:
     core = Core(LEASE_MS)
     leased(core)
