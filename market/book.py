@@ -49,8 +49,8 @@ class Task:
 
 @dataclass(slots=True)
 class Orchestrator:
-    """One orchestrator key: what it holds outlives its connection by `lease_ms`. `takes` are
-    the task types that it has workers for."""
+    """One orchestrator key: what it holds outlives its connection by `lease_ms`. `takes` are the task types that it has
+    workers for; `lacks` those of what it holds that it has none for, and since when, ms."""
 
     key: bytes
     address: str
@@ -58,6 +58,7 @@ class Orchestrator:
     seen_ms: int
     credits: int = 0
     takes: frozenset[str] = frozenset()
+    lacks: dict[str, int] = field(default_factory=dict)
     held: dict[bytes, None] = field(default_factory=dict)
 
 
@@ -156,3 +157,21 @@ class Book:
         if task is None or task_id not in orchestrator.held or task.state.epoch != epoch:
             return None
         return task if task.state.phase is Phase.LEASED else None
+
+    def stranded(self, orchestrator: Orchestrator, patience_ms: int) -> list[Task]:
+        """Tasks it holds and does not say are done, that it has had no worker for as long as `patience_ms`, and that
+        others have workers and credits for."""
+        held = [self.tasks[task_id] for task_id in orchestrator.held]
+        lacking = [task for task in held if task.state.phase is Phase.LEASED and task.claim is None
+                   and task.spec.challenge_type not in orchestrator.takes]
+        since = orchestrator.lacks
+        orchestrator.lacks = {name: since.get(name, self.now_ms) for name in {t.spec.challenge_type for t in lacking}}
+        credits = {key: one.credits for key, one in self.connections.items() if one is not orchestrator and one.credits}
+        found = []
+        for task in lacking:
+            name = task.spec.challenge_type
+            other = next((key for key, left in credits.items() if left and name in self.connections[key].takes), None)
+            if other is not None and self.now_ms - orchestrator.lacks[name] >= patience_ms:
+                credits[other] -= 1
+                found.append(task)
+        return found

@@ -213,6 +213,7 @@ class Core:
         orchestrator = self._heard(event.connection)
         if orchestrator is not None:
             orchestrator.takes = event.challenge_types
+            self._give_up(self.book.stranded(orchestrator, self._lease_ms))
 
     def _heartbeat(self, event: Heartbeat) -> None:
         self._heard(event.connection)
@@ -355,8 +356,7 @@ class Core:
             self._wake_later(task)  # answered, not confirmed yet: the customer's word or its silence ends it
         elif state.phase is Phase.LEASED and task.claim is not None:
             # A claim that the ledger does not bear out: another orchestrator shall try.
-            self._revoke(task, None)
-            self._release(task)
+            self._give_up([task])
         elif state.phase is Phase.CLOSING and state.intent is None and self._now < task.spec.deadline_ms:
             self.book.change(task, None, phase=Phase.QUEUED, epoch=max(state.epoch, escrow.epoch))
         elif state.phase is Phase.CLOSING:
@@ -398,21 +398,21 @@ class Core:
         self._effects.ledger.append(Inspect(task_id, False))
 
     def _silent(self, orchestrator: Orchestrator) -> None:
-        for task_id in list(orchestrator.held):
-            task = self.book.tasks[task_id]
-            if task.state.phase is Phase.LEASED:
-                self._revoke(task, None)
-                self._release(task)
+        held = [self.book.tasks[task_id] for task_id in orchestrator.held]
+        self._give_up([task for task in held if task.state.phase is Phase.LEASED])
         if orchestrator.connection is not None:
             self._close(orchestrator, "LEASE_EXPIRED", f"nothing heard for {self._lease_ms} ms")
         if not orchestrator.held:
             del self.book.orchestrators[orchestrator.key]
 
-    def _release(self, task: Task) -> None:
-        self._counts.record(task)
-        task.claim = None
-        self.book.change(task, EventKind.RELEASED, phase=Phase.QUEUED, jobs_running=0,
-                     orchestrator_key=b"", orchestrator_address="")
+    def _give_up(self, tasks: list[Task]) -> None:
+        """Their holders have them no more: they are leased to whoever is next."""
+        for task in tasks:
+            self._revoke(task, None)
+            self._counts.record(task)
+            task.claim = None
+            self.book.change(task, EventKind.RELEASED, phase=Phase.QUEUED, jobs_running=0,
+                             orchestrator_key=b"", orchestrator_address="")
 
     def _drain(self, _: Drain) -> None:
         self._draining = True

@@ -12,7 +12,7 @@ from typing import Any
 
 from computemesh.trust.identity import address_of
 from orchestrator import events as e
-from orchestrator import judging, replicas
+from orchestrator import judging, lapses, replicas
 from orchestrator.model import TRANSITIONS, Batch, Cause, Job, Lease, Task, Trouble, Worker
 from orchestrator.state import (
     POISON_ATTEMPTS,
@@ -22,7 +22,6 @@ from orchestrator.state import (
     Limits,
     State,
     backoff,
-    blame,
     end_attempts,
     fail_task,
     longest_ms,
@@ -292,15 +291,17 @@ def _block(state: State, event: e.BlockSealed, now_ms: int, out: e.Effects) -> N
 
 
 def _tick(state: State, event: e.Tick, now_ms: int, out: e.Effects) -> None:
-    limits = state.limits
+    lapsed: list[Lease] = []
     for worker in list(state.workers.values()):
-        if worker.last_seen_ms + limits.worker_lease_ms < now_ms:
+        if worker.last_seen_ms + state.limits.worker_lease_ms < now_ms:
+            lapsed += worker.leases.values()
             out.send.append(e.CloseStream(worker.session, "SILENT", f"silent for {now_ms - worker.last_seen_ms} ms"))
             _leave(state, worker, now_ms, "the worker fell silent", blame=True, out=out)
             continue
         if worker.next_check_ms <= now_ms:
-            _expire(state, worker, now_ms, out)
+            lapsed += lapses.expire(state, worker, now_ms, out)
         _time_out(state, worker, now_ms, out)
+    lapses.reserve(state, lapsed, now_ms)
     while state.delayed and state.delayed[0][0] <= now_ms:
         _, _, index, task = heapq.heappop(state.delayed)
         # The same object: a task that was let go and leased again begins with a cursor of its own.
@@ -310,24 +311,6 @@ def _tick(state: State, event: e.Tick, now_ms: int, out: e.Effects) -> None:
     replicas.overdue(state, now_ms, out)
     state.queue.forget_idle()
     state.place_needed = bool(state.ready)
-
-
-def _expire(state: State, worker: Worker, now_ms: int, out: e.Effects) -> None:
-    limit = now_ms - state.limits.job_lease_ms
-    gone = [lease for lease in worker.leases.values() if lease.renewed_ms <= limit]
-    for lease in gone:
-        if worker.leases.pop(lease.id, None) is None:
-            continue  # its task failed while the loop went on
-        worker.record.late += 1
-        blame(state, worker.record, now_ms)
-        lease.task.running -= 1
-        trouble = lost(state, lease, now_ms, "the lease ended before an answer came", out)
-        # As long as it held the job: others get at least the same time to take it.
-        trouble.avoid[worker.key] = now_ms + max(state.limits.job_lease_ms, now_ms - lease.began_ms)
-    if gone:
-        out.send.append(e.SendRevokes(worker.session, [lease.id for lease in gone]))
-    oldest = min((lease.renewed_ms for lease in worker.leases.values()), default=2**62)
-    worker.next_check_ms = oldest + state.limits.job_lease_ms
 
 
 def _time_out(state: State, worker: Worker, now_ms: int, out: e.Effects) -> None:

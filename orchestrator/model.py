@@ -104,12 +104,15 @@ class Trouble:
     answered: set[str] = field(default_factory=set)
     # Challenges a worker left unanswered: three bar it, or it could wait for a seed that spares it.
     unanswered: dict[bytes, int] = field(default_factory=dict)
+    # A worker sat on it: until then, Unix ms, only workers that are known to answer get it.
+    reserved_until_ms: int = 0
     backoff_ms: int = 0
     detail: str = ""
 
     def bars(self, worker: Worker, now_ms: int) -> bool:
         """Whether this worker must not get the job now."""
-        return worker.key in self.wrong_by or worker.owner in self.answered or self.avoid.get(worker.key, 0) > now_ms
+        return (worker.key in self.wrong_by or worker.owner in self.answered or self.avoid.get(worker.key, 0) > now_ms
+                or (self.reserved_until_ms > now_ms and not worker.record.answers))
 
 
 class Task:
@@ -367,6 +370,16 @@ class Worker:
         """Whether it is to get no jobs."""
         return self.called_off or self.paused
 
+    def fits(self, task: Task, now_ms: int) -> bool:
+        """Whether it may be given jobs of the task, as soon as it is free."""
+        return (
+            not self.draining and self.record.cooldown_until_ms <= now_ms
+            and (not self.types or task.challenge_type in self.types)
+            and (not task.function or task.function in self.functions)
+            and (not self.memory_bytes or self.memory_bytes >= task.memory)
+            and self.ask.takes(task)
+        )  # fmt: skip
+
 
 @dataclass(slots=True)
 class Record:
@@ -385,3 +398,8 @@ class Record:
     # By the ledger: 0..1000, and on what grounds.
     reputation: int = 0
     reasons: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is known to answer: it has earned something, and nothing went wrong since. A key costs nothing."""
+        return (self.settled > 0 or self.reputation > 0) and not self.streak

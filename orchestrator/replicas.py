@@ -101,15 +101,10 @@ def overdue(state: State, now_ms: int, out: e.Effects) -> None:
 def _somebody(state: State, task: Task, trouble: Trouble, now_ms: int) -> bool:
     """Whether a connected worker of another owner could do the job."""
     return any(
-        worker.owner not in trouble.answered
-        and worker.key not in trouble.wrong_by and worker.key not in trouble.poisoned_by
-        and not worker.draining and worker.record.cooldown_until_ms <= now_ms
-        and (not worker.types or task.challenge_type in worker.types)
-        and (not task.function or task.function in worker.functions)
-        and (not worker.memory_bytes or worker.memory_bytes >= task.memory)
-        and worker.ask.takes(task)
+        worker.owner not in trouble.answered and worker.key not in trouble.wrong_by
+        and worker.key not in trouble.poisoned_by and worker.fits(task, now_ms)
         for worker in state.workers.values()
-    )  # fmt: skip
+    )
 
 
 def _agreed(state: State, answers: list[Answer], now_ms: int, out: e.Effects) -> None:

@@ -240,8 +240,9 @@ class Given(Enum):
 
 
 def place(state: State, now_ms: int, out: e.Effects) -> None:
-    """Give waiting jobs to workers with free credits, in rounds: who holds least first, each its share of what waits,
-    so that a small task is spread over all of them and one large worker leaves some for others.
+    """Give waiting jobs to workers with free credits, in rounds: who holds least first, of those that failed last time
+    none before others, each its share of what waits, so that a small task is spread over all of them and one large
+    worker leaves some for others.
 
     Costs as much as is given; workers that get nothing cost nothing, however many there are.
     """
@@ -254,7 +255,7 @@ def place(state: State, now_ms: int, out: e.Effects) -> None:
 def _round(state: State, lines: list[Line], now_ms: int, out: e.Effects) -> list[Line]:
     """A turn for each worker, of long lines for the first `MAX_TURNS`; the lines where another round may find more."""
     turns = [(worker, at) for at, line in enumerate(lines) for worker in islice(line.values(), MAX_TURNS)]
-    turns.sort(key=lambda turn: (len(turn[0].leases), -turn[0].record.reputation))
+    turns.sort(key=lambda turn: (turn[0].record.streak > 0, len(turn[0].leases), -turn[0].record.reputation))
     left = [len(line) for line in lines]
     sharers = sum(left)
     served: set[int] = set()

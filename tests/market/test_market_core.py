@@ -170,6 +170,46 @@ def test_a_task_goes_to_an_orchestrator_with_workers_for_it_before_one_with_more
     assert answer(core, core.step(s.Create(spec(2)), 0), 0).send[0].connection == 2
 
 
+def test_a_task_whose_orchestrator_has_lost_its_workers_moves_to_one_that_has_some() -> None:
+    core = Core(LEASE_MS)
+    core.step(s.Connect(1, b"o" * 33, "a:1"), 0)
+    core.step(s.Takes(1, frozenset(["noop"])), 0)
+    core.step(s.Ready(1, 8), 0)
+    for number in (1, 2):
+        answer(core, core.step(s.Create(spec(number)), 0), 0)
+    core.step(s.Takes(1, frozenset()), 100)
+    assert not core.step(s.Takes(1, frozenset()), 100 + LEASE_MS).persist, "nobody else could do it"
+    core.step(s.Connect(2, b"p" * 33, "b:1"), 200 + LEASE_MS)
+    core.step(s.Takes(2, frozenset(["noop"])), 200 + LEASE_MS)
+    core.step(s.Ready(2, 1), 200 + LEASE_MS)
+    effects = core.step(s.Takes(1, frozenset()), 300 + LEASE_MS)
+    assert [type(item) for item in effects.send] == [s.SendRevoke], "as many as the other has credits for"
+    effects = answer(core, effects, 300 + LEASE_MS)
+    assert [(item.connection, item.lease.epoch) for item in effects.send] == [(2, 2)]
+
+
+def test_a_task_stays_where_workers_are_away_for_less_than_a_lease() -> None:
+    core = Core(LEASE_MS)
+    leased(core)
+    core.step(s.Connect(2, b"p" * 33, "b:1"), 0)
+    core.step(s.Takes(2, frozenset(["noop"])), 0)
+    core.step(s.Ready(2, 1), 0)
+    for now in range(0, 10 * LEASE_MS, LEASE_MS // 2):
+        assert not core.step(s.Takes(1, frozenset(["noop"] if now % LEASE_MS else ())), now).persist
+
+
+def test_a_task_that_is_done_stays_where_it_was_done_when_the_workers_leave() -> None:
+    core = Core(LEASE_MS)
+    leased(core)
+    core.step(s.Outcomes(1, (s.OutcomeRow(spec(1).task_id, 1, True, "", bytes(32), 1, 3),)), 0)
+    core.step(s.Connect(2, b"p" * 33, "b:1"), 0)
+    core.step(s.Takes(2, frozenset(["noop"])), 0)
+    core.step(s.Ready(2, 1), 0)
+    for now in (0, LEASE_MS - 1, LEASE_MS):
+        core.step(s.Heartbeat(2), now)
+        assert not core.step(s.Takes(1, frozenset()), now).persist
+
+
 def test_a_heartbeat_keeps_the_lease() -> None:
     core = Core(LEASE_MS)
     leased(core)

@@ -158,6 +158,71 @@ def test_three_leases_that_ran_out_in_a_row_cost_the_worker_its_work_for_the_coo
     assert Job.RUNNING in scene.states(1)
 
 
+def test_what_silent_workers_sat_on_goes_to_one_that_answers_however_many_of_them_there_are() -> None:
+    scene = Scene(job_lease_ms=1_000, worker_lease_ms=10**9)
+    proven(scene, 1)
+    for number in range(2, 202):
+        scene.worker(number, credits=5)
+    leased(scene, jobs=20)
+    assert sum(len(scene.held(number)) for number in range(2, 202)) == 20
+    scene.tick(1_000)
+    assert scene.states(1) == [Job.QUEUED] * 20
+    scene.do(e.CreditsGranted(1, 20))
+    scene.finish(1)
+    assert scene.outcomes[task_id(1)].completed
+
+
+def test_what_workers_that_left_in_silence_held_goes_to_one_that_answers() -> None:
+    scene = Scene(worker_lease_ms=1_000)
+    scene.worker(2, credits=1)
+    leased(scene)
+    proven(scene, 1)
+    scene.now += 900
+    scene.do(e.Alive(1, []))
+    scene.worker(3, credits=1)
+    scene.tick(200)
+    assert scene.closed == {2: "SILENT"}
+    assert not scene.held(3)
+    scene.do(e.CreditsGranted(1, 1))
+    assert scene.held(1)
+
+
+def test_a_job_waits_no_longer_for_one_that_answers_than_it_was_held() -> None:
+    scene = Scene(job_lease_ms=1_000, worker_lease_ms=10**9)
+    proven(scene, 1)
+    scene.worker(2, credits=1)
+    leased(scene)
+    scene.worker(3, credits=1)
+    scene.tick(1_000)
+    assert not scene.held(3)
+    scene.tick(1_000)
+    assert scene.held(3)
+
+
+def test_a_job_that_none_who_answers_could_do_is_reserved_for_nobody() -> None:
+    scene = Scene(job_lease_ms=1_000, worker_lease_ms=10**9)
+    leased(scene, 101, challenge_type="simulation")
+    scene.worker(1, credits=1, types=("simulation",))
+    scene.finish(1)
+    scene.worker(2, credits=1)
+    leased(scene)
+    scene.worker(3, credits=1)
+    scene.tick(1_000)
+    assert scene.held(3)
+
+
+def test_a_worker_that_let_a_lease_end_comes_after_those_that_did_not() -> None:
+    scene = Scene(job_lease_ms=1_000, worker_lease_ms=10**9)
+    scene.worker(1, credits=2)
+    leased(scene)
+    scene.tick(1_000)
+    scene.do(e.TaskRevoked(task_id(1), 1))
+    for number in (2, 3):
+        scene.worker(number, credits=1)
+    leased(scene, 2, jobs=2)
+    assert [len(scene.held(number)) for number in (1, 2, 3)] == [0, 1, 1]
+
+
 # ---- drains
 def test_a_worker_drained_by_its_owner_gets_no_jobs_until_a_heartbeat_takes_that_back() -> None:
     scene = Scene()
