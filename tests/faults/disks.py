@@ -122,8 +122,8 @@ def flip(path: Path, random: Random) -> None:
 
 
 def ledger_bit(mesh: Mesh, seed: int, suffix: str) -> dict[str, float]:
-    """A bit of the ledger's database or its write-ahead log flips while the ledger is down: it does not start; or it
-    was a bit that nothing stands in, and everything is as it was. The file is put back."""
+    """A bit of the ledger's database or its write-ahead log flips while the ledger is down: it does not start until the
+    file is put back; or it was a bit that nothing stands in, everything is as it was, and the ledger goes on."""
     random = Random(seed)
     for one in mesh.load(random):
         one.result(PATIENCE_S)
@@ -141,16 +141,15 @@ def ledger_bit(mesh: Mesh, seed: int, suffix: str) -> dict[str, float]:
         mesh.cluster.start_process("ledger")
     except Unavailable:
         served = False
+        for file in folder.glob("ledger.sqlite*"):
+            file.unlink()
+        for file, data in kept.items():
+            file.write_bytes(data)
+        mesh.revive("ledger")
     else:
         served = True
         known.still_served(mesh.client)
         mesh.fsck()
-        mesh.cluster.kill("ledger")
-    for file in folder.glob("ledger.sqlite*"):
-        file.unlink()
-    for file, data in kept.items():
-        file.write_bytes(data)
-    mesh.revive("ledger")
     mesh.laws.check()
     return {"refused to start": float(not served)}
 
