@@ -31,9 +31,7 @@ from ledger.evidence import (
     Refund,
     Settle,
     Transaction,
-    batch_tree,
     examine,
-    result_statements,
 )
 from ledger.records import Stake
 from ledger.state import Effects, Rules, State
@@ -219,8 +217,7 @@ class Market:
 
     def _settle(self, worker: Worker, commitment: bytes, signature: bytes) -> None:
         batch = Batch(worker.key.public, signature, commitment, bytes(32))
-        leaves = [merkle.leaf_hash(one) for one in result_statements(
-            batch, ORCHESTRATOR.public, merkle.root(batch_tree(batch)[1]))]  # fmt: skip
+        leaves = [merkle.leaf_hash(one) for one in batch.statements(ORCHESTRATOR.public)]
         self._do(self._signed(
             "settle", statement.settle_body(len(leaves), merkle.root(leaves)), Settle((batch,)), ORCHESTRATOR))
 

@@ -70,6 +70,22 @@ class Batch:
     positions: tuple[int, ...] = ()
     leaf_hashes: bytes = b""
 
+    @property
+    def signed_leaves(self) -> bytes:
+        """Leaf hashes, joined, of everything the worker signed."""
+        return self.leaf_hashes or statement.joined_leaves(self.commitments, COMMITMENT_SIZE)
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Where each commitment stands among them."""
+        return self.positions or range(len(self.commitments) // COMMITMENT_SIZE)
+
+    def statements(self, orchestrator_key: bytes) -> list[bytes]:
+        """The 174-byte result statement of each commitment, settled by this orchestrator."""
+        joined = results.result_statements(
+            orchestrator_key, merkle.root(self.signed_leaves), self.commitments, self.places, self.proof_hashes)
+        return [joined[at : at + RESULT_SIZE] for at in range(0, len(joined), RESULT_SIZE)]
+
 
 @dataclass(frozen=True, slots=True)
 class Settle:
@@ -132,33 +148,15 @@ class Examined:
         return sum(batch.count for batch in self.batches)
 
 
-def batch_tree(batch: Batch) -> tuple[list[bytes], list[bytes]]:
-    """(leaf hashes of the settled commitments, leaf hashes of the whole batch the worker signed)."""
-    own = statement.leaves(batch.commitments, COMMITMENT_SIZE)
-    return own, merkle.split(batch.leaf_hashes) if batch.leaf_hashes else own
-
-
-def result_statements(batch: Batch, orchestrator_key: bytes, commitment_root: bytes) -> list[bytes]:
-    """The 174-byte result statement of each commitment."""
-    joined = results.result_statements(
-        orchestrator_key, commitment_root, batch.commitments, _positions(batch), batch.proof_hashes)
-    return [joined[at : at + RESULT_SIZE] for at in range(0, len(joined), RESULT_SIZE)]
-
-
-def _positions(batch: Batch) -> Sequence[int]:
-    return batch.positions or range(len(batch.commitments) // COMMITMENT_SIZE)
-
-
 def _batch_evidence(batch: Batch, chain: str, orchestrator_key: bytes) -> BatchEvidence:
-    own = statement.joined_leaves(batch.commitments, COMMITMENT_SIZE)
-    everything = batch.leaf_hashes or own
+    everything = batch.signed_leaves
     root = merkle.root(everything)
     signed = statement.verify_commitments(batch.worker_key, chain, len(everything) // 32, root, batch.worker_signature)
     included = None
     if batch.leaf_hashes:
-        places = zip(batch.positions, merkle.split(own), strict=True)
-        included = [everything[32 * at : 32 * at + 32] == leaf for at, leaf in places]
-    leaves = results.result_leaves(orchestrator_key, root, batch.commitments, _positions(batch), batch.proof_hashes)
+        own = merkle.split(statement.joined_leaves(batch.commitments, COMMITMENT_SIZE))
+        included = [everything[32 * at : 32 * at + 32] == leaf for at, leaf in zip(batch.places, own, strict=True)]
+    leaves = results.result_leaves(orchestrator_key, root, batch.commitments, batch.places, batch.proof_hashes)
     return BatchEvidence(batch.worker_key, signed, batch.commitments, included, leaves)
 
 

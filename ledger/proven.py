@@ -28,12 +28,10 @@ class _SignedBatch:
 
     def __init__(self, batch: Batch, orchestrator_key: bytes) -> None:
         self.batch = batch
-        leaves = batch.leaf_hashes or statement.joined_leaves(batch.commitments, COMMITMENT_SIZE)
-        self.tree = merkle.Tree(leaves)
+        self.tree = merkle.Tree(batch.signed_leaves)
         self.count = len(batch.commitments) // COMMITMENT_SIZE
         self.results = results.result_statements(
-            orchestrator_key, self.tree.root, batch.commitments, batch.positions or range(self.count),
-            batch.proof_hashes)
+            orchestrator_key, self.tree.root, batch.commitments, batch.places, batch.proof_hashes)
 
     def result(self, index: int) -> bytes:
         """The packed result `index`."""
@@ -45,7 +43,7 @@ class _SignedBatch:
 
     def position(self, index: int) -> int:
         """Where it stands in the batch that the worker signed."""
-        return self.batch.positions[index] if self.batch.positions else index
+        return self.batch.places[index]
 
 
 class Settlement:

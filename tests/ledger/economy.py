@@ -97,8 +97,8 @@ class World:
         """Seals the block; what a contest of result `which` of its only settlement says."""
         columns = transaction.settle.batches[0]
         batch = evidence.Batch(columns.worker_key, columns.worker_signature, columns.commitments, columns.proof_hashes)
-        root = merkle.root(evidence.batch_tree(batch)[1])
-        results = list(evidence.result_statements(batch, transaction.public_key, root))
+        root = merkle.root(batch.signed_leaves)
+        results = batch.statements(transaction.public_key)
         tree = merkle.Tree([merkle.leaf_hash(result) for result in results])
         height = self.state.height
         self.seal()

@@ -124,7 +124,6 @@ def settle(
         columns = evidence.Batch(
             one.worker_key, one.worker_signature, one.commitments, one.proof_hashes, tuple(one.positions),
             one.leaf_hashes)
-        root = merkle.root(evidence.batch_tree(columns)[1])
-        leaves += [merkle.leaf_hash(r) for r in evidence.result_statements(columns, orchestrator.public, root)]
+        leaves += [merkle.leaf_hash(r) for r in columns.statements(orchestrator.public)]
     body = statement.settle_body(len(leaves), merkle.root(leaves))
     return pb.Transaction(**signed("settle", body, orchestrator, tx_id), settle=pb.Settle(batches=list(batches)))

@@ -13,7 +13,7 @@ from computemesh.trust.amount import MAX_UNITS, Shares
 from computemesh.v1 import ledger_pb2 as pb
 from ledger import block, wire
 from ledger.block import Chain
-from ledger.evidence import Batch, batch_tree, examine, result_statements
+from ledger.evidence import Batch, examine
 from ledger.state import TRANSITIONS, WINDOW, Effects, Event, Phase, Reason, State, Window
 from tests.ledger import parties
 from tests.ledger.parties import CUSTOMER, MARKET, ORCHESTRATOR, OTHER, TREASURY, WORKER
@@ -199,8 +199,8 @@ def test_spliced_results_are_the_statements_bytes() -> None:
     batch = Batch(
         message.worker_key, message.worker_signature, message.commitments, message.proof_hashes,
         tuple(message.positions), message.leaf_hashes)
-    root = merkle.root(batch_tree(batch)[1])
-    for at, spliced in zip((1, 3, 4), result_statements(batch, ORCHESTRATOR.public, root), strict=True):
+    root = merkle.root(batch.signed_leaves)
+    for at, spliced in zip((1, 3, 4), batch.statements(ORCHESTRATOR.public), strict=True):
         result = statement.Result.unpack(spliced)
         commitment = statement.Commitment.unpack(rows[at])
         assert (result.task_id, result.job, result.worker_key, result.result_hash, result.nonce) == (

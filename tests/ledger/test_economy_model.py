@@ -308,8 +308,7 @@ def _evidence(world: World, message: pb.Transaction, row: int, height: int) -> a
     """What a contest of a settled result would say, if this was the block's only settlement."""
     columns = message.settle.batches[0]
     batch = evidence.Batch(columns.worker_key, columns.worker_signature, columns.commitments, columns.proof_hashes)
-    results = list(evidence.result_statements(
-        batch, ORCHESTRATOR.public, merkle.root(evidence.batch_tree(batch)[1])))
+    results = batch.statements(ORCHESTRATOR.public)
     row %= len(results)
     root = world.state.roots.get(height)
     leaves = [merkle.leaf_hash(result) for result in results]
@@ -317,7 +316,7 @@ def _evidence(world: World, message: pb.Transaction, row: int, height: int) -> a
     for kept in (leaves, [leaves[row]]):
         if root is not None and merkle.root(kept) == root[0]:
             at = kept.index(leaves[row])
-            return acts.Contest(results[row], ORCHESTRATOR.public, merkle.root(evidence.batch_tree(batch)[1]), row,
+            return acts.Contest(results[row], ORCHESTRATOR.public, merkle.root(batch.signed_leaves), row,
                                 height, at, b"".join(merkle.Tree(kept).path(at)))  # fmt: skip
     return acts.Contest(results[row], ORCHESTRATOR.public, bytes(32), row, height, 0, b"")
 

@@ -65,7 +65,7 @@ def test_a_defect_of_the_fold_breaks_a_law(defect: str, tmp_path: Path) -> None:
     module, before, after = MUTANTS[defect]
     for folder in ("ledger", "tests/ledger"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("tests/__init__.py", "tests/money.py"):
+    for name in ("tests/__init__.py", "tests/money.py", "tests/databases.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "tests/trust", tmp_path / "tests/trust")
     source = tmp_path / "ledger" / module
