@@ -43,9 +43,13 @@ CALL_TIMEOUT_S = 10.0
 log = structlog.get_logger("orchestrator")
 
 
+_AHEAD_NS = time.time_ns() - time.monotonic_ns()
+
+
 def now_ms() -> int:
-    """Unix milliseconds."""
-    return time.time_ns() // 1_000_000
+    """Unix milliseconds by the clock as it was when the process began. It never jumps: leases, pauses and bars that
+    were noted while the machine's clock was ahead would hold until it is there again."""
+    return (_AHEAD_NS + time.monotonic_ns()) // 1_000_000
 
 
 def limits(config: Config) -> Limits:

@@ -10,6 +10,7 @@ import pytest
 
 from computemesh.trust.identity import PrivateKey
 from orchestrator import events as e
+from orchestrator import runtime
 from orchestrator.config import Config
 from orchestrator.core import Core
 from orchestrator.runtime import Runtime
@@ -73,3 +74,9 @@ async def test_a_verdict_against_a_worker_waits_for_its_judgement(told: Any) -> 
     disk.waiting[0].set_result(None)
     await asyncio.sleep(0)
     assert [effect.kind for effect in sent if isinstance(effect, e.SendVerdicts)] == [e.WRONG]
+
+
+def test_the_orchestrators_time_does_not_jump_with_the_machines_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = runtime.now_ms()
+    monkeypatch.setattr(runtime.time, "time_ns", lambda: (before + 3_600_000) * 1_000_000)
+    assert 0 <= runtime.now_ms() - before < 60_000
