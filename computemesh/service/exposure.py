@@ -29,7 +29,7 @@ class Exposure:
     # Streams that are open at once, 0: any number. An idle one takes some 50 KiB.
     streams_at_once: int = 20_000
     # Unary calls that would wait in the transport for longer than this, in milliseconds, are refused; 0: none.
-    calls_wait_ms: int = 60
+    calls_wait_ms: int = 40
 
     @property
     def trust(self) -> Trust:
