@@ -26,7 +26,7 @@ class Exposure:
     calls_burst: int = 100
     # Calls answered at once, of those that write and of those that read, 0: any number.
     calls_at_once: int = 64
-    # Streams that are open at once, 0: any number. An idle one takes some 50 KiB.
+    # Streams that are open at once, 0: any number. An idle one takes 30 to 50 KiB.
     streams_at_once: int = 20_000
     # Unary calls that would wait in the transport for longer than this, in milliseconds, are refused; 0: none.
     calls_wait_ms: int = 40

@@ -17,6 +17,13 @@ MAX_CALLERS = 10_000
 COME_BACK_MS = 1000
 
 
+def overloaded(why: str) -> ResourceExhausted:
+    """The refusal of a call for load. It says when to try again: a time drawn by chance, so that those refused together
+    do not return together."""
+    wait_ms = round(COME_BACK_MS * random.uniform(0.5, 1.5))
+    return ResourceExhausted(f"{why}: try again in {wait_ms} ms", reason="OVERLOADED", retry_after_ms=wait_ms)
+
+
 class Rates:
     """`per_s` per caller on average and `burst` at once; `per_s` 0 is no limit. `what` is what messages call it.
 
@@ -55,13 +62,9 @@ class Slots:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Holds a slot while the body runs. Raises ResourceExhausted / OVERLOADED saying when to try again: a time
-        drawn by chance, so that those refused together do not return together."""
+        """Holds a slot while the body runs. Raises ResourceExhausted / OVERLOADED."""
         if self._at_once and self._running >= self._at_once:
-            wait_ms = round(COME_BACK_MS * random.uniform(0.5, 1.5))
-            raise ResourceExhausted(
-                f"{self._running} {self._what}, as many as are taken at once: try again in {wait_ms} ms",
-                reason="OVERLOADED", retry_after_ms=wait_ms)  # fmt: skip
+            raise overloaded(f"{self._running} {self._what}, as many as are taken at once")
         self._running += 1
         try:
             yield

@@ -10,7 +10,6 @@ the rate at which calls end.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,14 +18,13 @@ from typing import Any
 
 from grpc_channelz.v1 import channelz, channelz_pb2
 
-from computemesh.trust.errors import ResourceExhausted
+from computemesh.service.limits import overloaded
 
 SAMPLE_S = 0.05
 WINDOW = 4
 """Samples that are looked at together: what does not wait in each of them is a burst, and was served meanwhile."""
 LEAST = 16
 """So many may wait, however long: a rate of a few calls says nothing."""
-COME_BACK_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +105,7 @@ class Pressure:
             await asyncio.sleep(SAMPLE_S)
 
     def admit(self) -> None:
-        """One call more. Raises ResourceExhausted / OVERLOADED saying when to try again: a time drawn by chance, so
-        that those refused together do not return together."""
+        """One call more. Raises ResourceExhausted / OVERLOADED."""
         if self._excess > 0:
             self._excess -= 1
-            wait_ms = round(COME_BACK_MS * random.uniform(0.5, 1.5))
-            raise ResourceExhausted(
-                f"calls would wait for more than {self._most_ms} ms here: try again in {wait_ms} ms",
-                reason="OVERLOADED", retry_after_ms=wait_ms)  # fmt: skip
+            raise overloaded(f"calls would wait for more than {self._most_ms} ms here")

@@ -58,6 +58,15 @@ async def status(customer: Client, task_id: str, wanted: str, seconds: float = 1
     raise AssertionError(f"{found.status}, not {wanted}: {found}")
 
 
+async def completes(honest: ScriptedWorker, customer: Client, task_id: str) -> None:
+    """A worker joins, does the task's one job and is believed."""
+    await honest.join(credits=1)
+    await honest.commit(await honest.jobs(1))
+    await honest.answer()
+    await honest.verdicts(1)
+    await status(customer, task_id, "completed")
+
+
 def flip(digests: bytes) -> bytes:
     return bytes([digests[0] ^ 1]) + digests[1:]
 
@@ -123,11 +132,7 @@ async def test_late_opening_fails_the_attempt(bare: Cluster, customer: Client) -
         challenge = (await late.next("challenges")).challenges[0]
         assert await late.verdicts(1) == {job.lease_id: (e.LATE, "")}
         await late.send(openings=pb.OpeningBatch(openings=[late.opening(challenge)]))
-        await honest.join(credits=1)
-        await honest.commit(await honest.jobs(1))
-        await honest.answer()
-        await honest.verdicts(1)
-        await status(customer, task_id, "completed")
+        await completes(honest, customer, task_id)
 
 
 async def test_replayed_batch_is_stale_and_pays_nothing_twice(bare: Cluster, customer: Client) -> None:
@@ -257,11 +262,7 @@ async def test_an_opening_of_megabytes_is_wrong_and_another_does_the_job(bare: C
         much = liar.opening(challenge).openings + bytes(3 << 20)
         await liar.send(openings=pb.OpeningBatch(openings=[pb.JobOpening(lease_id=job.lease_id, openings=much)]))
         assert await liar.verdicts(1) == {job.lease_id: (e.WRONG, "")}
-        await honest.join(credits=1)
-        await honest.commit(await honest.jobs(1))
-        await honest.answer()
-        await honest.verdicts(1)
-        await status(customer, task_id, "completed")
+        await completes(honest, customer, task_id)
 
 
 async def test_unsigned_batch_is_refused(bare: Cluster, customer: Client) -> None:

@@ -9,17 +9,15 @@ import psutil
 import pytest
 
 from computemesh.cli.cluster import Cluster
-from computemesh.service.access import Caller, Role
 from computemesh.service.errors import from_rpc_error
 from computemesh.service.exposure import Exposure
 from computemesh.service.limits import Slots
-from computemesh.service.server import build_server, dial
 from computemesh.trust.errors import InvalidArgument, MeshError, ResourceExhausted
 from computemesh.v1 import market_pb2, market_pb2_grpc
 from tests.attacks.frames import ATTACKS
 from tests.attacks.rig import compare
+from tests.service.serving import serving
 
-SERVICE = "computemesh.v1.MarketService"
 MAX_GROWTH_BYTES = 256 << 20
 
 
@@ -45,13 +43,8 @@ async def test_who_is_refused_by_a_full_service_is_told_when_to_come_back_and_re
         async def GetMarket(self, request, context):
             return market_pb2.GetMarketResponse(chain_id="here")
 
-    server, port = build_server(
-        "127.0.0.1:0", lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(Waiting(), s), [SERVICE],
-        identify=lambda context: Caller("anybody", frozenset(Role)), exposure=Exposure(calls_at_once=4))
-    await server.start()
     order = market_pb2.CreateTaskRequest(challenge_type="noop", reward="1")
-    async with dial(f"127.0.0.1:{port}") as channel:
-        stub = market_pb2_grpc.MarketServiceStub(channel)
+    async with serving(Waiting(), Exposure(calls_at_once=4)) as (_, stub):
         calls = [stub.CreateTask(order, timeout=30) for _ in range(12)]
         refused, waiting = await asyncio.wait([asyncio.ensure_future(_outcome(call)) for call in calls], timeout=0.5)
         while len(waiting) > 4:
@@ -63,7 +56,6 @@ async def test_who_is_refused_by_a_full_service_is_told_when_to_come_back_and_re
         assert len(errors) == 8
         assert all(error is not None and error.reason == "OVERLOADED" and error.retry_after_ms for error in errors)
         assert [await one for one in waiting] == [None] * 4
-    await server.stop(None)
 
 
 async def test_more_streams_than_a_service_takes_are_refused_until_one_ends() -> None:
@@ -72,12 +64,7 @@ async def test_more_streams_than_a_service_takes_are_refused_until_one_ends() ->
             yield market_pb2.WatchTaskResponse()
             await asyncio.Event().wait()
 
-    server, port = build_server(
-        "127.0.0.1:0", lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(Waiting(), s), [SERVICE],
-        identify=lambda context: Caller("anybody", frozenset(Role)), exposure=Exposure(streams_at_once=4))
-    await server.start()
-    async with dial(f"127.0.0.1:{port}") as channel:
-        stub = market_pb2_grpc.MarketServiceStub(channel)
+    async with serving(Waiting(), Exposure(streams_at_once=4)) as (_, stub):
 
         async def opened() -> grpc.aio.UnaryStreamCall:
             call = stub.WatchTask(market_pb2.WatchTaskRequest(task_id="0" * 64), timeout=60)
@@ -99,7 +86,6 @@ async def test_more_streams_than_a_service_takes_are_refused_until_one_ends() ->
                     await asyncio.sleep(0.01)
         for call in held:
             call.cancel()
-    await server.stop(None)
 
 
 async def _outcome(call: grpc.aio.UnaryUnaryCall) -> MeshError | None:

@@ -8,15 +8,12 @@ import time
 import grpc
 import pytest
 
-from computemesh.service.access import Caller, Role
 from computemesh.service.errors import from_rpc_error
 from computemesh.service.exposure import Exposure
 from computemesh.service.pressure import LEAST, SAMPLE_S, WINDOW, Calls, Pressure, counters, newest_server
-from computemesh.service.server import build_server, dial
 from computemesh.trust.errors import MeshError, ResourceExhausted
 from computemesh.v1 import market_pb2, market_pb2_grpc
-
-SERVICE = "computemesh.v1.MarketService"
+from tests.service.serving import serving
 
 
 class Queue:
@@ -118,28 +115,15 @@ async def test_more_calls_on_a_connection_than_it_takes_streams_wait_for_each_ot
         async def GetMarket(self, request, context):
             return market_pb2.GetMarketResponse(chain_id="here")
 
-    server, port = build_server(
-        "127.0.0.1:0", lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(Quick(), s), [SERVICE],
-        identify=lambda context: Caller("anybody", frozenset(Role)), exposure=Exposure(calls_at_once=0),
-        max_concurrent_streams=4)  # fmt: skip
-    await server.start()
-    async with dial(f"127.0.0.1:{port}", own_connection=True) as channel:
-        stub = market_pb2_grpc.MarketServiceStub(channel)
+    async with serving(Quick(), Exposure(calls_at_once=0), 4) as (_, stub):
         calls = [stub.GetMarket(market_pb2.GetMarketRequest(), timeout=60) for _ in range(200)]
         assert {(await call).chain_id for call in calls} == {"here"}
-    await server.stop(None)
 
 
 @pytest.mark.parametrize("most_ms", [0, 20])
 async def test_calls_behind_a_busy_processor_are_refused_and_told_when_to_come_back(most_ms: int) -> None:
-    server, port = build_server(
-        "127.0.0.1:0", lambda s: market_pb2_grpc.add_MarketServiceServicer_to_server(Slow(), s), [SERVICE],
-        identify=lambda context: Caller("anybody", frozenset(Role)), exposure=Exposure(calls_wait_ms=most_ms),
-        max_concurrent_streams=1000)  # fmt: skip
-    await server.start()
-    sampling = asyncio.create_task(server.computemesh_pressure.run())
-    async with dial(f"127.0.0.1:{port}") as channel:
-        stub = market_pb2_grpc.MarketServiceStub(channel)
+    async with serving(Slow(), Exposure(calls_wait_ms=most_ms), 1000) as (server, stub):
+        sampling = asyncio.create_task(server.computemesh_pressure.run())
 
         async def outcome() -> MeshError | None:
             try:
@@ -152,8 +136,7 @@ async def test_calls_behind_a_busy_processor_are_refused_and_told_when_to_come_b
         while await outcome() is not None:  # noqa: ASYNC110 - until the next look the queue is what it was
             await asyncio.sleep(SAMPLE_S)
         seen = counters(newest_server())
-    sampling.cancel()
-    await server.stop(None)
+        sampling.cancel()
     refused = [error for error in found if error is not None]
     assert seen.started == seen.ended > 600
     assert all(error.reason == "OVERLOADED" and error.retry_after_ms for error in refused)
