@@ -41,3 +41,6 @@ class Config:
     max_calls: int = 1024
     max_request_bytes: int = MAX_REQUEST_BYTES
     threads: int = 1
+    # So long an address is turned away whose connections breached HTTP again and again, 0: it may connect again at
+    # once. Where many callers share an address (a load balancer's) it has to be 0.
+    turned_away_s: float = 60.0

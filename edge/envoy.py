@@ -91,6 +91,10 @@ def bootstrap(config: Config) -> dict[str, Any]:
             "listeners": [_listener(config)],
             "clusters": [_cluster(config, name, address) for name, address in upstreams.items()],
         },
+        # One request of a connection per turn, and connections that reset most of their streams at once are ended:
+        # those who open and reset streams without end neither hold up others nor stay.
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": {
+            "http.max_requests_per_io_cycle": 1, "overload.premature_reset_total_stream_count": 50}}]},
         "overload_manager": {
             "resource_monitors": [{
                 "name": "envoy.resource_monitors.global_downstream_max_connections",
@@ -107,7 +111,7 @@ def _bad(name: str, problem: str) -> InvalidArgument:
                            reason="INVALID_CONFIGURATION")  # fmt: skip
 
 
-def _split(name: str, address: str) -> tuple[str, int]:
+def split(name: str, address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise _bad(name, f"is {address!r}, expected HOST:PORT")
@@ -115,7 +119,7 @@ def _split(name: str, address: str) -> tuple[str, int]:
 
 
 def _socket(name: str, address: str) -> dict[str, Any]:
-    host, port = _split(name, address)
+    host, port = split(name, address)
     return {"socket_address": {"address": host, "port_value": port}}
 
 
@@ -151,7 +155,20 @@ def _listener(config: Config) -> dict[str, Any]:
             },
         }}  # fmt: skip
     return {"name": "edge", "address": _socket("listen", config.listen), "filter_chains": [chain],
+            "access_log": [_violators()],
             "per_connection_buffer_limit_bytes": max(config.max_request_bytes, 65536)}  # fmt: skip
+
+
+def _violators() -> dict[str, Any]:
+    """A line to standard output with the address of whoever had a connection ended for a breach of HTTP."""
+    return {
+        "name": "violators",
+        "filter": {"response_flag_filter": {"flags": ["DPE"]}},
+        "typed_config": {
+            "@type": _TYPES + "access_loggers.stream.v3.StdoutAccessLog",
+            "log_format": {"text_format_source": {"inline_string": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%\n"}},
+        },
+    }  # fmt: skip
 
 
 def _filter(name: str, kind: str, **values: Any) -> dict[str, Any]:
@@ -192,7 +209,7 @@ def _foreign_origin(config: Config) -> dict[str, Any]:
     """A browser says which page makes a request. Pages of other origins may not use the key that we add, nor spend a
     user's; clients that are no browsers send no origin."""
     names = "|".join(re.escape(host) for host in _hosts(config))
-    port = _split("advertise", config.advertise)[1]
+    port = split("advertise", config.advertise)[1]
     own = {"safe_regex": {"regex": f"https?://({names})(:{port})?"}}
     allowed = [own, *({"exact": origin} for origin in config.cors_origins)]
     return {
@@ -205,7 +222,7 @@ def _foreign_origin(config: Config) -> dict[str, Any]:
 
 
 def _hosts(config: Config) -> list[str]:
-    own = ("127.0.0.1", "localhost", _split("advertise", config.advertise)[0])
+    own = ("127.0.0.1", "localhost", split("advertise", config.advertise)[0])
     return sorted({*own, *config.hosts} - {"*"})
 
 
@@ -295,7 +312,7 @@ def _cluster(config: Config, name: str, address: str) -> dict[str, Any]:
     limit = {"max_connections": max(1, config.max_calls // UPSTREAM_STREAMS), "max_requests": config.max_calls,
              "max_pending_requests": config.max_calls, "max_retries": 16}  # fmt: skip
     return {
-        **(_upstream_tls(config, _split(name, replicas[0])[0]) if config.tls_ca_file else {}),
+        **(_upstream_tls(config, split(name, replicas[0])[0]) if config.tls_ca_file else {}),
         **(_which_serves() if len(replicas) > 1 else {}),
         "name": name,
         "type": "STRICT_DNS",

@@ -6,14 +6,21 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
+from computemesh.service.doors import Doors
 from computemesh.trust.errors import Unavailable
 from edge.config import Config
-from edge.envoy import bootstrap
+from edge.envoy import bootstrap, split
 
-STOP_S = 5.0
+BREACHES = 3
+REMEMBERED_S = 10.0
 
 
 def binary() -> Path:
@@ -36,12 +43,31 @@ def write(config: Config) -> Path:
     return path
 
 
+def turn_away(addresses: Iterable[str], doors: Doors) -> None:
+    """Turns away whoever stands in `addresses` more than `BREACHES` times in `REMEMBERED_S` seconds, until they end."""
+    counts: Counter[str] = Counter()
+    began = time.monotonic()
+    for line in addresses:
+        if time.monotonic() - began > REMEMBERED_S:
+            counts.clear()
+            began = time.monotonic()
+        host = line.strip()
+        counts[host] += 1
+        if counts[host] > BREACHES:
+            del counts[host]
+            turned = doors.turn_away(host)
+            print(f"edge: {host} had {BREACHES + 1} connections ended for breaches of HTTP; "
+                  f"{'it is turned away' if turned else 'it may come back'}", file=sys.stderr, flush=True)  # fmt: skip
+
+
 def run(config: Config) -> int:
     """Runs Envoy until it ends or SIGTERM or SIGINT comes; its exit status, 0 where we ended it."""
     command = [str(binary()), "-c", str(write(config)), "--concurrency", str(config.threads), "--disable-hot-restart",
-               "--log-level", "warning"]  # fmt: skip
+               "--log-level", "warning", "--file-flush-interval-msec", "100"]  # fmt: skip
     asked = False
-    child = subprocess.Popen(command)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    doors = Doors(split("listen", config.listen)[1], config.turned_away_s, child.pid)
+    threading.Thread(target=turn_away, args=(child.stdout, doors), daemon=True).start()
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal asked

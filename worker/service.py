@@ -12,7 +12,7 @@ import grpc
 from computemesh.service import access, journal
 from computemesh.service.access import Role
 from computemesh.service.exposure import DEFAULT, Exposure
-from computemesh.service.server import build_server, set_serving
+from computemesh.service.server import begin, build_server, end
 from computemesh.trust.errors import InvalidState
 from computemesh.trust.identity import PrivateKey
 from computemesh.v1 import worker_pb2 as pb
@@ -90,9 +90,7 @@ class ControlServer:
                                                identify=owner_of(agent), exposure=exposure)  # fmt: skip
 
     async def start(self) -> None:
-        await self._server.start()
-        await set_serving(self._server, True)
+        await begin(self._server)
 
     async def stop(self) -> None:
-        await set_serving(self._server, False)
-        await self._server.stop(1.0)
+        await end(self._server, 1.0)

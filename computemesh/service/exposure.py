@@ -30,6 +30,9 @@ class Exposure:
     streams_at_once: int = 20_000
     # Unary calls that would wait in the transport for longer than this, in milliseconds, are refused; 0: none.
     calls_wait_ms: int = 40
+    # So long an address is turned away whose connection sent much of which nothing came, 0: it may connect again at
+    # once. Where many callers share an address (a load balancer's) it has to be 0.
+    turned_away_s: float = 60.0
 
     @property
     def trust(self) -> Trust:

@@ -19,6 +19,7 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 RPCS = Counter("computemesh_rpcs", "Calls served, by method and status code.", ["method", "code"])
 RPC_SECONDS = Histogram("computemesh_rpc_seconds", "Time a unary call took.", ["method"], buckets=_SECONDS)
 STREAMS = Gauge("computemesh_streams", "Streaming calls open now.", ["method"])
+FLOODS = Counter("computemesh_floods", "Connections ended because they sent much and nothing came of it.")
 COMMIT_OPERATIONS = Histogram("computemesh_commit_operations", "Operations that shared one commit.", buckets=_SIZES)
 COMMIT_SECONDS = Histogram(
     "computemesh_commit_seconds", "Time to write one group and make it durable.", buckets=_SECONDS)

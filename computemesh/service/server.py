@@ -15,7 +15,9 @@ from grpc_reflection.v1alpha import reflection
 from computemesh.service import tracing
 from computemesh.service.access import Gate, Identify, nobody
 from computemesh.service.addresses import target
+from computemesh.service.doors import Doors
 from computemesh.service.exposure import DEFAULT, Exposure
+from computemesh.service.floods import Floods, Transport
 from computemesh.service.interceptors import Boundary
 from computemesh.service.limits import Rates
 from computemesh.service.pauses import shorten_pauses
@@ -24,6 +26,7 @@ from computemesh.service.tls import PLAIN, Trust, server_credentials
 from computemesh.trust.errors import InvalidArgument
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+FLOOD_BYTES = MAX_MESSAGE_BYTES + 1024 * 1024
 log = structlog.get_logger("computemesh.service")
 
 # Keepalive finds dead hosts only with the ping timeout set; wedged processes are found by leases. A ping more often
@@ -120,6 +123,8 @@ def build_server(
         raise InvalidArgument(
             f"listen: cannot bind {listen}: is another process using the port?",
             violations=[("listen", f"{listen} cannot be bound")]) from error
+    server.computemesh_floods = Floods(  # type: ignore[attr-defined]
+        port, Transport(number).progress, Doors(port, exposure.turned_away_s), FLOOD_BYTES)
     return server, port
 
 
@@ -138,6 +143,27 @@ def stop_on_signals(stop: asyncio.Event) -> None:
         loop.add_signal_handler(number, stop.set)
 
 
+async def begin(server: grpc.aio.Server) -> None:
+    """Serves, refuses calls that would wait too long, and ends connections that flood it."""
+    await server.start()
+    await set_serving(server, True)
+    server.computemesh_watching = [asyncio.create_task(one.run()) for one in (  # type: ignore[attr-defined]
+        server.computemesh_pressure, server.computemesh_floods)]  # type: ignore[attr-defined]
+
+
+async def end(
+    server: grpc.aio.Server, grace_s: float, before_stop: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """Serves no more. `before_stop` runs first (it may send DrainNotices: `server.stop` tells open streams nothing),
+    then open calls have `grace_s` seconds."""
+    for one in server.computemesh_watching:  # type: ignore[attr-defined]
+        one.cancel()
+    await set_serving(server, False)
+    if before_stop is not None:
+        await before_stop()
+    await server.stop(grace_s)
+
+
 async def serve(
     server: grpc.aio.Server,
     stop: asyncio.Event,
@@ -145,17 +171,10 @@ async def serve(
     before_stop: Callable[[], Awaitable[None]] | None = None,
     grace_s: float = 5.0,
 ) -> None:
-    """Serves until `stop` is set. `before_stop` runs first (it may send DrainNotices: `server.stop` tells open streams
-    nothing), then open calls have `grace_s` seconds."""
-    await server.start()
-    await set_serving(server, True)
+    """Serves until `stop` is set, then ends as `end` does."""
+    await begin(server)
     shorten_pauses()
-    pressure = asyncio.create_task(server.computemesh_pressure.run())  # type: ignore[attr-defined]
     try:
         await stop.wait()
     finally:
-        pressure.cancel()
-        await set_serving(server, False)
-        if before_stop is not None:
-            await before_stop()
-        await server.stop(grace_s)
+        await end(server, grace_s, before_stop)

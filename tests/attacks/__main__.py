@@ -11,7 +11,7 @@ from pathlib import Path
 
 from computemesh.cli.cluster import Cluster
 from tests.attacks.frames import ATTACKS
-from tests.attacks.rig import PORTS, compare
+from tests.attacks.rig import PORTS, compare, strangers
 
 LEAST = 0.7
 
@@ -22,7 +22,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ports", nargs="*", choices=PORTS, default=list(PORTS))
     parser.add_argument("--attacks", nargs="*", choices=ATTACKS, default=list(ATTACKS))
+    parser.add_argument("--addresses", type=int, default=1, help="that the attackers call from in a round")
     arguments = parser.parse_args()
+    addresses = strangers(arguments.addresses)
     found = {}
     print("| Port | Attack | Sent | Honest calls/s | In the control | Share | Longest call | Memory grew by |")
     print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |")
@@ -30,7 +32,8 @@ def main() -> int:
             Cluster(Path(folder), workers=1, port_base=0, edge_port=0) as cluster:  # fmt: skip
         for port in arguments.ports:
             for attack in arguments.attacks:
-                one = compare(cluster, port, attack, seconds=arguments.seconds, rounds=arguments.rounds)
+                one = compare(cluster, port, attack, seconds=arguments.seconds, rounds=arguments.rounds,
+                              addresses=addresses)
                 print(one.row(), flush=True)
                 found[f"{port}: {attack}"] = round(one.ratio, 3)
     low = {name: ratio for name, ratio in found.items() if ratio < LEAST}

@@ -1,28 +1,34 @@
 """One attacker in a process of its own, or one that only burns as much of the machine.
 
-    python -m tests.attacks.attacker ATTACK HOST:PORT PATH SECONDS     prints `PIECES CPU_SECONDS CONNECTIONS`
+    python -m tests.attacks.attacker ATTACK HOST:PORT PATH SECONDS ADDRESS [ADDRESS ...]
+                                                                       prints `PIECES CPU_SECONDS CONNECTIONS`
     python -m tests.attacks.attacker burn SHARE SECONDS                computes for SHARE of the time
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import sys
 import time
+from collections.abc import Sequence
 
 from tests.attacks.frames import ATTACKS, PIECES, block
 
 SLICE_S = 0.01
 
 
-def assail(name: str, address: str, path: str, seconds: float) -> tuple[int, int]:
-    """(pieces sent, connections made): dials again where the server hangs up or reads no more."""
+def assail(name: str, address: str, path: str, seconds: float, own: Sequence[str]) -> tuple[int, int]:
+    """(pieces sent, connections made): dials again where the server hangs up or reads no more, from its `own` addresses
+    in turn."""
     attack, headers = ATTACKS[name], block(path)
     host, _, port = address.rpartition(":")
-    until, sent, dialled = time.monotonic() + seconds, 0, 0
+    until, sent, dialled, sources = time.monotonic() + seconds, 0, 0, itertools.cycle(own)
     while time.monotonic() < until:
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 5) as connection:
+        left = max(until - time.monotonic(), 0.01)
+        with contextlib.suppress(OSError), \
+                socket.create_connection((host, int(port)), left, (next(sources), 0)) as connection:
             dialled += 1
             connection.settimeout(0.5)
             connection.sendall(attack.opening())
@@ -51,7 +57,7 @@ def main() -> None:
         burn(float(sys.argv[2]), float(sys.argv[3]))
         sent = dialled = 0
     else:
-        sent, dialled = assail(sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4]))
+        sent, dialled = assail(sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4]), sys.argv[5:])
     print(sent, time.process_time(), dialled)
 
 

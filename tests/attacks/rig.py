@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import grpc
@@ -14,6 +18,7 @@ import psutil
 
 from computemesh.cli.cluster import Cluster
 from computemesh.service.errors import from_rpc_error
+from tests.attacks.frames import ATTACKS, block
 
 ROOT = Path(__file__).resolve().parents[2]
 CALL_S = 30.0
@@ -109,16 +114,29 @@ def _rate(rounds: Sequence[Beside]) -> float:
     return sum(one.calls for one in rounds) / sum(one.seconds for one in rounds)
 
 
+def strangers(count: int) -> Iterator[list[str]]:
+    """`count` addresses at a time that nobody has called from before (each of 127.0.0.0/8 is this machine's)."""
+    numbers = itertools.count(1 << 8)
+    while True:
+        yield [str(IPv4Address((127 << 24) + next(numbers))) for _ in range(count)]
+
+
+ONE_STRANGER = strangers(1)
+
+
 def compare(
-    cluster: Cluster, port: str, attack: str, attackers: int = 2, seconds: float = 1.0, rounds: int = 1
+    cluster: Cluster, port: str, attack: str, attackers: int = 2, seconds: float = 1.0, rounds: int = 1,
+    addresses: Iterator[list[str]] | None = None,
 ) -> Compared:
-    """Attack and control in turn; the control computes as much as the attackers did and connects to nothing."""
+    """Attack and control in turn; the control computes as much as the attackers did and connects to nothing. In each
+    round the attackers call from the next of `addresses`: by default all from one, that is new."""
     address, path = cluster.address(port), PORTS[port]
     process = psutil.Process(cluster.pids[port])
     before = _resident(process)
     attacked, control = [], []
     for _ in range(rounds):
-        attacked.append(beside(address, path, [(attack, address, path, str(seconds))] * attackers))
+        own = next(addresses or ONE_STRANGER)
+        attacked.append(beside(address, path, [(attack, address, path, str(seconds), *own)] * attackers))
         share = min(attacked[-1].cpu_s / attackers / seconds, 1.0)
         control.append(beside(address, path, [("burn", str(share), str(seconds))] * attackers))
     return Compared(port, attack, tuple(attacked), tuple(control), _resident(process) - before)
@@ -127,3 +145,31 @@ def compare(
 def _resident(process: psutil.Process) -> int:
     """With its children: the edge's port is Envoy's."""
     return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
+
+
+def connects(port: int, own: str, within_s: float = 1.0) -> bool:
+    """Whether a connection from an address is made in time."""
+    try:
+        socket.create_connection(("127.0.0.1", port), within_s, (own, 0)).close()
+    except TimeoutError:
+        return False
+    return True
+
+
+def flood(
+    port: int, path: str, own: str, seconds: float, pieces: int = 1 << 30, name: str = "rapid reset",
+) -> int:
+    """Connections that an attacker made who dials again after so many `pieces`, until it is turned away."""
+    attack, headers, until, dialled = ATTACKS[name], block(path), time.monotonic() + seconds, 0
+    while time.monotonic() < until:
+        try:
+            connection = socket.create_connection(("127.0.0.1", port), 1.0, (own, 0))
+        except TimeoutError:
+            return dialled
+        dialled += 1
+        with closing(connection), suppress(OSError):
+            connection.settimeout(5)
+            connection.sendall(attack.opening())
+            for at in range(pieces):
+                connection.sendall(attack.piece(headers, at))
+    raise TimeoutError(f"still there after {seconds} s and {dialled} connections")

@@ -15,7 +15,7 @@ from computemesh.service.limits import Slots
 from computemesh.trust.errors import InvalidArgument, MeshError, ResourceExhausted
 from computemesh.v1 import market_pb2, market_pb2_grpc
 from tests.attacks.frames import ATTACKS
-from tests.attacks.rig import compare
+from tests.attacks.rig import ONE_STRANGER, PORTS, compare, connects, flood
 from tests.service.serving import serving
 
 MAX_GROWTH_BYTES = 256 << 20
@@ -30,6 +30,13 @@ def test_an_honest_client_is_answered_during_an_attack(cluster: Cluster, port: s
     print(found.row())
     assert sum(one.pieces for one in found.attacked) > 10
     assert found.grown < MAX_GROWTH_BYTES
+
+
+def test_who_breaches_http_at_the_edge_again_and_again_is_turned_away(cluster: Cluster) -> None:
+    port, attacker = int(cluster.address("edge").rpartition(":")[2]), next(ONE_STRANGER)[0]
+    flood(port, PORTS["edge"], attacker, 60, pieces=20_000)
+    assert not connects(port, attacker)
+    assert connects(port, next(ONE_STRANGER)[0])
 
 
 async def test_who_is_refused_by_a_full_service_is_told_when_to_come_back_and_reads_do_not_wait_for_writes() -> None:
