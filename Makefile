@@ -211,8 +211,8 @@ sim: $(TOOLS)  ## SEEDS=1000 runs of all cores under simulated faults; SEED=17: 
 faults: $(TOOLS) $(DEBIAN)  ## SEEDS=20 of each fault against real processes: KIND=points processes networks disks clocks
 	@$(BIN)/python -m tests.faults $(KIND) --seeds $(or $(SEEDS),20) --first $(or $(FIRST),0) --only '$(ONLY)'
 
-faults-million: $(TOOLS)  ## RESULTS=1000000 at full rate under kill -9 of every service: none that was acknowledged is lost
-	@$(BIN)/python -m tests.faults.million --results $(or $(RESULTS),1000000)
+faults-million: $(TOOLS) $(DEBIAN)  ## RESULTS=1000000 at full rate under kill -9 (POWER=1: power failures): none acknowledged is lost
+	@$(BIN)/python -m tests.faults.million --results $(or $(RESULTS),1000000) $(if $(POWER),--power)
 
 faults-crowd: $(TOOLS)  ## kill -9 of the orchestrator under WORKERS=1000 connected workers: how soon all are back
 	@$(BIN)/python -m tests.faults.crowd --workers $(or $(WORKERS),1000)

@@ -327,14 +327,15 @@ def _take(task: Task, worker: Worker, most: int, now_ms: int) -> list[int]:
             task.returned.append(index)
         elif task.states[index] == Job.QUEUED:
             taken.append(index)
-    fresh = min(most - len(taken), len(task.states) - task.cursor)
-    if fresh > 0:
-        span = range(task.cursor, task.cursor + fresh)
-        task.cursor += fresh
-        if task.settled or task.trouble:
-            taken.extend(i for i in span if task.states[i] == Job.QUEUED)
-        else:
-            taken.extend(span)
+    while len(taken) < most:
+        first = task.states.find(Job.QUEUED, task.cursor)
+        if first < 0:
+            task.cursor = len(task.states)
+            break
+        task.cursor = min(first + most - len(taken), len(task.states))
+        span = range(first, task.cursor)
+        alike = task.states.count(Job.QUEUED, first, task.cursor) == len(span)
+        taken.extend(span if alike else (index for index in span if task.states[index] == Job.QUEUED))
     return taken
 
 

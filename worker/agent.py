@@ -113,7 +113,7 @@ class Agent:
         self._nonces = NonceFile(self._folder)
         # What an agent that died left of unit bytes: their challenges are void.
         shutil.rmtree(self._scratch, ignore_errors=True)
-        self._scratch.mkdir()
+        self._scratch.mkdir(exist_ok=True)
         extra, functions = await asyncio.to_thread(offer, self.config.functions)
         self.executors = await engine.executors(
             self.config, extra, self._scratch, lambda event: self._inbox.put_nowait((None, event))

@@ -1,8 +1,9 @@
 """`python -m tests.faults.million`: a million results at full rate, with kill -9 of every service all the while.
 
 What the ledger lists as settled is written down as it comes, the services are killed in turn, the ledger once more at
-the end, and then every result that was ever listed must be there and the same. Exit status 1 where one is lost or a law
-broke.
+the end, and then every result that was ever listed must be there and the same. With `--power` the whole machine's power
+fails instead: all die at once, and their files hold what was synced and some of the rest (tests.faults.volatile). Exit
+status 1 where a result is lost or a law broke.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import signal
 import sys
 import tempfile
 import threading
@@ -22,6 +25,7 @@ from computemesh.trust.errors import MeshError
 from computemesh.v1 import ledger_pb2 as pb
 from tests.faults.laws import require
 from tests.faults.mesh import PATIENCE_S, Mesh
+from tests.faults.volatile import Disk
 
 VICTIMS = ("orchestrator", "ledger", "market", "worker-1", "worker-2")
 PER_TASK = 50_000
@@ -71,44 +75,88 @@ class Witness:
         return lost
 
 
-def run(folder: Path, results: int, every_s: float) -> dict[str, float]:
+def strike(mesh: Mesh, number: int) -> None:
+    """Kills the next service, and starts it again."""
+    victim = VICTIMS[number % len(VICTIMS)]
+    mesh.cluster.kill(victim)
+    mesh.cluster.start_process(victim)
+
+
+def fail(mesh: Mesh, disk: Disk, number: int) -> int:
+    """The power fails, and comes back; bytes that were not synced and are gone."""
+    names = [name for name in mesh.cluster.names if name in mesh.cluster.pids]
+    for name in names:
+        os.kill(mesh.cluster.pids[name], signal.SIGSTOP)
+    for name in names:
+        mesh.cluster.kill(name)
+    lost = disk.fail(number)
+    for name in names:
+        mesh.cluster.start_process(name)
+    return lost
+
+
+def going_on(mesh: Mesh, task_id: str, random: Random, every_s: float | None) -> bool:
+    """Waits until the next blow: for a while, or, after a failure that took all down, until a part of the task more is
+    settled. Whether the task goes on then. Raises Violation where nothing is settled for long."""
+    if every_s is not None:
+        time.sleep(random.uniform(0.2, 1.0) * every_s)
+        return not mesh.client.get(task_id).ended
+    task, until = mesh.client.get(task_id), time.monotonic() + PATIENCE_S
+    enough = task.jobs_settled + random.uniform(0.05, 0.8) * task.jobs_total
+    while not task.ended and task.jobs_settled < enough:
+        require(time.monotonic() < until, "L", f"{task.jobs_settled} jobs settled, and no more for {PATIENCE_S} s")
+        time.sleep(0.05)
+        task = mesh.client.get(task_id)
+    return not task.ended
+
+
+def run(folder: Path, results: int, every_s: float, disk: Disk | None = None) -> dict[str, float]:
     """Figures of one run. Raises Violation."""
-    random, killed = Random(results), 0
+    random, blows, unsynced = Random(results), 0, 0
     per_task = min(PER_TASK, results)
     with Mesh(folder) as mesh:
+        if disk is not None:
+            disk.steady()
         witness, began = Witness(mesh.client), time.monotonic()
         try:
             for _ in range(results // per_task):
                 task_id = mesh.submit("noop", {"jobs": per_task}, "5.0")
                 witness.told[task_id] = {}
-                while not mesh.client.get(task_id).ended:
-                    time.sleep(random.uniform(0.2, 1.0) * every_s)
-                    victim = VICTIMS[killed % len(VICTIMS)]
-                    if not mesh.client.get(task_id).ended:
-                        mesh.cluster.kill(victim)
-                        mesh.cluster.start_process(victim)
-                        killed += 1
+                while going_on(mesh, task_id, random, every_s if disk is None else None):
+                    if disk is None:
+                        strike(mesh, blows)
+                    else:
+                        unsynced += fail(mesh, disk, blows)
+                    blows += 1
                 witness.told[task_id] |= listed(mesh.client, task_id)
         finally:
             witness.end()
         took = time.monotonic() - began
-        mesh.cluster.kill("ledger")
-        mesh.cluster.start_process("ledger")
+        if disk is None:
+            strike(mesh, VICTIMS.index("ledger"))
+        else:
+            unsynced += fail(mesh, disk, blows)
         seen = sum(map(len, witness.told.values()))
         lost = witness.lost()
         require(not lost, "C", f"{lost} results were acknowledged and are gone")
         mesh.laws.check(PATIENCE_S)
         mesh.fsck()
-    return {"acknowledged": seen, "kills": killed + 1, "lost": lost, "seconds": round(took, 1)}
+    figures = {"acknowledged": seen, "kills" if disk is None else "power_failures": blows + 1, "lost": lost,
+               "seconds": round(took, 1)}  # fmt: skip
+    return figures if disk is None else {**figures, "unsynced_bytes_gone": unsynced}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.million", description=__doc__)
     parser.add_argument("--results", type=int, default=1_000_000)
     parser.add_argument("--every", type=float, default=4.0, help="seconds between two kills, at most (default 4)")
+    parser.add_argument("--power", action="store_true", help="the machine's power fails, instead of one service")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mesh-million-") as folder:
-        print(json.dumps(run(Path(folder), chosen.results, chosen.every)))
+        with Disk(Path(folder)) if chosen.power else contextlib.nullcontext() as disk:
+            where = Path(folder) if disk is None else disk.path
+            figures = run(where, chosen.results, chosen.every, disk)
+        print(json.dumps(figures))
     return 0
 
 

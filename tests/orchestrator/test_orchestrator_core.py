@@ -417,6 +417,13 @@ def test_jobs_settled_before_by_another_orchestrator_are_not_given_out() -> None
     assert scene.outcomes[task_id(1)].completed
 
 
+def test_what_was_settled_before_is_passed_over_at_once_however_little_a_worker_asks_for() -> None:
+    scene = Scene()
+    scene.do(e.TaskLeased(task(1, 10_000, epoch=2), settled=[(index, bytes(32)) for index in range(9_000)]))
+    scene.worker(1, credits=2)
+    assert [lease.index for lease in scene.held(1)] == [9_000, 9_001]
+
+
 def test_unbound_jobs_wait_for_the_first_block() -> None:
     scene = Scene()
     leased(scene, binds=True)
