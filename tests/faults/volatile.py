@@ -2,10 +2,10 @@
 
     python -m tests.faults.volatile FOLDER MOUNTPOINT
 
-Written to its file `.power`, the words `steady` (all that was written is durable from now on) and `fail SEED` rule it. After
-a failure each file holds what its last fsync covered and, of what was written since, nothing, a beginning, or any of the
-4 KiB pieces, torn apart and out of order. Names are durable at once: a crash between a file's creation and the fsync of
-its folder is not played.
+Written to its file `.power`, the words `steady` (all that was written is durable from now on) and `fail SEED` rule
+it. After a failure each file holds what its last fsync covered and, of what was written since, nothing, a beginning, or
+any of the 4 KiB pieces, torn apart and out of order. Names are durable at once: a crash between a file's creation and
+the fsync of its folder is not played.
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ class Volatile(fuse.Operations):
 
     def statfs(self, path: str) -> dict[str, Any]:
         found = os.statvfs(self._at(path))
-        names = ("f_bavail", "f_bfree", "f_blocks", "f_bsize", "f_favail", "f_ffree", "f_files", "f_frsize", "f_namemax")
+        names = ("f_bavail", "f_bfree", "f_blocks", "f_bsize", "f_favail", "f_ffree", "f_files", "f_frsize",
+                 "f_namemax")  # fmt: skip
         return {name: getattr(found, name) for name in names}
 
 
