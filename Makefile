@@ -208,7 +208,7 @@ overload: $(TOOLS)  ## a market under normal load, then with ten times as many c
 sim: $(TOOLS)  ## SEEDS=1000 runs of all cores under simulated faults; SEED=17: one of them, step by step
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0))
 
-faults: $(TOOLS) $(DEBIAN)  ## SEEDS=20 of each fault against real processes: KIND=points processes networks disks clocks
+faults: $(TOOLS) $(DEBIAN)  ## SEEDS=20 of each fault against real processes: KIND=points processes networks disks clocks versions
 	@$(BIN)/python -m tests.faults $(KIND) --seeds $(or $(SEEDS),20) --first $(or $(FIRST),0) --only '$(ONLY)'
 
 faults-million: $(TOOLS) $(DEBIAN)  ## RESULTS=1000000 at full rate under kill -9 (POWER=1: power failures): none acknowledged is lost

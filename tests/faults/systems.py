@@ -1,4 +1,4 @@
-"""Faults below the services: processes, networks, disks, clocks. Each kind has a mesh made for it."""
+"""Faults below the services: processes, networks, disks, clocks, versions. Each kind has a mesh made for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults import clocks, disks, networks, processes
+from tests.faults import clocks, disks, networks, processes, versions
 from tests.faults.mesh import Mesh
 
 Work = Callable[[Mesh, int], dict[str, float] | None]
@@ -76,6 +76,11 @@ def _of_clocks(folder: Path) -> Iterator[Fault]:
                         lambda m, s, work=work: work(m, seed=s), 4)  # type: ignore[misc]
 
 
+def _of_versions(folder: Path) -> Iterator[Fault]:
+    code = folder / "code"
+    yield Fault("all upgraded one after another, and put back", lambda m, s: versions.roll(m, code, s), 4)
+
+
 def _with_small_disks(folder: Path) -> Mesh:
     disks.mount(folder / "data")
     return Mesh(folder, environment={"ledger": disks.FIU, "market": disks.FIU})
@@ -90,4 +95,5 @@ KINDS = {
     "networks": Kind(lambda folder: Mesh(folder, overrides=networks.APART, port_base=networks.PORT), _of_networks),
     "disks": Kind(_with_small_disks, _of_disks),
     "clocks": Kind(_with_own_clocks, _of_clocks),
+    "versions": Kind(lambda folder: Mesh(folder, environment=versions.environment(folder / "code")), _of_versions),
 }
