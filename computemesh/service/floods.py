@@ -101,11 +101,8 @@ class Floods:
     which `progress` knows. Where it is twice that together with others of their address that ended lately, `doors`
     turns the address away."""
 
-    def __init__(
-        self, port: int, progress: Callable[[Peer], int | None], doors: Doors, most: int,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._port, self._progress, self._doors, self._most, self._clock = port, progress, doors, most, clock
+    def __init__(self, port: int, progress: Callable[[Peer], int | None], doors: Doors, most: int) -> None:
+        self._port, self._progress, self._doors, self._most = port, progress, doors, most
         self._seen: dict[int, Seen] = {}  # by file descriptor
         self._left: dict[str, tuple[float, int]] = {}  # by address: since when, bytes of ended connections
 
@@ -123,13 +120,13 @@ class Floods:
         for number in self._seen.keys() - set(numbers):
             self._ended(number)
         self._left = {host: (since, left) for host, (since, left) in self._left.items()
-                      if self._clock() - since < REMEMBERED_S}  # fmt: skip
+                      if time.monotonic() - since < REMEMBERED_S}  # fmt: skip
 
     def _ended(self, number: int) -> None:
         """The connection is no more; the file descriptor may be another's."""
         seen = self._seen.pop(number)
         if seen.fruitless > NOTICED_BYTES:
-            since, left = self._left.get(seen.peer[0], (self._clock(), 0))
+            since, left = self._left.get(seen.peer[0], (time.monotonic(), 0))
             self._left[seen.peer[0]] = since, left + seen.fruitless
 
     def _judge(self, number: int, count: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -158,6 +159,7 @@ def connects(port: int, own: str, within_s: float = 1.0) -> bool:
 
 def flood(
     port: int, path: str, own: str, seconds: float, pieces: int = 1 << 30, name: str = "rapid reset",
+    secure: ssl.SSLContext | None = None,
 ) -> int:
     """Connections that an attacker made who dials again after so many `pieces`, until it is turned away."""
     attack, headers, until, dialled = ATTACKS[name], block(path), time.monotonic() + seconds, 0
@@ -169,7 +171,8 @@ def flood(
         dialled += 1
         with closing(connection), suppress(OSError):
             connection.settimeout(5)
-            connection.sendall(attack.opening())
-            for at in range(pieces):
-                connection.sendall(attack.piece(headers, at))
+            with secure.wrap_socket(connection) if secure else connection as channel:
+                channel.sendall(attack.opening())
+                for at in range(pieces):
+                    channel.sendall(attack.piece(headers, at))
     raise TimeoutError(f"still there after {seconds} s and {dialled} connections")

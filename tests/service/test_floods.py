@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
+from pathlib import Path
 
 import grpc
 import pytest
 
+from computemesh.cli.certificates import Authority
 from computemesh.service.access import Caller, Role
 from computemesh.service.doors import MOST, Doors, plain, program
 from computemesh.service.exposure import Exposure
@@ -40,7 +43,7 @@ class Counting(artifact_pb2_grpc.ArtifactServiceServicer):
 
 
 @asynccontextmanager
-async def market(host: str = "127.0.0.1", **exposed: float) -> AsyncIterator[tuple[Counting, int]]:
+async def market(host: str = "127.0.0.1", **exposed: float | str) -> AsyncIterator[tuple[Counting, int]]:
     counting = Counting()
 
     def register(server: grpc.aio.Server) -> None:
@@ -70,6 +73,15 @@ async def test_an_address_that_resets_without_end_is_turned_away_others_are_not(
         assert not await asyncio.to_thread(connects, port, attacker)
         assert await asyncio.to_thread(connects, port, neighbour)
         await stub.GetMarket(market_pb2.GetMarketRequest(), timeout=30)
+
+
+async def test_a_flood_under_tls_is_one_too(tmp_path: Path) -> None:
+    certificate, key = map(str, Authority(tmp_path / "tls").certificate("server", ("127.0.0.1",)))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    async with market(tls_cert_file=certificate, tls_key_file=key) as (_, port):
+        await asyncio.to_thread(flood, port, PORTS["market"], next(STRANGERS)[0], 60, secure=context)
 
 
 async def test_headers_without_end_are_a_flood() -> None:
