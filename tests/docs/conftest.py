@@ -92,3 +92,11 @@ def write_arrays(path: Path) -> None:
     random = np.random.default_rng(0)
     rows, weights = random.normal(size=(256, 64, 512)), random.normal(size=(16, 512, 512))
     np.savez(path, arg0=rows.astype("float32"), arg1=weights.astype("float32"))
+
+
+def write_ring(path: Path) -> None:
+    """200 bodies on a circle around none, as the start of docs/task-types.md has them."""
+    angle = np.linspace(0, 2 * np.pi, 200, endpoint=False)
+    position = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    velocity = np.stack([-np.sin(angle), np.cos(angle), 0 * angle], axis=1)
+    np.savez(path, position=position, velocity=velocity, mass=np.full(200, 0.001))

@@ -35,11 +35,11 @@ ELSEWHERE = {
     r"examples/cpp": "tests/client/test_cpp.py",
     r"node worker\.js|statistics": "tests/client/test_node_worker.py",
     r"python -m edge": "stays until Ctrl-C: tests/edge/test_rest.py",
-    r"put ring\.npz": "tests/workloads/test_simulation_start.py makes that file",
     r"npm install|node publish\.js": "tests/client/test_node.py",
     r"mesh task submit (inference|training)\b": "needs a model or data set of the reader's own: "
                                                "tests/workloads, make demo-all",
-    r"mesh program push model\.py|mesh artifact put inputs\.npz|mesh task submit program": "in the long test below",
+    r"mesh program push model\.py|mesh task submit program": "in the long test below",
+    r"mesh artifact put (inputs|ring)\.npz": "in the long test below",
     r"mesh dispute (open|vote|appeal)|mesh validator run": "needs something to contest: tests/e2e/test_disputes.py, "
                                                            "tests/ledger/test_economy.py",
     r"mesh task retract": "has a moment only: tests/market/test_market_delivery.py",
@@ -176,13 +176,14 @@ def test_the_readme_fits_on_one_screen() -> None:
 def test_the_larger_tasks_of_the_documents_complete(
     cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.docs.conftest import write_arrays
+    from tests.docs.conftest import write_arrays, write_ring
 
     monkeypatch.chdir(folder)
     write_arrays(folder / "inputs.npz")
+    write_ring(folder / "ring.npz")
     given: dict[str, str] = {}
     larger = [piece for piece in CODE if reason(piece) == "in the long test below"]
-    assert len(larger) == 9
+    assert len(larger) == 10
     for piece in larger:
         if piece.kind == "python":
             run_python(piece, cluster, monkeypatch)
@@ -193,5 +194,6 @@ def test_the_larger_tasks_of_the_documents_complete(
         command += " --wait --reward 300" if "task submit" in command else ""
         status, said = run_here(command, cluster, folder, monkeypatch)
         assert status == 0, f"{command}\n{said}"
-        if "program push" in command or "put inputs" in command:
-            given["8a51..." if "push" in command else "77c0..."] = re.findall(r"\b[0-9a-f]{64}\b", said)[0]
+        for makes, placeholder in (("program push", "8a51..."), ("put inputs", "77c0..."), ("put ring", "<sha256>")):
+            if makes in command:
+                given[placeholder] = re.findall(r"\b[0-9a-f]{64}\b", said)[0]
