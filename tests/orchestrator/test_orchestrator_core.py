@@ -408,22 +408,6 @@ def test_the_same_key_dialling_again_supersedes_the_older_stream() -> None:
     assert list(scene.core.state.workers) == [9]
 
 
-def test_jobs_settled_before_by_another_orchestrator_are_not_given_out() -> None:
-    scene = Scene()
-    scene.do(e.TaskLeased(task(1, 4, epoch=2), settled=[(0, bytes(32)), (2, bytes(32))]))
-    scene.worker(1, credits=9)
-    assert [lease.index for lease in scene.held(1)] == [1, 3]
-    scene.finish(1)
-    assert scene.outcomes[task_id(1)].completed
-
-
-def test_what_was_settled_before_is_passed_over_at_once_however_little_a_worker_asks_for() -> None:
-    scene = Scene()
-    scene.do(e.TaskLeased(task(1, 10_000, epoch=2), settled=[(index, bytes(32)) for index in range(9_000)]))
-    scene.worker(1, credits=2)
-    assert [lease.index for lease in scene.held(1)] == [9_000, 9_001]
-
-
 def test_unbound_jobs_wait_for_the_first_block() -> None:
     scene = Scene()
     leased(scene, binds=True)

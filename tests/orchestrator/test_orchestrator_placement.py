@@ -178,3 +178,19 @@ def test_under_load_every_worker_still_gets_full_batches() -> None:
     for number in (1, 2):
         sent = scene.do(e.CreditsGranted(number, 512)).send
         assert [len(item.leases) for item in sent] == [512]
+
+
+def test_jobs_settled_before_by_another_orchestrator_are_not_given_out() -> None:
+    scene = Scene()
+    scene.do(e.TaskLeased(task(1, 4, epoch=2), settled=[(0, bytes(32)), (2, bytes(32))]))
+    scene.worker(1, credits=9)
+    assert [lease.index for lease in scene.held(1)] == [1, 3]
+    scene.finish(1)
+    assert scene.outcomes[task_id(1)].completed
+
+
+def test_what_was_settled_before_is_passed_over_at_once_however_little_a_worker_asks_for() -> None:
+    scene = Scene()
+    scene.do(e.TaskLeased(task(1, 10_000, epoch=2), settled=[(index, bytes(32)) for index in range(9_000)]))
+    scene.worker(1, credits=2)
+    assert [lease.index for lease in scene.held(1)] == [9_000, 9_001]
