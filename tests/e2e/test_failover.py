@@ -19,7 +19,7 @@ from tests.e2e.conftest import IMPATIENT
 from tests.e2e.test_faults import wait_for
 from tests.money import matured_supply
 
-JOBS = 40_000
+JOBS = 100_000
 PATIENT_START = {"overrides": IMPATIENT, "start_timeout_s": 300.0}
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
