@@ -88,7 +88,7 @@ async def idle(address: str, chain: str, count: int) -> None:
         [*workers, asyncio.create_task(asyncio.to_thread(sys.stdin.read))], return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         if task in workers:
-            print(f"an idle worker ended: {task.exception()!r}", flush=True)
+            print(f"an idle worker ended: {task.exception()!r}".replace("\n", " "), flush=True)
     os._exit(0)
 
 

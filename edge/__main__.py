@@ -14,7 +14,7 @@ from edge.config import Config
 def main() -> int:
     """The exit status is Envoy's, 0 where it was asked to stop, 2 for a configuration that cannot be used."""
     parser = argparse.ArgumentParser(prog="edge")
-    parser.add_argument("--config", help="TOML file; EDGE_<KEY> variables override it")
+    parser.add_argument("--config", help="TOML file; COMPUTEMESH_EDGE_<KEY> variables override it")
     arguments = parser.parse_args()
     try:
         return process.run(load(Config, arguments.config, "EDGE"))

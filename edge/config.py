@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from computemesh.service.config import number
+
 MAX_REQUEST_BYTES = 1024 * 1024
 
 
@@ -34,13 +36,13 @@ class Config:
     tls_key: str = ""
     # CA of the services before which this edge stands, PEM; empty: they are reached without TLS.
     tls_ca_file: str = ""
-    max_connections: int = 1024
+    max_connections: int = number(1024)
     # Per connection.
-    max_streams: int = 128
+    max_streams: int = number(128)
     # Calls at once to each service; more are answered UNAVAILABLE.
-    max_calls: int = 1024
-    max_request_bytes: int = MAX_REQUEST_BYTES
-    threads: int = 1
+    max_calls: int = number(1024)
+    max_request_bytes: int = number(MAX_REQUEST_BYTES)
+    threads: int = number(1, most=256)
     # So long an address is turned away whose connections breached HTTP again and again, 0: it may connect again at
     # once. Where many callers share an address (a load balancer's) it has to be 0.
-    turned_away_s: float = 60.0
+    turned_away_s: float = number(60.0, least=0, most=86400)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from computemesh.service.config import number
 from computemesh.service.database import Database
 from computemesh.service.exposure import Exposure
 
@@ -25,8 +26,8 @@ class Config(Exposure, Database):
     treasury_address: str
     log_key_file: str
     anchor: str = ""
-    block_interval_ms: int = 50
-    block_max_results: int = 4096
+    block_interval_ms: int = number(50)
+    block_max_results: int = number(4096)
     burn_percent: int = 60
     worker_percent: int = 25
     validator_percent: int = 10

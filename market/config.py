@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from computemesh.service.artifacts import MAX_BYTES, QUOTA_BYTES, TTL_MS
+from computemesh.service.config import number
 from computemesh.service.database import Database
 from computemesh.service.exposure import Exposure
 
@@ -27,7 +28,7 @@ class Config(Exposure, Database):
     # URL of the artifact store: file:///folder, s3://bucket/prefix, gs://, az://; empty: this market serves none.
     artifacts: str = ""
     # Largest artifact taken, bytes.
-    artifact_max_bytes: int = MAX_BYTES
+    artifact_max_bytes: int = number(MAX_BYTES)
     # How long a put keeps an artifact for who put it.
     artifact_ttl_ms: int = TTL_MS
     # Most bytes one customer may keep in the store at once.
@@ -39,8 +40,8 @@ class Config(Exposure, Database):
     tasks_per_s: float = 0.0
     tasks_burst: int = 100
     open_tasks: int = 0
-    lease_ms: int = 15_000
-    heartbeat_interval_ms: int = 3_000
+    lease_ms: int = number(15_000)
+    heartbeat_interval_ms: int = number(3_000)
     # HOST:PORT where Prometheus reads /metrics over HTTP; empty: nowhere.
     metrics_listen: str = ""
     # OTLP collector (gRPC, HOST:PORT or URL) that gets traces; empty: $OTEL_EXPORTER_OTLP_ENDPOINT, else none.

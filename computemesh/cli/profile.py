@@ -146,6 +146,7 @@ def token(
     from computemesh.client.profile import read_key
     from computemesh.service.auth import ALL, READ_ONLY, make_token
     from computemesh.trust.errors import Unauthenticated
+    from computemesh.trust.identity import address_of
 
     found = find_profile(profile)
     key_file = found.operator_key_file if operator and found.operator_key_file else found.key_file
@@ -158,4 +159,6 @@ def token(
         expires_ms = time.time_ns() // 1_000_000 + minutes * 60_000
         text = make_token(key, found.chain_id, expires_ms, READ_ONLY if read_only else ALL)
         note(found, "token", key_file, scope="read-only" if read_only else "all", expires_ms=expires_ms)
+        if found.api_key and read_only:
+            output.say(f"it speaks for the key {address_of(key.public)}, not for the account of the profile's API key")
     output.emit({"token": text}, text)

@@ -50,6 +50,9 @@ class AsyncArtifacts:
         path = Path(source)
         if await asyncio.to_thread(os.path.isdir, path):
             return await folders.put_folder(self.transfer, path, name=name, progress=progress)
+        if await asyncio.to_thread(lambda: path.exists() and not path.is_file()):
+            raise InvalidArgument(f"{path} is neither a file nor a folder: a device or a pipe has no end",
+                                  violations=[("source", f"{path} is neither a file nor a folder")])
         return await self.transfer.put(path, name=name, media_type=media_type, progress=progress)
 
     async def get(

@@ -15,6 +15,7 @@ from computemesh.trust.errors import InvalidArgument
 
 T = TypeVar("T")
 SERVICES = ("ledger", "market", "orchestrator", "worker")
+MOST = 2**53
 
 
 def _bad(name: str, value: object, expected: str) -> InvalidArgument:
@@ -34,7 +35,7 @@ def _from_text(name: str, text: str, kind: Any) -> Any:
         try:
             return kind(text)
         except ValueError:
-            raise _bad(name, text, "a number") from None
+            raise _bad(name, text, "an integer" if kind is int else "a number") from None
     return tuple(part for part in text.split(",") if part)
 
 
@@ -48,6 +49,19 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     raise _bad(name, value, {str: "a string", int: "an integer", bool: "true or false"}.get(kind, kind.__name__))
+
+
+def number(default: Any, least: float = 1, most: float = MOST) -> Any:
+    """A field that is a number from `least` to `most`; one without this is at least 0."""
+    return dataclasses.field(default=default, metadata={"least": least, "most": most})
+
+
+def _within(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        least, most = field.metadata.get("least", 0), field.metadata.get("most", MOST)
+        if not least <= value <= most:  # nor is NaN
+            raise _bad(name, value, f"{least:,} to {most:,}" if most < MOST else f"at least {least:,}")
+    return value
 
 
 def _near(name: str, known: Iterable[str]) -> str:
@@ -79,7 +93,7 @@ def load(cls: type[T], path: str | Path | None, service: str, environ: Mapping[s
     """Reads `cls` (a frozen dataclass) from the TOML file at `path`, then from COMPUTEMESH_<SERVICE>_<FIELD> variables.
 
     The file has the service's keys, or a table for each of several services. Raises InvalidArgument for a missing file,
-    an unknown key or variable, a wrong type or a field without value.
+    an unknown key or variable, a wrong type, a number out of range or a field without value.
     """
     values: dict[str, Any] = {} if path is None else _file(path, service)
     kinds = typing.get_type_hints(cls)
@@ -99,4 +113,5 @@ def load(cls: type[T], path: str | Path | None, service: str, environ: Mapping[s
                and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING]
     if missing:
         raise _bad(missing[0], None, "a value: the key is missing")
-    return cls(**{name: _checked(name, value, kinds[name]) for name, value in values.items()})
+    return cls(**{name: _within(name, _checked(name, value, kinds[name]), fields[name])
+                  for name, value in values.items()})  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from computemesh.service.config import number
 from computemesh.service.tls import Trust
 
 
@@ -32,7 +33,7 @@ class Exposure:
     calls_wait_ms: int = 40
     # So long an address is turned away whose connection sent much of which nothing came, 0: it may connect again at
     # once. Where many callers share an address (a load balancer's) it has to be 0.
-    turned_away_s: float = 60.0
+    turned_away_s: float = number(60.0, least=0, most=86400)
 
     @property
     def trust(self) -> Trust:

@@ -24,12 +24,11 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 
 from computemesh.service import metrics
 from computemesh.service.doors import Doors, descriptors, plain, received
+from computemesh.service.pressure import SHARE
 
 log = structlog.get_logger("computemesh.service")
 
-LOOK_S = 0.2
-SHARE = 0.02
-"""Of a core that looking may take: with thousands of connections it comes less often."""
+LOOK_S = 0.1
 NOTICED_BYTES = 64 * 1024
 """Connections that sent less since they were seen last are not looked into."""
 REMEMBERED_S = 10.0

@@ -21,6 +21,11 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from computemesh.service.limits import overloaded
 
 SAMPLE_S = 0.05
+SHARE = 0.02
+"""Of a core that looking may take. The transport goes over all connections to answer (20 us for each), and nothing else
+runs meanwhile: it is asked less often the more there are."""
+DEAR_S, SELDOM_S = 0.05, 60.0
+"""Where an answer takes longer than the first, nobody is refused, and it is asked again after the second."""
 WINDOW = 4
 """Samples that are looked at together: what does not wait in each of them is a burst, and was served meanwhile."""
 LEAST = 16
@@ -56,7 +61,7 @@ def counters(server: int) -> Calls:
 class Pressure:
     """Refuses as many new calls as would wait for longer than `most_ms`; 0: none. `read` gives the transport's count.
 
-    `sample` is called every SAMPLE_S; what arrives between two samples is judged by the older one.
+    `sample` is called every SAMPLE_S or less often; what arrives between two samples is judged by the older one.
     """
 
     def __init__(
@@ -99,10 +104,14 @@ class Pressure:
         return waiting - self._lost
 
     async def run(self) -> None:
-        """Samples for ever; returns at once where nothing is refused."""
+        """Looks for ever; returns at once where nothing is refused."""
         while self._most_ms:
+            began = time.thread_time()
             self.sample()
-            await asyncio.sleep(SAMPLE_S)
+            took_s = time.thread_time() - began
+            if took_s > DEAR_S:
+                self._excess = 0
+            await asyncio.sleep(SELDOM_S if took_s > DEAR_S else max(SAMPLE_S, took_s / SHARE))
 
     def admit(self) -> None:
         """One call more. Raises ResourceExhausted / OVERLOADED."""

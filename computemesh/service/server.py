@@ -99,6 +99,10 @@ def build_server(
     Few concurrent streams per connection keep one rapidly resetting connection from starving the rest. Raises
     InvalidArgument where the address cannot be bound, or a file for TLS cannot be used.
     """
+    host, _, given = listen.rpartition(":")
+    if not host or not given.isdecimal() or int(given) > 65535:
+        raise InvalidArgument(f"listen: is {listen!r}, expected HOST:PORT with a port of at most 65535",
+                              violations=[("listen", f"{listen!r} is not HOST:PORT")], reason="INVALID_CONFIGURATION")
     secure = server_credentials(exposure.tls_cert_file, exposure.tls_key_file, exposure.tls_client_ca_file)
     gate = Gate(identify, Rates(exposure.calls_per_s, exposure.calls_burst), exposure.calls_at_once,
                 exposure.streams_at_once)

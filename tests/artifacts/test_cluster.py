@@ -17,7 +17,7 @@ from computemesh.client import Client
 from computemesh.service.auth import make_token
 from computemesh.service.server import dial
 from computemesh.service.transfer import Transfer
-from computemesh.trust.errors import NotFound, Unauthenticated, Unauthorized
+from computemesh.trust.errors import InvalidArgument, NotFound, Unauthenticated, Unauthorized
 from computemesh.trust.identity import PrivateKey
 
 Mesh = Callable[..., CompletedProcess[str]]
@@ -111,3 +111,10 @@ async def test_a_worker_reads_from_the_orchestrator_what_a_customer_put_in_the_m
     finally:
         await channel.close(None)
     assert client.read_artifact(result.digest) == b"result of a job"
+
+
+def test_what_has_no_end_is_no_artifact(client: Client, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/zero"), tmp_path / "pipe"):
+        with pytest.raises(InvalidArgument, match="neither a file nor a folder"):
+            client.put_artifact(path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from computemesh.service import config
+from computemesh.service.server import build_server
 from computemesh.trust.errors import InvalidArgument
 from ledger.config import Config as LedgerConfig
 from market.config import Config as MarketConfig
@@ -65,7 +66,7 @@ def test_wrong_configuration_names_the_key(path: Path, text: str, said: str) -> 
 
 @pytest.mark.parametrize(("name", "value", "said"), [
     ("COMPUTEMESH_MARKET_LISTNE", "a:1", "did you mean COMPUTEMESH_MARKET_LISTEN?"),
-    ("COMPUTEMESH_MARKET_LEASE_MS", "soon", "COMPUTEMESH_MARKET_LEASE_MS.*a number"),
+    ("COMPUTEMESH_MARKET_LEASE_MS", "soon", "COMPUTEMESH_MARKET_LEASE_MS.*an integer"),
     ("COMPUTEMESH_MARKET_STRICT", "maybe", "COMPUTEMESH_MARKET_STRICT.*true or false")])
 def test_wrong_variables_are_refused_by_name(path: Path, name: str, value: str, said: str) -> None:
     path.write_text('listen = "a"\n')
@@ -98,3 +99,25 @@ def test_a_service_refuses_a_misspelt_key_before_it_does_anything(service: str, 
     assert "data_dri" in done.stderr
     assert "did you mean data_dir?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+NUMBERS = [(service, field.name) for service, cls in CONFIGS.items() for field in dataclasses.fields(cls)
+           if typing.get_type_hints(cls)[field.name] in (int, float)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("service", "name"), NUMBERS)
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e300"])
+def test_no_number_is_taken_that_is_none_of_its_kind(path: Path, service: str, name: str, value: str) -> None:
+    path.write_text(f"{name} = {value}\n")
+    required = {f"COMPUTEMESH_{service.upper()}_{field.name.upper()}": "x"
+                for field in dataclasses.fields(CONFIGS[service])
+                if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING}  # fmt: skip
+    with pytest.raises(InvalidArgument, match=f"configuration: {name} is .*, expected") as refused:
+        config.load(CONFIGS[service], path, service, required)
+    assert refused.value.reason == "INVALID_CONFIGURATION"
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:99999", "127.0.0.1:abc", "127.0.0.1", ":7102", "127.0.0.1:-1"])
+def test_an_address_to_listen_on_is_one(listen: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"listen: is .* expected HOST:PORT"):
+        build_server(listen, lambda server: None, [])
