@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from computemesh.service.addresses import host_port
 from computemesh.trust.errors import InvalidArgument
 from edge.config import Config
 from edge.contracts import SERVICES, descriptor_set, methods
@@ -112,10 +113,10 @@ def _bad(name: str, problem: str) -> InvalidArgument:
 
 
 def split(name: str, address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    parts = host_port(address)
+    if parts is None or not parts[1]:
         raise _bad(name, f"is {address!r}, expected HOST:PORT")
-    return host.strip("[]"), int(port)
+    return parts[0].strip("[]"), parts[1]
 
 
 def _socket(name: str, address: str) -> dict[str, Any]:

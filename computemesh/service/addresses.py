@@ -7,12 +7,18 @@ import socket
 from computemesh.trust.errors import InvalidArgument
 
 
+def host_port(address: str) -> tuple[str, int] | None:
+    """The two parts of HOST:PORT, port 0 to 65535; None: it is not that."""
+    host, _, port = address.rpartition(":")
+    return (host, int(port)) if host and port.isdecimal() and int(port) < 65536 else None
+
+
 def listed(addresses: str) -> list[str]:
     """Each HOST:PORT. Raises InvalidArgument that names what is none."""
     found = [one.strip() for one in addresses.split(",")]
     for one in found:
-        host, _, port = one.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        parts = host_port(one)
+        if parts is None or not parts[1]:
             raise InvalidArgument(f"{one!r} is not HOST:PORT, e.g. 10.0.0.5:7103", reason="INVALID_ADDRESS")
     return found
 

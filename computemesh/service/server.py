@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from computemesh.service import tracing
 from computemesh.service.access import Gate, Identify, nobody
-from computemesh.service.addresses import target
+from computemesh.service.addresses import host_port, target
 from computemesh.service.doors import Doors
 from computemesh.service.exposure import DEFAULT, Exposure
 from computemesh.service.floods import Floods, Transport
@@ -99,8 +99,7 @@ def build_server(
     Few concurrent streams per connection keep one rapidly resetting connection from starving the rest. Raises
     InvalidArgument where the address cannot be bound, or a file for TLS cannot be used.
     """
-    host, _, given = listen.rpartition(":")
-    if not host or not given.isdecimal() or int(given) > 65535:
+    if host_port(listen) is None:
         raise InvalidArgument(f"listen: is {listen!r}, expected HOST:PORT with a port of at most 65535",
                               violations=[("listen", f"{listen!r} is not HOST:PORT")], reason="INVALID_CONFIGURATION")
     secure = server_credentials(exposure.tls_cert_file, exposure.tls_key_file, exposure.tls_client_ca_file)

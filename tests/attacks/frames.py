@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 DATA, HEADERS, RST, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
@@ -47,6 +47,12 @@ class Attack:
     def opening(self) -> bytes:
         """What a connection begins with."""
         return PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, self.window))
+
+    def stream(self, headers: bytes, pieces: int) -> Iterator[bytes]:
+        """All that is sent on a connection: the opening, then so many pieces."""
+        yield self.opening()
+        for at in range(pieces):
+            yield self.piece(headers, at)
 
 
 def _rapid_reset(headers: bytes, at: int) -> bytes:

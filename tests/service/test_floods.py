@@ -25,6 +25,7 @@ from tests.attacks.rig import PORTS, connects, flood, strangers
 
 STRANGERS = strangers(1)
 
+
 class Answering(market_pb2_grpc.MarketServiceServicer):
     async def GetMarket(self, request, context):
         return market_pb2.GetMarketResponse(chain_id="here")
@@ -102,9 +103,8 @@ async def test_nobody_is_turned_away_where_addresses_are_shared() -> None:
 
         def ended() -> None:
             with socket.create_connection(("127.0.0.1", port), 5, (own, 0)) as connection:
-                connection.sendall(ATTACKS["rapid reset"].opening())
-                for at in range(1 << 30):
-                    connection.sendall(ATTACKS["rapid reset"].piece(block(PORTS["market"]), at))
+                for part in ATTACKS["rapid reset"].stream(block(PORTS["market"]), 1 << 30):
+                    connection.sendall(part)
 
         with pytest.raises(ConnectionError):
             await asyncio.wait_for(asyncio.to_thread(ended), 60)
